@@ -1,0 +1,231 @@
+"""What a user may set: one frozen model a topic, checked when built, JSON or YAML in and JSON out.
+
+Nothing has to be set. Precedence: the preset trainer's class, then the file named in the environment variable
+`nnUNet_genseg_config`, then nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ENVIRONMENT_VARIABLE = "nnUNet_genseg_config"
+
+Settings = dict[str, Any]
+
+
+class Topic(BaseModel):
+    """Common behaviour of all topics: frozen, strictly typed, no unknown keys, field docstrings as descriptions."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ScheduleConfig(Topic):
+    """When the synthetic pairs enter and leave, in fractions of the number of epochs."""
+
+    warmup: float = Field(0.2, ge=0, lt=1)
+    """Fraction at the start in which the segmenter sees real data alone while the generator learns."""
+    ramp: float = Field(0.1, ge=0, lt=1)
+    """Fraction after the warm-up in which the weight of the synthetic pairs rises from 0 to `mixing.gamma`."""
+    tail: float = Field(0.15, ge=0, lt=1)
+    """Fraction at the end in which the segmenter sees real data alone again."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ScheduleConfig:
+        if self.warmup + self.ramp + self.tail >= 1:
+            raise ValueError(
+                f"warmup + ramp + tail is {self.warmup + self.ramp + self.tail:g}, which leaves no epoch for synthetic "
+                "pairs at full weight; make the sum smaller than 1"
+            )
+        return self
+
+
+class MixingConfig(Topic):
+    """How many synthetic patches a batch gets and what they weigh."""
+
+    share: float = Field(1.0, gt=0, le=4)
+    """Synthetic patches per real patch of a batch; at least one patch is drawn."""
+    gamma: float = Field(1.0, gt=0, le=10)
+    """Weight of the synthetic loss beside the real loss, after the ramp."""
+
+
+class MaskConfig(Topic):
+    """How new masks are made out of the real ones."""
+
+    elastic: float = Field(0.04, ge=0, le=0.3)
+    """Standard deviation of the displacement at a control point, as a fraction of the patch extent of its axis."""
+    control_points: int = Field(5, ge=4, le=32)
+    """Control points of the cubic B-spline displacement field along every axis."""
+    rotation: float = Field(10.0, ge=0, le=180)
+    """Largest rotation, in degrees."""
+    scaling: float = Field(0.1, ge=0, lt=0.9)
+    """Largest relative change of size, log-uniform in [1 - scaling, 1 / (1 - scaling)]."""
+    growth: float = Field(0.2, ge=0, lt=0.5)
+    """Largest bias for or against a class when its boundary is moved; 0.5 would move it by one voxel."""
+    recombination: float = Field(0.1, ge=0, le=1)
+    """Probability that a patch takes the structures of another patch of the batch, moved onto its own."""
+    smallest: float = Field(0.3, gt=0, le=1)
+    """A structure that keeps less than this fraction of its voxels makes the new mask be discarded for the real one."""
+
+
+class ConditioningConfig(Topic):
+    """What the generator is told about the image that it shall draw."""
+
+    mode: Literal["mask", "tissue", "differential"] = "differential"
+    """`mask`: the labels alone (the paper's way). `tissue`: labels, and tissue classes of the unlabelled part.
+    `differential`: the deformed real image plus the difference of two generated ones, after and before the change."""
+    tissue_classes: int = Field(6, ge=2, le=32)
+    """Intensity clusters of the unlabelled part (modes `tissue` and `differential`)."""
+    intensity_shift: float = Field(0.3, ge=0, le=3)
+    """Standard deviation of the shift of every class's mean intensity, in units of nnU-Net's normalised intensities."""
+
+
+class GeneratorConfig(Topic):
+    """The generator and how it learns from the real pairs."""
+
+    name: str = "gan"
+    """A registered generator family."""
+    width: float = Field(0.5, gt=0, le=2)
+    """Channels of the generator's stages relative to those that nnU-Net planned for the segmenter."""
+    style_channels: int = Field(8, ge=1, le=256)
+    """Length of the style noise vector."""
+    learning_rate: float = Field(5e-4, gt=0, le=0.1)
+    """Adam's learning rate for generator and discriminator."""
+    l1: float = Field(10.0, ge=0, le=1000)
+    """Weight of the L1 distance to the real image beside the adversarial loss."""
+    interval: int = Field(1, ge=1)
+    """Generator and discriminator take a step every so many iterations (k)."""
+
+
+class FeedbackConfig(Topic):
+    """How the loss on real held-aside cases tunes the generator."""
+
+    enabled: bool = True
+    """Without feedback nothing is held aside and the generator learns from the real pairs alone."""
+    parameters: Literal["architecture", "weights", "policy"] = "architecture"
+    """What the feedback moves (φ): the kernel mixture α, all weights of the generator, or the drawing policy."""
+    method: Literal["exact", "finite_difference", "last_layers"] = "exact"
+    """How the hypergradient is computed."""
+    start: float = Field(0.3, ge=0, lt=1)
+    """Fraction of the epochs after which feedback begins; it ends with the real-only tail."""
+    interval: int = Field(5, ge=1)
+    """A feedback step every so many iterations (K)."""
+    patches: int = Field(2, ge=1)
+    """Patches in the micro-batches of a feedback step, real and synthetic each; at most the batch size."""
+    learning_rate: float = Field(3e-3, gt=0, le=1)
+    """Adam's learning rate for φ."""
+    cases: float = Field(0.2, gt=0, le=0.5)
+    """Fraction of the fold's training cases that is held aside, at least one case."""
+    release_in_tail: bool = True
+    """Give the held-aside cases back to the segmenter in the real-only tail."""
+    lookahead: bool = False
+    """Take the feedback gradient one SGD step on the synthetic loss ahead instead of at the current weights."""
+
+
+class GenSegConfig(Topic):
+    """Everything that a user may set.
+
+    Raises:
+        ValueError: from `resolve`, for an unknown key, a wrong type or a value out of range.
+    """
+
+    schedule: ScheduleConfig = ScheduleConfig()
+    mixing: MixingConfig = MixingConfig()
+    masks: MaskConfig = MaskConfig()
+    conditioning: ConditioningConfig = ConditioningConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of everything that this package draws at random; nnU-Net's own random numbers are not touched."""
+
+    def to_json(self) -> Settings:
+        """The settings as plain dictionaries, for a JSON file."""
+        return self.model_dump(mode="json")
+
+    def differences(self, other: GenSegConfig) -> list[str]:
+        """`topic.key: own value, other's value` for every setting in which the two differ."""
+        mine, theirs = _flat(self.to_json()), _flat(other.to_json())
+        return [f"{key}: {mine[key]!r}, there {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+
+
+_ConfigT = TypeVar("_ConfigT", bound=Topic)
+
+
+def resolve(preset: Settings | None = None, environment: dict[str, str] | None = None) -> GenSegConfig:
+    """The configuration that a training uses.
+
+    Args:
+        preset: settings of the preset trainer, nested as in the JSON file.
+        environment: where `nnUNet_genseg_config` is looked up; the process's environment by default.
+
+    Raises:
+        ValueError: the file is missing, not JSON or YAML, or holds a setting that is unknown or not allowed.
+    """
+    environment = dict(os.environ) if environment is None else environment
+    path = environment.get(ENVIRONMENT_VARIABLE, "").strip()
+    settings = _merged(preset or {}, _read(Path(path)) if path else {})
+    return checked(GenSegConfig, settings, origin=path or "preset")
+
+
+def checked(model: type[_ConfigT], settings: Settings, origin: str) -> _ConfigT:
+    """Builds `model`; every fault becomes one line that names the key, what was found and what is allowed.
+
+    Raises:
+        ValueError: for anything that is wrong in `settings`.
+    """
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        lines = [_explain(model, dict(fault)) for fault in error.errors()]
+        raise ValueError(f"GenSeg configuration ({origin}) is not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def _explain(model: type[BaseModel], fault: dict[str, Any]) -> str:
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path) or "configuration"
+    if fault["type"] != "extra_forbidden":
+        return f"{key}: {fault['msg']}; found {fault['input']!r}"
+    for part in path[:-1]:
+        annotation = model.model_fields[part].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(path[-1], known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}"
+    return f"{key}: unknown key; {hint}"
+
+
+def _read(path: Path) -> Settings:
+    if not path.is_file():
+        raise ValueError(f"{ENVIRONMENT_VARIABLE} names {path}, which is not a file; correct or unset it")
+    text = path.read_text(encoding="utf-8")
+    try:
+        settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is neither valid JSON nor YAML: {error}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold a mapping of topics to settings, found {type(settings).__name__}")
+    return settings
+
+
+def _merged(first: Settings, second: Settings) -> Settings:
+    result = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _flat(settings: Settings, prefix: str = "") -> Settings:
+    flat: Settings = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

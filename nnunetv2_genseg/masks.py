@@ -1,0 +1,267 @@
+"""New masks out of the few real ones: recombination, growth and shrinkage, affine and elastic deformation.
+
+All on the device of the class maps, batched, seeded, dimension-agnostic. Maps are deformed by nearest neighbour, so
+integers stay integers and no class appears that was not there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nnunetv2_genseg.config import MaskConfig
+
+
+@dataclass(frozen=True)
+class MaskChange:
+    """What `draw_change` decided for a batch; nothing is deformed yet."""
+
+    labels: Tensor
+    """(B, *spatial) int64: the class maps after recombination and growth, in the geometry of the real image."""
+    grid: Tensor
+    """(B, *spatial, dims): sampling positions of the deformation, for `warp`."""
+    donors: Tensor
+    """(B,) int64: the patch of the batch whose structures each new mask shows; its own index without recombination."""
+
+
+def draw_change(
+    labels: Tensor,
+    classes: int,
+    config: MaskConfig,
+    largest: Tensor,
+    rng: torch.Generator,
+    amount: Tensor | float = 1.0,
+    movable_axes: Sequence[bool] | None = None,
+    frozen_class: int | None = None,
+) -> MaskChange:
+    """Draws a new mask for every patch.
+
+    A patch keeps its real mask where the new one would lose a class that the real one has, shrink it below
+    `config.smallest` of its size, or make it larger than anything seen in the dataset.
+
+    Args:
+        labels: (B, *spatial) int64 class maps, values in [0, classes).
+        classes: number of classes, background and ignore label included.
+        config: how far masks are changed.
+        largest: (classes,) most voxels of every class seen in one real patch.
+        rng: on the device of `labels`.
+        amount: factor on the elastic displacement; the grid is differentiable in it.
+        movable_axes: False for an axis along which nothing is displaced or rotated (anisotropic 3D); all by default.
+        frozen_class: a class that neither grows nor moves between patches (the ignore label).
+    """
+    spatial = labels.shape[1:]
+    movable = [True] * len(spatial) if movable_axes is None else list(movable_axes)
+    edited, donors = recombine(labels, config.recombination, rng, frozen_class)
+    edited = grow(edited, classes, config.growth, rng, frozen_class)
+    identity = identity_grid(spatial, labels.device).expand(len(labels), *spatial, len(spatial))
+    grid = affine_grid(identity, config, movable, rng) + amount * elastic_field(
+        len(labels), spatial, config.elastic, config.control_points, movable, rng
+    )
+
+    real, new = class_sizes(labels, classes), class_sizes(warp(edited, grid.detach()), classes)
+    kept = (new >= (config.smallest * real).clamp(min=1)) | (real == 0)
+    bounded = new <= torch.maximum(largest, real)
+    acceptable = (kept & bounded)[:, 1:].all(dim=1)
+    chosen = acceptable.view(-1, *(1,) * len(spatial))
+    own = torch.arange(len(labels), device=labels.device)
+    return MaskChange(
+        torch.where(chosen, edited, labels),
+        torch.where(chosen[..., None], grid, identity),
+        torch.where(acceptable, donors, own),
+    )
+
+
+def class_sizes(labels: Tensor, classes: int) -> Tensor:
+    """(B, classes) number of voxels of every class, for (B, *spatial) class maps."""
+    sizes = torch.zeros(len(labels), classes, device=labels.device)
+    flat = labels.flatten(1)
+    return sizes.scatter_add_(1, flat, torch.ones_like(flat, dtype=sizes.dtype))
+
+
+def recombine(
+    labels: Tensor, probability: float, rng: torch.Generator, frozen_class: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Exchanges the structures between the patches of a batch, centred where the receiving patch has its own.
+
+    Args:
+        labels: (B, *spatial) int64.
+        probability: of a patch to receive another one's structures; only between patches that have the same classes.
+        rng: on the device of `labels`.
+        frozen_class: not exchanged (the ignore label).
+
+    Returns:
+        The new (B, *spatial) maps and the (B,) index of the patch that each one's structures come from.
+    """
+    count, spatial = len(labels), labels.shape[1:]
+    own = torch.arange(count, device=labels.device)
+    partner = (own + torch.randint(1, max(count, 2), (count,), generator=rng, device=rng.device)) % count
+    wanted = torch.rand(count, generator=rng, device=rng.device) < probability
+    structures = labels if frozen_class is None else labels.masked_fill(labels == frozen_class, 0)
+    present = class_sizes(structures, int(labels.max()) + 1)[:, 1:] > 0
+    taken = wanted & (partner != own) & (present == present[partner]).all(dim=1) & present.any(dim=1)
+
+    centre = centroids(structures > 0)
+    offset = centre[partner] - centre
+    identity = identity_grid(spatial, labels.device)
+    moved = warp(structures[partner], identity + offset.view(count, *(1,) * len(spatial), len(spatial)), outside="zeros")
+    frozen = torch.zeros_like(labels, dtype=torch.bool) if frozen_class is None else labels == frozen_class
+    moved = torch.where(frozen, labels, moved)
+    chosen = taken.view(-1, *(1,) * len(spatial))
+    return torch.where(chosen, moved, labels), torch.where(taken, partner, own)
+
+
+def grow(labels: Tensor, classes: int, amount: float, rng: torch.Generator, frozen_class: int | None = None) -> Tensor:
+    """Moves the boundaries of every foreground class outward or inward by up to about a voxel.
+
+    Every voxel takes the class with the largest share of its 3-voxel neighbourhood after a bias for or against each
+    class, uniform in [-amount, amount]. Voxels whose neighbourhood is of one class never change.
+
+    Args:
+        labels: (B, *spatial) int64 class maps, values in [0, classes).
+        classes: number of classes.
+        amount: largest bias, in [0, 0.5).
+        rng: on the device of `labels`.
+        frozen_class: neither grows nor shrinks.
+    """
+    if amount == 0:
+        return labels
+    dims = labels.ndim - 1
+    bias = amount * (2 * torch.rand(len(labels), classes, generator=rng, device=rng.device) - 1)
+    bias[:, 0] = 0
+    pool = functional.avg_pool2d if dims == 2 else functional.avg_pool3d
+    share = pool(one_hot(labels, classes), 3, stride=1, padding=1, count_include_pad=False)
+    present = share > 0
+    scores = share + bias.view(*bias.shape, *(1,) * dims)
+    grown = scores.masked_fill(~present, -math.inf).argmax(dim=1)
+    if frozen_class is not None:
+        frozen = labels == frozen_class
+        grown = torch.where(frozen | (grown == frozen_class), labels, grown)
+    return grown
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """(B, *spatial) int64 to (B, classes, *spatial) float32."""
+    return functional.one_hot(labels, classes).movedim(-1, 1).float()
+
+
+def centroids(mask: Tensor) -> Tensor:
+    """(B, *spatial) booleans to (B, dims) mean positions in `grid_sample`'s coordinates (x first); 0 if empty."""
+    grid = identity_grid(mask.shape[1:], mask.device)
+    weight = mask.float()[..., None]
+    axes = tuple(range(1, mask.ndim))
+    return (weight * grid).sum(dim=axes) / weight.sum(dim=axes).clamp(min=1)
+
+
+def identity_grid(spatial: Sequence[int], device: torch.device) -> Tensor:
+    """(1, *spatial, dims) sampling positions that change nothing, in [-1, 1], last axis first (`grid_sample`)."""
+    axes = [(torch.arange(n, device=device) * 2 + 1) / n - 1 for n in spatial]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
+
+
+def affine_grid(identity: Tensor, config: MaskConfig, movable: Sequence[bool], rng: torch.Generator) -> Tensor:
+    """Rotates and scales sampling positions about the centre of the patch, in voxel units so that shapes are kept.
+
+    Args:
+        identity: (B, *spatial, dims).
+        config: `rotation` and `scaling` are used.
+        movable: per spatial axis; an axis that is not movable is neither rotated nor scaled.
+        rng: on the device of `identity`.
+
+    Returns:
+        (B, *spatial, dims).
+    """
+    count, dims = len(identity), identity.shape[-1]
+    device = identity.device
+    extent = torch.tensor(identity.shape[1:-1][::-1], device=device, dtype=torch.float32)
+    free = list(movable)[::-1]
+    matrix = torch.eye(dims, device=device).repeat(count, 1, 1)
+    for first in range(dims):
+        for second in range(first + 1, dims):
+            angle = (2 * torch.rand(count, generator=rng, device=device) - 1) * math.radians(config.rotation)
+            if free[first] and free[second]:
+                turn = torch.eye(dims, device=device).repeat(count, 1, 1)
+                turn[:, first, first] = turn[:, second, second] = angle.cos()
+                turn[:, first, second], turn[:, second, first] = -angle.sin(), angle.sin()
+                matrix = matrix @ turn
+    exponent = 2 * torch.rand(count, generator=rng, device=device) - 1
+    zoom = (exponent * -math.log(1 - config.scaling)).exp()
+    matrix = matrix * torch.where(torch.tensor(free, device=device), zoom[:, None], 1.0)[:, None, :]
+    voxels = (identity * extent).flatten(1, -2) @ matrix.transpose(1, 2)
+    return voxels.view_as(identity) / extent
+
+
+def elastic_field(
+    count: int, spatial: Sequence[int], deviation: float, points: int, movable: Sequence[bool], rng: torch.Generator
+) -> Tensor:
+    """A smooth random displacement: a cubic B-spline through Gaussian control points.
+
+    Args:
+        count: B.
+        spatial: extent of the patch, voxels.
+        deviation: standard deviation at a control point, as a fraction of the patch extent.
+        points: control points along every axis, at least 4.
+        movable: per spatial axis, whether there is any displacement along it.
+        rng: its device is where the field is made.
+
+    Returns:
+        (B, *spatial, dims) in `grid_sample`'s coordinates.
+    """
+    dims, device = len(spatial), rng.device
+    control = torch.randn(count, dims, *(points,) * dims, generator=rng, device=device) * 2 * deviation
+    control = control * torch.tensor(list(movable)[::-1], device=device).view(1, dims, *(1,) * dims)
+    for axis, extent in enumerate(spatial):
+        basis = _bspline_basis(extent, points, device)
+        control = torch.tensordot(control, basis, dims=([2], [1]))  # the axis done moves to the end: order is kept
+        assert control.shape[-1] == spatial[axis]
+    return control.movedim(1, -1)
+
+
+def _bspline_basis(extent: int, points: int, device: torch.device) -> Tensor:
+    """(extent, points): the uniform cubic B-splines' values at the voxel centres, rows summing to 1."""
+    position = (torch.arange(extent, device=device) + 0.5) / extent * (points - 3)
+    left = position.floor().clamp(max=points - 4).long()
+    t = position - left
+    weights = torch.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], dim=1) / 6
+    basis = torch.zeros(extent, points, device=device)
+    return basis.scatter_(1, left[:, None] + torch.arange(4, device=device), weights)
+
+
+def warp(maps: Tensor, grid: Tensor, outside: str = "reflection") -> Tensor:
+    """Samples integer maps at `grid`, nearest neighbour.
+
+    Args:
+        maps: (B, *spatial) integers below 2**24.
+        grid: (B, *spatial, dims).
+        outside: `grid_sample`'s padding mode.
+    """
+    sampled = functional.grid_sample(maps[:, None].float(), grid, mode="nearest", padding_mode=outside, align_corners=False)
+    return sampled[:, 0].to(maps.dtype)
+
+
+def warp_image(image: Tensor, grid: Tensor) -> Tensor:
+    """Samples (B, C, *spatial) images at (B, *spatial, dims) positions, linearly, mirrored at the border."""
+    return functional.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def warp_one_hot(maps: Tensor, classes: int, grid: Tensor) -> Tensor:
+    """Samples class maps as one-hot channels: the values are the nearest neighbour's, the derivative in `grid` the
+    linear interpolation's (straight-through), so that feedback can reach how far masks are deformed.
+
+    Args:
+        maps: (B, *spatial) int64.
+        classes: number of channels.
+        grid: (B, *spatial, dims).
+
+    Returns:
+        (B, classes, *spatial) float32.
+    """
+    hard = one_hot(warp(maps, grid.detach()), classes)
+    if not grid.requires_grad:
+        return hard
+    soft = warp_image(one_hot(maps, classes), grid)
+    return hard + soft - soft.detach()
