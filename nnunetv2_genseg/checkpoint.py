@@ -1,0 +1,134 @@
+"""Atomic save and restore: nnU-Net's checkpoint and, in a sibling file, the generator's state.
+
+The sibling `checkpoint_latest.genseg-0050.pt` belongs to the `checkpoint_latest.pth` of epoch 50. It is written first;
+only when nnU-Net's file is in place are siblings of other epochs removed. So whatever moment a process is killed at,
+the newest complete `.pth` has its sibling. It holds tensors, numbers, strings, lists and dictionaries only, and is read
+with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FORMAT = 1
+
+
+def save_atomically(content: Any, path: Path) -> None:
+    """`torch.save` to a temporary name beside `path`, flushed to the disk, then renamed over it.
+
+    Raises:
+        OSError: it could not be written (disk full, no permission); whatever was at `path` before is intact.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OSError(
+            f"could not write {path}: {error}. What was saved there before is intact; free space or correct the "
+            "permissions and continue with --c"
+        ) from error
+
+
+def sibling(checkpoint: Path, epoch: int) -> Path:
+    """Where the generator's state for a checkpoint of `epoch` is."""
+    return checkpoint.with_name(f"{checkpoint.stem}.genseg-{epoch:04d}.pt")
+
+
+def save_sibling(state: dict[str, Any], identity: dict[str, Any], checkpoint: Path, epoch: int) -> None:
+    """Writes the generator's state for the checkpoint that will be written next.
+
+    Args:
+        state: from `Coupling.state`, with what else a resumed training needs.
+        identity: what the state belongs to, JSON-like; must be equal when it is loaded.
+        checkpoint: nnU-Net's file.
+        epoch: the epoch that nnU-Net's file will hold.
+    """
+    save_atomically({"format": FORMAT, "epoch": epoch, "identity": identity, "state": state}, sibling(checkpoint, epoch))
+
+
+def remove_siblings(checkpoint: Path, keep: int | None = None) -> None:
+    """Removes the generator's states of a checkpoint, but for that of epoch `keep`."""
+    for path in checkpoint.parent.glob(f"{checkpoint.stem}.genseg-*.pt"):
+        if keep is None or path != sibling(checkpoint, keep):
+            path.unlink(missing_ok=True)
+
+
+def load_sibling(identity: dict[str, Any], checkpoint: Path, epoch: int, device: torch.device) -> dict[str, Any]:
+    """The state that `save_sibling` wrote.
+
+    Raises:
+        ValueError: it is missing, corrupt, of another epoch, or belongs to something else than `identity`.
+    """
+    path = sibling(checkpoint, epoch)
+    remedy = "restore that file, or start anew without --c"
+    if not path.is_file():
+        raise ValueError(f"{checkpoint.name} is of epoch {epoch}, but its generator state {path} is missing; {remedy}")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        form, found_epoch, found, state = (content[key] for key in ("format", "epoch", "identity", "state"))
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"generator state {path} is corrupt ({type(error).__name__}); {remedy}") from error
+    if form != FORMAT:
+        raise ValueError(f"generator state {path} has format {form}, this version reads {FORMAT}; {remedy}")
+    different = [key for key in identity if found.get(key) != identity[key]]
+    if different or found_epoch != epoch:
+        key = different[0] if different else "epoch"
+        there, here = (found.get(key), identity[key]) if different else (found_epoch, epoch)
+        raise ValueError(f"generator state {path} belongs to another training: {key} is {there!r} there, {here!r} here; {remedy}")
+    if not isinstance(state, dict):
+        raise ValueError(f"generator state {path} is corrupt; {remedy}")
+    return state
+
+
+def global_random_state(device: torch.device) -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's global generators, which nnU-Net's augmentation draws from."""
+    version, internal, gauss = random.getstate()
+    legacy = np.random.get_state(legacy=True)
+    assert isinstance(legacy, tuple)
+    _, keys, position, has_gauss, cached = legacy
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_global_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """The inverse of `global_random_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    assert isinstance(keys, Tensor)
+    np.random.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+@contextlib.contextmanager
+def own_random_state(seed: int) -> Any:
+    """Seeds Python's, NumPy's and torch's global generators inside the block and puts them back after it."""
+    kept = global_random_state(torch.device("cpu"))
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+    try:
+        yield
+    finally:
+        set_global_random_state(kept, torch.device("cpu"))

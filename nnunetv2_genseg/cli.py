@@ -1,0 +1,90 @@
+"""`genseg`: one function a sub-command, no logic of its own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+EXTERNAL_TRAINERS = "nnUNet_extTrainer"
+DEFAULT_TRAINER = "GenSegTrainer"
+
+
+def discovery_folder() -> Path:
+    """The folder that `nnUNet_extTrainer` must name."""
+    return Path(str(files("nnunetv2_genseg") / "discovery"))
+
+
+def external_trainers() -> str:
+    """The value of `nnUNet_extTrainer` with this package's folder, after those that are there already."""
+    there = [path for path in os.environ.get(EXTERNAL_TRAINERS, "").split(os.pathsep) if path]
+    own = str(discovery_folder())
+    return os.pathsep.join([*(path for path in there if path != own), own])
+
+
+def env() -> None:
+    """Prints the line that makes nnU-Net find the trainers: `eval "$(genseg env)"`."""
+    print(f"export {EXTERNAL_TRAINERS}={shlex.quote(external_trainers())}")
+
+
+def train(arguments: Sequence[str]) -> None:
+    """nnU-Net's own `nnUNetv2_train`, with this package's trainers found and `-tr GenSegTrainer` unless another is named.
+
+    Raises:
+        ValueError: the dataset was not preprocessed, or anything else that a user can correct.
+    """
+    os.environ[EXTERNAL_TRAINERS] = external_trainers()
+    named = list(arguments) if "-tr" in arguments else [*arguments, "-tr", DEFAULT_TRAINER]
+    from nnunetv2.run.run_training import run_training_entry
+
+    sys.argv = ["nnUNetv2_train", *named]
+    try:
+        run_training_entry()
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{error.filename} is missing; first run: nnUNetv2_plan_and_preprocess -d DATASET --verify_dataset_integrity"
+        ) from error
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """Runs everything once on phantoms made on the spot, stock nnU-Net beside GenSeg."""
+    from nnunetv2_genseg.demo import DemoSettings, run_demo
+
+    parser = argparse.ArgumentParser(prog="genseg demo", description=demo.__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("demo_output"), help="where everything is written")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
+    parser.add_argument("--full", action="store_true", help="train ten times longer")
+    chosen = parser.parse_args(arguments)
+    run_demo(DemoSettings(folder=chosen.folder, device=chosen.device, full=chosen.full))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. A user's error is one message and exit status 2, not a traceback."""
+    parser = argparse.ArgumentParser(prog="genseg", description="GenSeg for nnU-Net v2")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("env", help="print the export line that makes nnU-Net find the trainers")
+    commands.add_parser("train", help="nnUNetv2_train with GenSegTrainer", add_help=False)
+    commands.add_parser("demo", help="run everything on phantoms made on the spot", add_help=False)
+    chosen, rest = parser.parse_known_args(arguments)
+    if chosen.command == "env" and rest:
+        parser.error(f"genseg env takes no arguments, found {' '.join(rest)}")
+    try:
+        if chosen.command == "env":
+            env()
+        elif chosen.command == "train":
+            train(rest)
+        else:
+            demo(rest)
+    except (ValueError, NotImplementedError, OSError, ImportError, RuntimeError) as error:
+        print(f"genseg: {error}", file=sys.stderr)
+        if os.environ.get("GENSEG_TRACEBACK"):
+            raise
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""The algorithm of one iteration: which stage it is in, what the batch gets, when the generator and feedback step.
+
+Knows torch and the segmenter as a module with a loss; nothing of nnU-Net.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_genseg import hypergradient
+from nnunetv2_genseg.config import GenSegConfig
+from nnunetv2_genseg.generators import NetworkPlan, build_generator
+from nnunetv2_genseg.labels import LabelCodec
+from nnunetv2_genseg.masks import class_sizes
+from nnunetv2_genseg.pairs import Pairs, PairSource
+
+SegmentationLoss = Callable[[hypergradient.Logits, Any], Tensor]
+ToTarget = Callable[[Tensor], Any]
+"""(B, *spatial) class maps to the target of the segmentation loss, a list with deep supervision."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What happens at a moment of the training."""
+
+    gamma: float
+    """Weight of the synthetic loss; 0 if the segmenter sees real data alone."""
+    feedback: bool
+    """Whether feedback steps are due."""
+    tail: bool
+    """Whether the real-only tail has begun."""
+
+
+def stage_at(progress: float, config: GenSegConfig) -> Stage:
+    """The stage after the fraction `progress` in [0, 1) of all iterations."""
+    schedule = config.schedule
+    tail = progress >= 1 - schedule.tail
+    if tail or progress < schedule.warmup:
+        return Stage(0.0, False, tail)
+    risen = (progress - schedule.warmup) / schedule.ramp if schedule.ramp else 1.0
+    feedback = config.feedback.enabled and progress >= max(config.feedback.start, schedule.warmup)
+    # at the ramp's first iteration the weight is not yet above 0: the batch stays real
+    return Stage(config.mixing.gamma * min(1.0, risen), feedback, False)
+
+
+class Coupling:
+    """Owns the generator, the drawing policy and the feedback; the segmenter is looked at, never changed.
+
+    Args:
+        config: all settings.
+        plan: the segmentation network's plan.
+        codec: the dataset's classes.
+        image_channels: channels of the image.
+        device: where everything lives.
+        rank: number of this process in a distributed training; processes draw differently and learn alike.
+        synchronise: averages tensors over the processes, in place.
+    """
+
+    def __init__(
+        self,
+        config: GenSegConfig,
+        plan: NetworkPlan,
+        codec: LabelCodec,
+        image_channels: int,
+        device: torch.device,
+        rank: int = 0,
+        synchronise: Callable[[Iterable[Tensor]], None] = lambda tensors: None,
+    ) -> None:
+        self.config = config
+        self.codec = codec
+        self.synchronise = synchronise
+        self.pairs = PairSource(
+            codec, image_channels, config.conditioning, config.masks, plan.movable_axes, device
+        )
+        feedback = config.feedback
+        self.generator = build_generator(
+            config.generator,
+            plan,
+            self.pairs.layout.channels,
+            image_channels,
+            seed=config.seed,
+            device=device,
+            separate_architecture=feedback.enabled and feedback.parameters == "architecture",
+            synchronise=synchronise,
+        )
+        self.rank = rank
+        self.rng = torch.Generator(device).manual_seed(config.seed + 7919 * rank)
+        self.phi = self._phi() if feedback.enabled else []
+        self.pairs.policy.requires_grad_(feedback.enabled and feedback.parameters == "policy")
+        self.phi_optimizer = torch.optim.Adam(self.phi, feedback.learning_rate, (0.5, 0.999)) if self.phi else None
+        self.losses: dict[str, list[float]] = defaultdict(list)
+        """What was measured since `report` was last called."""
+
+    def _phi(self) -> list[nn.Parameter]:
+        if self.config.feedback.parameters == "policy":
+            return list(self.pairs.policy.parameters())
+        architecture = self.config.feedback.parameters == "architecture"
+        phi = self.generator.architecture() if architecture else self.generator.weights()
+        if not phi:
+            raise ValueError(
+                f"feedback.parameters is {self.config.feedback.parameters!r}, but generator "
+                f"{self.config.generator.name!r} has no such parameters; choose another"
+            )
+        return phi
+
+    def synthetic_count(self, batch_size: int) -> int:
+        """How many synthetic patches a batch of `batch_size` real ones gets."""
+        return max(1, round(self.config.mixing.share * batch_size))
+
+    @torch.no_grad()
+    def draw(self, image: Tensor, labels: Tensor, count: int) -> Pairs:
+        """Draws `count` synthetic pairs from the patches of a batch, cycling through them; without graph.
+
+        Raises:
+            FloatingPointError: the generator drew NaN or infinity.
+        """
+        source = torch.arange(count, device=image.device) % len(image)
+        pairs = self.pairs.draw(self.generator, image[source], labels[source], self.rng)
+        if not torch.isfinite(pairs.image).all():
+            raise FloatingPointError("the generator drew NaN or infinity; lower generator.learning_rate")
+        return pairs
+
+    def learn(self, image: Tensor, labels: Tensor) -> None:
+        """The generator's own step on the real pairs of a batch."""
+        self.pairs.observe(labels)
+        with torch.no_grad():
+            condition = self.pairs.real_condition(image, labels)
+            style = self.pairs.style(len(image), self.generator.style_channels, self.rng)
+        self._note(self.generator.learn(condition, image, style))
+
+    def synthetic_loss(self, logits: hypergradient.Logits, labels: Tensor, loss: SegmentationLoss, to_target: ToTarget) -> Tensor:
+        """L_syn: the segmentation loss of synthetic pairs, each with its worth where the policy weighs classes."""
+        if self.config.feedback.parameters != "policy" or not self.config.feedback.enabled:
+            return loss(logits, to_target(labels))
+        worth = self.pairs.policy.worth(class_sizes(labels, self.codec.classes)[:, 1 : 1 + self.codec.foreground])
+        single = []
+        for i in range(len(labels)):
+            own = logits[i : i + 1] if isinstance(logits, Tensor) else [part[i : i + 1] for part in logits]
+            single.append(worth[i] * loss(own, to_target(labels[i : i + 1])))
+        return torch.stack(single).mean()
+
+    def feedback(
+        self,
+        network: nn.Module,
+        loss: SegmentationLoss,
+        to_target: ToTarget,
+        image: Tensor,
+        labels: Tensor,
+        held_image: Tensor,
+        held_labels: Tensor,
+        gamma: float,
+        step_size: float,
+    ) -> None:
+        """One feedback step: moves φ so that the segmenter's next step lowers the loss on held-aside cases.
+
+        Args:
+            network: the un-compiled segmenter, in float32; its weights are read only.
+            loss: nnU-Net's.
+            to_target: class maps to the loss's target.
+            image: (B, C, *spatial) real training patches, from which synthetic pairs are drawn.
+            labels: (B, *spatial) their class maps.
+            held_image: (B', C, *spatial) patches of held-aside cases.
+            held_labels: (B', *spatial) their class maps.
+            gamma: weight of the synthetic loss at this moment.
+            step_size: the segmenter's learning rate, η.
+
+        Raises:
+            RuntimeError: the hypergradient is detached, zero or not finite.
+        """
+        if self.phi_optimizer is None:
+            raise RuntimeError("feedback is not enabled")
+        settings = self.config.feedback
+        theta = dict(network.named_parameters())
+        with torch.enable_grad():
+            pairs = self.pairs.draw(self.generator, image, labels, self.rng)
+
+            def on_synthetic(logits: hypergradient.Logits) -> Tensor:
+                return gamma * self.synthetic_loss(logits, pairs.labels, loss, to_target)
+
+            def on_held(logits: hypergradient.Logits) -> Tensor:
+                value = loss(logits, to_target(held_labels))
+                self._note({"feedback": float(value)})
+                return value
+
+            point: hypergradient.Parameters = theta
+            if settings.lookahead:
+                slope = hypergradient.segmenter_gradient(network, theta, pairs.image.detach(), on_synthetic)
+                point = hypergradient.step_ahead(theta, slope, step_size)
+            direction = hypergradient.segmenter_gradient(network, point, held_image, on_held)
+            if settings.method == "last_layers":
+                direction = hypergradient.last_layers(theta, direction)
+            method = hypergradient.finite_difference if settings.method == "finite_difference" else hypergradient.exact
+            gradient = method(network, theta, direction, self.phi, pairs.image, on_synthetic, step_size)
+        self.synchronise(gradient)
+        self._note({"hypergradient": hypergradient.require_alive(gradient)})
+        for parameter, part in zip(self.phi, gradient, strict=True):
+            parameter.grad = part
+        self.phi_optimizer.step()
+        self.phi_optimizer.zero_grad(set_to_none=True)
+
+    def note(self, name: str, value: float) -> None:
+        """Adds a measured value to the next `report`."""
+        self._note({name: value})
+
+    def _note(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.losses[name].append(value)
+
+    def report(self) -> dict[str, float]:
+        """Mean of every value since the last call, by name; empties the record."""
+        means = {name: math.fsum(values) / len(values) for name, values in self.losses.items() if values}
+        self.losses.clear()
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed training needs, in tensors, numbers, strings, lists and dictionaries."""
+        return {
+            "generator": self.generator.state(),
+            "policy": dict(self.pairs.policy.state_dict()),
+            "largest": self.pairs.largest,
+            "phi_optimizer": self.phi_optimizer.state_dict() if self.phi_optimizer else None,
+            "rng": self.rng.get_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.generator.restore(state["generator"])
+        self.pairs.policy.load_state_dict(state["policy"])
+        self.pairs.largest.copy_(state["largest"])
+        if self.phi_optimizer is not None:
+            self.phi_optimizer.load_state_dict(state["phi_optimizer"])
+        self.rng.set_state(state["rng"].cpu())
+        if self.rank:  # the state is the first process's
+            self.rng.manual_seed(self.rng.initial_seed() + 7919 * self.rank)

@@ -1,0 +1,107 @@
+"""What every generator family offers, and the registry that finds one by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_genseg.config import GeneratorConfig
+from nnunetv2_genseg.generators.networks import NetworkPlan
+
+
+class Generator(Protocol):
+    """Draws images from conditions and learns to from real pairs."""
+
+    style_channels: int
+
+    def draw(self, condition: Tensor, style: Tensor) -> Tensor:
+        """(B, condition_channels, *spatial) and (B, style_channels) to (B, image_channels, *spatial), differentiable
+        in the condition, the style and the generator's parameters."""
+
+    def learn(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, float]:
+        """One optimisation step on real pairs; the losses by name."""
+
+    def architecture(self) -> list[nn.Parameter]:
+        """Parameters that choose between operations; empty for a family without any."""
+
+    def weights(self) -> list[nn.Parameter]:
+        """All parameters of what `draw` runs through."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed training needs: tensors, numbers, strings, lists and dictionaries only."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+
+
+class GeneratorFactory(Protocol):
+    """Builds a family's generator."""
+
+    def __call__(
+        self,
+        config: GeneratorConfig,
+        plan: NetworkPlan,
+        condition_channels: int,
+        image_channels: int,
+        *,
+        separate_architecture: bool,
+        synchronise: Callable[[Iterable[Tensor]], None],
+    ) -> Generator: ...
+
+
+_REGISTRY: dict[str, GeneratorFactory] = {}
+
+
+def register(name: str) -> Callable[[GeneratorFactory], GeneratorFactory]:
+    """Decorator: makes a family selectable as `generator.name`."""
+
+    def add(factory: GeneratorFactory) -> GeneratorFactory:
+        if name in _REGISTRY:
+            raise RuntimeError(f"generator {name!r} is registered twice")
+        _REGISTRY[name] = factory
+        return factory
+
+    return add
+
+
+def build_generator(
+    config: GeneratorConfig,
+    plan: NetworkPlan,
+    condition_channels: int,
+    image_channels: int,
+    *,
+    seed: int,
+    device: torch.device,
+    separate_architecture: bool,
+    synchronise: Callable[[Iterable[Tensor]], None] = lambda tensors: None,
+) -> Generator:
+    """Builds the generator that `config.name` names; the process's random state is left as it was.
+
+    Args:
+        config: the family and its settings.
+        plan: the segmentation network's plan.
+        condition_channels: channels of the condition.
+        image_channels: channels of the image.
+        seed: of the initial weights.
+        device: where the generator lives.
+        separate_architecture: leave the architecture parameters to the feedback instead of the generator's own steps.
+        synchronise: averages gradients over the processes of a distributed training, in place.
+
+    Raises:
+        ValueError: no family has that name.
+    """
+    if config.name not in _REGISTRY:
+        raise ValueError(f"generator.name: no generator {config.name!r}; registered are {', '.join(sorted(_REGISTRY))}")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
+        torch.manual_seed(seed)
+        return _REGISTRY[config.name](
+            config,
+            plan,
+            condition_channels,
+            image_channels,
+            separate_architecture=separate_architecture,
+            synchronise=synchronise,
+        )

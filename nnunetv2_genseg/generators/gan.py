@@ -1,0 +1,95 @@
+"""The conditional GAN: hinge loss (Lim and Ye 2017, arXiv 1705.02894) and L1 on the real pairs, as in pix2pix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_genseg.config import GeneratorConfig
+from nnunetv2_genseg.generators.base import register
+from nnunetv2_genseg.generators.networks import MixedKernelUNet, NetworkPlan, PatchDiscriminator
+
+
+@register("gan")
+class GanGenerator:
+    """A mixed-kernel U-Net that draws, a patch discriminator that judges, and an Adam for each.
+
+    Args: as in `build_generator`.
+    """
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        plan: NetworkPlan,
+        condition_channels: int,
+        image_channels: int,
+        *,
+        separate_architecture: bool,
+        synchronise: Callable[[Iterable[Tensor]], None],
+    ) -> None:
+        self.style_channels = config.style_channels
+        self.l1 = config.l1
+        self.synchronise = synchronise
+        self.network = MixedKernelUNet(plan, condition_channels, image_channels, config.style_channels, config.width)
+        self.discriminator = PatchDiscriminator(plan, condition_channels, image_channels, config.width)
+        left_out = {id(alpha) for alpha in self.architecture()} if separate_architecture else set()
+        self.learned = [weight for weight in self.weights() if id(weight) not in left_out]
+        betas = (0.5, 0.999)
+        self.network_optimizer = torch.optim.Adam(self.learned, config.learning_rate, betas)
+        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), config.learning_rate, betas)
+
+    def draw(self, condition: Tensor, style: Tensor) -> Tensor:
+        """See `Generator.draw`."""
+        image: Tensor = self.network(condition, style)
+        return image
+
+    def learn(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, float]:
+        """A step of the discriminator, then one of the generator; see `Generator.learn`."""
+        drawn = self.draw(condition, style)
+        real_score = self.discriminator(condition, image)
+        drawn_score = self.discriminator(condition, drawn.detach())
+        judge = (1 - real_score).relu().mean() + (1 + drawn_score).relu().mean()
+        self._step(self.discriminator_optimizer, judge, list(self.discriminator.parameters()))
+
+        distance = (drawn - image).abs().mean()
+        adversarial = -self.discriminator(condition, drawn).mean()
+        self._step(self.network_optimizer, adversarial + self.l1 * distance, self.learned)
+        return {"generator": float(adversarial), "l1": float(distance), "discriminator": float(judge)}
+
+    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the generator's training loss is {float(loss)}")
+        gradients = torch.autograd.grad(loss, parameters)
+        self.synchronise(gradients)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def architecture(self) -> list[nn.Parameter]:
+        """The kernel mixtures α."""
+        return self.network.architecture()
+
+    def weights(self) -> list[nn.Parameter]:
+        """All parameters of the U-Net."""
+        return list(self.network.parameters())
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "network": self.network,
+            "discriminator": self.discriminator,
+            "network_optimizer": self.network_optimizer,
+            "discriminator_optimizer": self.discriminator_optimizer,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Both networks and both optimisers."""
+        return {name: dict(part.state_dict()) for name, part in self._parts().items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])

@@ -1,0 +1,183 @@
+"""How the loss on held-aside cases depends on the generator, through one step of the segmenter: pure functions.
+
+With θ the segmenter's weights, φ the generator's parameters and v = ∇_θ L_fb(θ'), the segmenter's step of size η on the
+synthetic loss L_syn(θ, φ) gives
+
+    dL_fb/dφ = −η · ∂/∂φ ⟨∇_θ L_syn(θ, φ), v⟩
+
+(Liu, Simonyan and Yang, DARTS, ICLR 2019, equations 6 to 8, without the term of the direct dependence, which is zero
+here). Nothing in this file changes a parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+Parameters = Mapping[str, Tensor]
+Logits = Tensor | list[Tensor]
+"""One tensor (B, classes, *spatial), or a list of them with deep supervision."""
+LossOfLogits = Callable[[Logits], Tensor]
+
+
+def segmenter_gradient(network: nn.Module, theta: Parameters, image: Tensor, loss: LossOfLogits) -> dict[str, Tensor]:
+    """∇_θ of a loss at given weights.
+
+    Args:
+        network: the segmenter; its own weights are neither used where `theta` replaces them nor changed.
+        theta: weights by name.
+        image: (B, C, *spatial).
+        loss: of the logits.
+
+    Returns:
+        The gradient by name; zeros for weights that the loss does not depend on (the auxiliary heads that deep
+        supervision gives no weight).
+    """
+    leaves = {name: weight.detach().requires_grad_() for name, weight in theta.items()}
+    value = loss(functional_call(network, leaves, (image,)))
+    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
+
+
+def step_ahead(theta: Parameters, gradient: Parameters, step_size: float) -> dict[str, Tensor]:
+    """θ' = θ − η · gradient, as new tensors."""
+    return {name: (theta[name] - step_size * gradient[name]).detach() for name in theta}
+
+
+def implicit_direction(loss: Tensor, logits: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
+    """Directional derivative of a segmentation loss along a tangent of its logits.
+
+    ⟨∂L/∂z, ż⟩, differentiable in whatever z and ż were made from.
+
+    Args:
+        loss: scalar, computed from `logits`.
+        logits: (B, classes, *spatial) each, before softmax or sigmoid.
+        tangents: of the same shapes, ż = (∂z/∂θ) v; None where the logits do not depend on θ.
+
+    Returns:
+        Scalar; its gradient with respect to the generator is the feedback, but for −η.
+
+    Raises:
+        RuntimeError: if `loss` does not depend on `logits`.
+    """
+    slopes = torch.autograd.grad(loss, list(logits), create_graph=True, allow_unused=True)
+    products = [
+        (slope * tangent).sum()
+        for slope, tangent in zip(slopes, tangents, strict=True)
+        if slope is not None and tangent is not None
+    ]
+    if not products:
+        raise RuntimeError("feedback is detached: the synthetic loss does not depend on the segmenter's logits")
+    return torch.stack(products).sum()
+
+
+def exact(
+    network: nn.Module,
+    theta: Parameters,
+    direction: Parameters,
+    phi: Sequence[Tensor],
+    image: Tensor,
+    loss: LossOfLogits,
+    step_size: float,
+) -> list[Tensor]:
+    """The hypergradient by forward over reverse: v is pushed through the segmenter, the product back to φ.
+
+    Args:
+        network: the un-compiled segmenter.
+        theta: its weights by name; those without an entry in `direction` get a zero tangent.
+        direction: v by name. Only the last layers' entries make `last_layers` of this function.
+        phi: what to differentiate by; `image` or `loss` was computed from it.
+        image: (B, C, *spatial) synthetic images, with graph.
+        loss: of the logits, may depend on φ.
+        step_size: η.
+
+    Returns:
+        dL_fb/dφ, one tensor for each of `phi`.
+
+    Raises:
+        RuntimeError: nothing of `phi` is reached.
+    """
+    with forward_ad.dual_level():
+        weights = {
+            name: forward_ad.make_dual(weight.detach(), direction[name]) if name in direction else weight.detach()
+            for name, weight in theta.items()
+        }
+        output = functional_call(network, weights, (image,))
+        duals = [forward_ad.unpack_dual(part) for part in _as_list(output)]
+    logits, tangents = [dual.primal for dual in duals], [dual.tangent for dual in duals]
+    value = loss(logits if isinstance(output, (list, tuple)) else logits[0])
+    product = implicit_direction(value, logits, tangents)
+    return [-step_size * part for part in _gradient(product, phi)]
+
+
+def finite_difference(
+    network: nn.Module,
+    theta: Parameters,
+    direction: Parameters,
+    phi: Sequence[Tensor],
+    image: Tensor,
+    loss: LossOfLogits,
+    step_size: float,
+    epsilon: float = 0.01,
+) -> list[Tensor]:
+    """The hypergradient as a central difference of ∇_φ L_syn at θ ± (epsilon / ‖v‖) v, on functional copies.
+
+    Args and errors: as in `exact`. Through LeakyReLU it sees the kinks that the derivative skips and points elsewhere.
+    """
+    scale = epsilon / require_alive(list(direction.values()), "the gradient of the feedback loss")
+    sides = []
+    for sign in (1, -1):
+        weights = {name: weight.detach() for name, weight in theta.items()}
+        weights |= {name: weights[name] + sign * scale * part for name, part in direction.items()}
+        value = loss(functional_call(network, weights, (image,)))
+        sides.append(_gradient(value, phi, retain_graph=True))
+    return [-step_size * (plus - minus) / (2 * scale) for plus, minus in zip(*sides, strict=True)]
+
+
+def last_layers(theta: Parameters, direction: Parameters) -> dict[str, Tensor]:
+    """`direction` cut down to the decoder's last stage and the segmentation heads of nnU-Net's networks.
+
+    Raises:
+        ValueError: the network has no such layers.
+    """
+    last_stage = max((int(name.split(".")[2]) for name in theta if name.startswith("decoder.stages.")), default=-1)
+    prefixes = (f"decoder.stages.{last_stage}.", "decoder.seg_layers.")
+    chosen = {name: part for name, part in direction.items() if name.startswith(prefixes)}
+    if not chosen:
+        raise ValueError(
+            "feedback.method last_layers needs a network with decoder.stages and decoder.seg_layers, as nnU-Net's have; "
+            "use exact or finite_difference"
+        )
+    return chosen
+
+
+def require_alive(parts: Sequence[Tensor], what: str = "the hypergradient") -> float:
+    """The norm of a vector that is alive.
+
+    Raises:
+        RuntimeError: it is zero or not finite, with the reason.
+    """
+    norm = float(torch.stack([part.detach().double().norm() for part in parts]).norm())
+    if not math.isfinite(norm):
+        raise RuntimeError(f"feedback is not finite: {what} holds NaN or infinity")
+    if norm == 0:
+        raise RuntimeError(f"feedback is zero: {what} vanishes, so nothing would be learnt from the held-aside cases")
+    return norm
+
+
+def _as_list(output: Logits | tuple[Tensor, ...]) -> list[Tensor]:
+    return [output] if isinstance(output, Tensor) else list(output)
+
+
+def _gradient(value: Tensor, phi: Sequence[Tensor], retain_graph: bool = False) -> list[Tensor]:
+    if not value.requires_grad:
+        raise RuntimeError("feedback is detached: the synthetic loss does not depend on the generator's parameters")
+    parts = torch.autograd.grad(value, list(phi), retain_graph=retain_graph, allow_unused=True)
+    if all(part is None for part in parts):
+        raise RuntimeError("feedback is detached: the synthetic loss does not depend on the generator's parameters")
+    return [torch.zeros_like(own) if part is None else part for own, part in zip(phi, parts, strict=True)]

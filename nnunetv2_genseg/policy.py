@@ -1,0 +1,50 @@
+"""The drawing policy as parameters that feedback can move: how far, how wide, and what each class is worth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Policy(nn.Module):
+    """Factors on the configured values; all 1 at the start, and for ever unless `feedback.parameters` is `policy`.
+
+    Args:
+        foreground: number of foreground classes.
+    """
+
+    def __init__(self, foreground: int) -> None:
+        super().__init__()
+        self.log_deformation = nn.Parameter(torch.zeros(()))
+        self.log_style = nn.Parameter(torch.zeros(()))
+        self.log_worth = nn.Parameter(torch.zeros(foreground))
+
+    LIMIT = 3.0
+    """No factor leaves [1 / LIMIT, LIMIT], smoothly."""
+
+    def _factor(self, logarithm: Tensor) -> Tensor:
+        bound = torch.log(torch.tensor(self.LIMIT, device=logarithm.device))
+        return (bound * (logarithm / bound).tanh()).exp()
+
+    @property
+    def deformation(self) -> Tensor:
+        """Factor on the elastic displacement."""
+        return self._factor(self.log_deformation)
+
+    @property
+    def style(self) -> Tensor:
+        """Factor on the style noise and the shift of class intensities."""
+        return self._factor(self.log_style)
+
+    def worth(self, sizes: Tensor) -> Tensor:
+        """What each pair weighs in the synthetic loss.
+
+        Args:
+            sizes: (B, foreground) voxels of every foreground class in each mask.
+
+        Returns:
+            (B,) the mean factor of the classes that a mask shows; 1 for a mask without any.
+        """
+        present = (sizes > 0).float()
+        factors = (present * self._factor(self.log_worth)).sum(dim=1) / present.sum(dim=1).clamp(min=1)
+        return torch.where(present.any(dim=1), factors, 1.0)

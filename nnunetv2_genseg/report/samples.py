@@ -1,0 +1,69 @@
+"""Real patch, real mask, new mask and synthetic patch side by side, as a PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nnunetv2_genseg.pairs import Pairs
+
+COLUMNS = ("real image", "its mask", "new mask", "synthetic image", "synthetic, mask outlined")
+Picture = npt.NDArray[np.float64]
+
+
+def save_samples(path: Path, image: Tensor, labels: Tensor, pairs: Pairs, foreground: int, title: str) -> None:
+    """Writes one row a pair; in 3D the slice of the first axis through most of the labelled voxels.
+
+    Args:
+        path: of the PNG.
+        image: (B, C, *spatial) real images.
+        labels: (B, *spatial) their class maps.
+        pairs: B synthetic pairs.
+        foreground: number of foreground classes.
+        title: above the picture.
+    """
+    count = len(image)
+    figure = Figure(figsize=(2.6 * len(COLUMNS), 2.7 * count + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(count, len(COLUMNS), squeeze=False)
+    for row in range(count):
+        real, mask = _slice(image[row], labels[row])
+        drawn, new = _slice(pairs.image[row], pairs.labels[row])
+        window = np.percentile(real, [0.5, 99.5], axis=(0, 1))
+        cells = (_grey(real, window), _coloured(mask, foreground), _coloured(new, foreground), _grey(drawn, window))
+        for axis, picture in zip(axes[row], (*cells, cells[3]), strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_axis_off()
+        if new.max() > 0:
+            axes[row][-1].contour(new, levels=np.arange(0.5, foreground + 1), colors="red", linewidths=0.8)
+    for axis, name in zip(axes[0], COLUMNS, strict=True):
+        axis.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=80)
+
+
+def _slice(image: Tensor, labels: Tensor) -> tuple[Picture, npt.NDArray[np.int64]]:
+    """(C, *spatial) and (*spatial) to an (H, W, C) picture and its (H, W) mask."""
+    if labels.ndim == 3:
+        best = int((labels > 0).flatten(1).sum(dim=1).argmax()) if bool((labels > 0).any()) else len(labels) // 2
+        image, labels = image[:, best], labels[best]
+    return image.movedim(0, -1).double().cpu().numpy(), labels.cpu().numpy()
+
+
+def _grey(picture: Picture, window: Picture) -> Picture:
+    """Shown as RGB if the image has three channels, else its first channel."""
+    low, high = window
+    scaled = np.clip((picture - low) / np.maximum(high - low, 1e-6), 0, 1)
+    return scaled if picture.shape[-1] == 3 else np.repeat(scaled[..., :1], 3, axis=-1)
+
+
+def _coloured(mask: npt.NDArray[np.int64], foreground: int) -> Picture:
+    colours = np.vstack([np.zeros(3), colormaps["tab10"](np.arange(foreground) % 10)[:, :3], np.full(3, 0.5)])
+    result: Picture = colours[np.minimum(mask, foreground + 1)]
+    return result

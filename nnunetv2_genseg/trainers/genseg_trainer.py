@@ -1,0 +1,442 @@
+"""nnU-Net's side of the door: hooks that hand nnU-Net's batches, loss and files to the coupling."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from nnunetv2_genseg import __version__, checkpoint
+from nnunetv2_genseg.config import GenSegConfig, Settings, checked, resolve
+from nnunetv2_genseg.coupling import Coupling, Stage, stage_at
+from nnunetv2_genseg.generators import NetworkPlan
+from nnunetv2_genseg.labels import LabelCodec
+from nnunetv2_genseg.report.progress import ProgressRecord
+from nnunetv2_genseg.report.samples import save_samples
+from nnunetv2_genseg.trainers.carving import Carving, carve
+from nnunetv2_genseg.trainers.mixing import MixedLoss, Target, joined
+
+CONFIG_FILE = "genseg_config.json"
+SAMPLES_FILE = "genseg_samples.png"
+PICTURES = 12
+"""The pictures in the fold folder are refreshed about this often during a training."""
+
+
+class GenSegMixin(nnUNetTrainer):
+    """Adds GenSeg to a trainer of nnU-Net: `class MyTrainer(GenSegMixin, AnyTrainer)`.
+
+    Until synthetic pairs are mixed in, the segmenter trains bit for bit as the other trainer's would on the same cases.
+    """
+
+    preset: Settings = {}
+    """Settings of a preset trainer; the file named in `nnUNet_genseg_config` goes before them."""
+    preset_epochs: int | None = None
+    """Number of epochs of a preset trainer; nnU-Net's if None."""
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),
+    ) -> None:
+        self.genseg = resolve(self.preset)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_cascaded:
+            raise NotImplementedError(
+                f"GenSegTrainer does not train cascades yet ({configuration} takes the previous stage's segmentation as "
+                "input channels); train 2d, 3d_fullres or 3d_lowres, or this configuration with nnUNetTrainer"
+            )
+        if not self.label_manager.foreground_labels:
+            raise ValueError("dataset.json declares no foreground label: there is nothing to segment or to draw")
+        if self.preset_epochs is not None:
+            self.num_epochs = self.preset_epochs
+        self.coupling: Coupling | None = None
+        self.progress = ProgressRecord()
+        self._carving: Carving | None = None
+        self._feedback_loader: nnUNetDataLoader | None = None
+        self._resume_from: tuple[Path, int] | None = None
+        self._iteration = 0
+        self._in_tail = False
+        self._bar: tqdm[Any] | None = None
+
+    # ------------------------------------------------------------------ building
+
+    def initialize(self) -> None:
+        """Builds the generator beside nnU-Net's network."""
+        super().initialize()
+        self.coupling = Coupling(
+            self.genseg,
+            self._network_plan(),
+            self._codec(),
+            self.num_input_channels,
+            self.device,
+            rank=self.local_rank,
+            synchronise=_average if self.is_ddp else lambda tensors: None,
+        )
+        if self._do_i_compile():
+            # two batch sizes occur, real and mixed: compile each once instead of one slower graph for any size
+            torch._dynamo.config.automatic_dynamic_shapes = False
+
+    def _build_loss(self) -> nn.Module:
+        return MixedLoss(super()._build_loss())
+
+    def _network_plan(self) -> NetworkPlan:
+        arguments = self.configuration_manager.network_arch_init_kwargs
+        dims = len(self.configuration_manager.patch_size)
+
+        def per_axis(values: Any) -> tuple[tuple[int, ...], ...]:
+            return tuple((int(v),) * dims if isinstance(v, int) else tuple(int(n) for n in v) for v in values)
+
+        return NetworkPlan(
+            patch_size=tuple(int(n) for n in self.configuration_manager.patch_size),
+            features=tuple(int(n) for n in arguments["features_per_stage"]),
+            strides=per_axis(arguments["strides"]),
+            kernels=per_axis(arguments["kernel_sizes"]),
+        )
+
+    def _codec(self) -> LabelCodec:
+        labels = self.label_manager
+        if labels.has_regions:
+            return LabelCodec.from_regions(labels.foreground_regions, labels.has_ignore_label)
+        return LabelCodec.from_labels(labels.foreground_labels, labels.ignore_label)
+
+    # ------------------------------------------------------------------ cases
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split, less the cases that are held aside for feedback until the real-only tail.
+
+        Raises:
+            ValueError: the fold has too few cases.
+        """
+        self._require_enough_cases()
+        training, validation = super().do_split()
+        if not self.genseg.feedback.enabled:
+            return training, validation
+        self._carving = carve(training, self.genseg.feedback.cases, self.genseg.seed)
+        released = self._in_tail and self.genseg.feedback.release_in_tail
+        return (training if released else self._carving.training), validation
+
+    def _require_enough_cases(self) -> None:
+        if self.fold == "all" or (Path(self.preprocessed_dataset_folder_base) / "splits_final.json").is_file():
+            return
+        count = len(list(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)))
+        if count < 5:
+            raise ValueError(
+                f"the dataset has {count} cases, too few for nnU-Net's five-fold cross-validation; train on all of them "
+                "with fold `all`, or write your own splits_final.json"
+            )
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """nnU-Net's datasets, after a look whether there is anything to segment in the training cases.
+
+        Raises:
+            ValueError: there is not.
+        """
+        training, validation = super().get_tr_and_val_datasets()
+        if not any(_has_foreground(training, case) for case in training.identifiers):
+            raise ValueError(
+                "no training case of this fold holds a voxel of a foreground class; check labelsTr and dataset.json"
+            )
+        return training, validation
+
+    def _feedback_batch(self) -> tuple[Tensor, Tensor]:
+        """A micro-batch of held-aside cases, not augmented: (B', C, *spatial) images, (B', *spatial) class maps."""
+        assert self._carving is not None
+        if self._feedback_loader is None:
+            labels = self.label_manager
+            transforms = self.get_validation_transforms(
+                None,
+                foreground_labels=labels.foreground_labels,
+                regions=labels.foreground_regions if labels.has_regions else None,
+                ignore_label=labels.ignore_label,
+            )
+            patch_size = self.configuration_manager.patch_size
+            self._feedback_loader = nnUNetDataLoader(
+                self.dataset_class(self.preprocessed_dataset_folder, self._carving.feedback),
+                min(self.genseg.feedback.patches, self.batch_size),
+                patch_size,
+                patch_size,
+                labels,
+                oversample_foreground_percent=1.0,
+                transforms=transforms,
+            )
+        # nnU-Net's loader draws from the global generators: lend it its own, so that the training's stay as they are
+        with checkpoint.own_random_state(self.genseg.seed + self._global_iteration() * 131 + self.local_rank):
+            batch = next(self._feedback_loader)
+        return batch["data"].to(self.device), self._codec_on_device(batch["target"].to(self.device))
+
+    def _codec_on_device(self, target: Target) -> Tensor:
+        assert self.coupling is not None
+        return self.coupling.codec.to_classes(target if isinstance(target, Tensor) else target[0])
+
+    # ------------------------------------------------------------------ training
+
+    def on_train_start(self) -> None:
+        """nnU-Net's preparations; then the configuration is recorded and, after `--c`, the generator restored."""
+        if not self.was_initialized:
+            self.initialize()
+        folder = Path(self.output_folder)
+        if self._resume_from is not None:
+            self._require_same_configuration(folder / CONFIG_FILE)
+        self._in_tail = self._stage_of(self.current_epoch * self.num_iterations_per_epoch).tail
+        state = None
+        if self._resume_from is not None:
+            path, epoch = self._resume_from
+            state = checkpoint.load_sibling(self._identity(), path, epoch, self.device)
+        super().on_train_start()
+        assert self.coupling is not None
+        if state is not None:
+            self.coupling.restore(state["coupling"])
+            self.progress.restore(state["progress"])
+            if self.local_rank == 0:
+                checkpoint.set_global_random_state(state["random"], self.device)
+        if self.local_rank == 0:
+            settings = {"genseg_version": __version__, "trainer": type(self).__name__, **self.genseg.to_json()}
+            (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            if self._carving is not None:
+                self._carving.write(folder, self.genseg.seed)
+        self._announce()
+
+    def _announce(self) -> None:
+        held = f"{len(self._carving.feedback)} of its training cases held aside" if self._carving else "no feedback"
+        self.print_to_log_file(
+            f"GenSeg {__version__}: generator {self.genseg.generator.name}, mode {self.genseg.conditioning.mode}, "
+            f"{held}, {self.num_epochs} epochs"
+        )
+
+    def _require_same_configuration(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(f"cannot resume: {path} is missing, so this fold was not trained by GenSeg; start without --c")
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = {key: value for key, value in settings.items() if key not in ("genseg_version", "trainer")}
+        differences = checked(GenSegConfig, settings, str(path)).differences(self.genseg)
+        if differences:
+            raise ValueError(
+                f"cannot resume with another configuration. In {path}:\n  " + "\n  ".join(differences) + "\n"
+                "Restore the old settings, or start anew without --c"
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """Gives the held-aside cases back when the real-only tail begins."""
+        super().on_train_epoch_start()
+        self._iteration = 0
+        tail = self._stage_of(self._global_iteration()).tail
+        if tail and not self._in_tail and self._carving is not None and self.genseg.feedback.release_in_tail:
+            self._in_tail = True
+            self.print_to_log_file("GenSeg: real-only tail, training on all cases of the fold")
+            for loader in (self.dataloader_train, self.dataloader_val):
+                if isinstance(loader, NonDetMultiThreadedAugmenter):
+                    loader._finish()
+            self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        if self.local_rank == 0:
+            self._bar = tqdm(total=self.num_iterations_per_epoch, desc=f"epoch {self.current_epoch}", disable=None, leave=False)
+
+    def _global_iteration(self) -> int:
+        return self.current_epoch * self.num_iterations_per_epoch + self._iteration
+
+    def _stage_of(self, iteration: int) -> Stage:
+        return stage_at(iteration / max(1, self.num_epochs * self.num_iterations_per_epoch), self.genseg)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step on the real patches and, after the warm-up, synthetic ones; then generator and feedback."""
+        assert self.coupling is not None and isinstance(self.loss, MixedLoss)
+        iteration = self._global_iteration()
+        stage = self._stage_of(iteration)
+        image = batch["data"].to(self.device, non_blocking=True)
+        target = _to_device(batch["target"], self.device)
+        if stage.tail:
+            result = super().train_step(batch)
+        else:
+            labels = self._codec_on_device(target)
+            result = self._segmenter_step(batch, image, target, labels, stage.gamma)
+            if iteration % self.genseg.generator.interval == 0:
+                self.coupling.learn(image, labels)
+            if stage.feedback and stage.gamma > 0 and iteration % self.genseg.feedback.interval == 0:
+                self._feedback_step(image, labels, stage.gamma)
+        self._iteration += 1
+        if self._bar is not None:
+            self._bar.update()
+        return result
+
+    def _segmenter_step(
+        self, batch: dict[str, Any], image: Tensor, target: Target, labels: Tensor, gamma: float
+    ) -> dict[str, Any]:
+        assert self.coupling is not None and isinstance(self.loss, MixedLoss)
+        if gamma == 0:
+            result: dict[str, Any] = super().train_step(batch)
+            return result
+        pairs = self.coupling.draw(image, labels, self.coupling.synthetic_count(len(image)))
+        mixed = {"data": torch.cat([image, pairs.image]), "target": joined(target, self._to_target(pairs.labels))}
+        with self.loss.mixing(len(image), gamma):
+            result = super().train_step(mixed)
+        self.coupling.note("synthetic", float(self.loss.synthetic))
+        return {**result, "loss": self.loss.real.cpu().numpy()}
+
+    def _to_target(self, labels: Tensor) -> Target:
+        """(B, *spatial) class maps to targets, down-sampled for deep supervision by nnU-Net's own transform."""
+        assert self.coupling is not None
+        dtype = torch.bool if self.label_manager.has_regions else torch.int16
+        target = self.coupling.codec.to_target(labels, dtype)
+        scales = self._get_deep_supervision_scales()
+        if scales is None:
+            return target
+        levels = DownsampleSegForDSTransform(scales)(segmentation=target.flatten(0, 1))["segmentation"]
+        return [level.unflatten(0, target.shape[:2]) for level in levels]
+
+    def _feedback_step(self, image: Tensor, labels: Tensor, gamma: float) -> None:
+        assert self.coupling is not None and isinstance(self.loss, MixedLoss)
+        patches = min(self.genseg.feedback.patches, len(image))
+        held_image, held_labels = self._feedback_batch()
+        self.coupling.feedback(
+            self._plain_network(),
+            self.loss.loss,
+            self._to_target,
+            image[:patches],
+            labels[:patches],
+            held_image,
+            held_labels,
+            gamma,
+            self.optimizer.param_groups[0]["lr"],
+        )
+
+    def _plain_network(self) -> nn.Module:
+        network: nn.Module = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        if isinstance(network, OptimizedModule):
+            network = network._orig_mod
+        return network
+
+    # ------------------------------------------------------------------ what is seen
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """A line about the generator in nnU-Net's log, and the record for the progress picture."""
+        super().on_train_epoch_end(train_outputs)
+        assert self.coupling is not None
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        values = self.coupling.report()
+        self.progress.add(self.current_epoch, self._stage_of(self._global_iteration() - 1).gamma, values)
+        if values:
+            self.print_to_log_file("GenSeg", ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+    def on_epoch_end(self) -> None:
+        """Refreshes the pictures in the fold folder before nnU-Net saves."""
+        every = max(1, self.num_epochs // PICTURES)
+        if self.local_rank == 0 and (self.current_epoch % every == 0 or self.current_epoch == self.num_epochs - 1):
+            self._refresh_pictures()
+        super().on_epoch_end()
+
+    def _refresh_pictures(self) -> None:
+        assert self.coupling is not None
+        folder = Path(self.output_folder)
+        self.progress.plot(folder / "genseg_progress.png", self.num_epochs)
+        if self.genseg.feedback.enabled:
+            image, labels = self._feedback_batch()
+        else:
+            with checkpoint.own_random_state(self.genseg.seed):
+                batch = next(self.dataloader_val)
+            image, labels = batch["data"].to(self.device), self._codec_on_device(_to_device(batch["target"], self.device))
+        kept = self.coupling.rng.get_state()
+        pairs = self.coupling.draw(image[:4], labels[:4], min(4, len(image)))
+        self.coupling.rng.set_state(kept)
+        save_samples(folder / SAMPLES_FILE, image[:4], labels[:4], pairs, self.coupling.codec.foreground, f"epoch {self.current_epoch}")
+
+    # ------------------------------------------------------------------ files
+
+    def _identity(self) -> dict[str, Any]:
+        assert self.coupling is not None
+        return {
+            "dataset": self.plans_manager.dataset_name,
+            "plans": self.plans_manager.plans_name,
+            "configuration": self.configuration_name,
+            "fold": str(self.fold),
+            "image_channels": int(self.num_input_channels),
+            "classes": self.coupling.codec.classes,
+            "generator": self.genseg.generator.name,
+        }
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Saves nnU-Net's checkpoint atomically, after the generator's state in a sibling file.
+
+        The checkpoint names the trainer that GenSeg was added to, so that everybody can predict with it.
+
+        Raises:
+            OSError: it could not be written; the older checkpoint is intact.
+        """
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        assert self.coupling is not None
+        path, epoch = Path(filename), self.current_epoch + 1
+        buffer = io.BytesIO()
+        super().save_checkpoint(buffer)
+        buffer.seek(0)
+        content = torch.load(buffer, map_location="cpu", weights_only=False)
+        content["trainer_name"] = self._host_trainer()
+        state = {
+            "coupling": self.coupling.state(),
+            "progress": self.progress.state(),
+            "random": checkpoint.global_random_state(self.device),
+        }
+        checkpoint.save_sibling(state, self._identity(), path, epoch)
+        checkpoint.save_atomically(content, path)
+        checkpoint.remove_siblings(path, keep=epoch)
+
+    def _host_trainer(self) -> str:
+        order = type(self).__mro__
+        return order[order.index(GenSegMixin) + 1].__name__
+
+    def load_checkpoint(self, filename_or_checkpoint: str | dict[str, Any]) -> None:
+        """Loads nnU-Net's checkpoint; the generator's state follows when the training starts again."""
+        super().load_checkpoint(filename_or_checkpoint)
+        if isinstance(filename_or_checkpoint, str):
+            self._resume_from = (Path(filename_or_checkpoint), self.current_epoch)
+
+    def on_train_end(self) -> None:
+        """Removes the sibling of the checkpoint that nnU-Net removes."""
+        super().on_train_end()
+        if self.local_rank == 0:
+            checkpoint.remove_siblings(Path(self.output_folder) / "checkpoint_latest.pth")
+
+
+class GenSegTrainer(GenSegMixin, nnUNetTrainer):
+    """nnU-Net's default trainer with GenSeg."""
+
+
+def _to_device(target: Any, device: torch.device) -> Target:
+    if isinstance(target, list):
+        return [level.to(device, non_blocking=True) for level in target]
+    on_device: Tensor = target.to(device, non_blocking=True)
+    return on_device
+
+
+def _average(tensors: Any) -> None:
+    for tensor in tensors:
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+
+
+def _has_foreground(dataset: Any, case: str) -> bool:
+    _, _, _, properties = dataset.load_case(case)
+    return any(len(voxels) > 0 for key, voxels in properties["class_locations"].items() if not _is_annotated_key(key))
+
+
+def _is_annotated_key(key: Any) -> bool:
+    """With an ignore label nnU-Net lists all annotated voxels, background too, under a tuple with a negative label."""
+    return isinstance(key, tuple) and any(int(label) <= 0 for label in key)

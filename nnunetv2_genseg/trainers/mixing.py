@@ -1,0 +1,62 @@
+"""nnU-Net's loss over a batch whose last patches are synthetic: loss = real + γ · synthetic."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Target = Tensor | list[Tensor]
+
+
+class MixedLoss(nn.Module):
+    """Wraps nnU-Net's loss, so that nnU-Net's own training step serves mixed batches unchanged.
+
+    Outside of `mixing` it is the wrapped loss.
+
+    Args:
+        loss: nnU-Net's, with deep supervision's wrapper where there is one.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        self._real_patches = 0
+        self._gamma = 0.0
+        self.real = self.synthetic = torch.zeros(())
+        """Detached parts of the last mixed loss."""
+
+    @contextlib.contextmanager
+    def mixing(self, real_patches: int, gamma: float) -> Iterator[None]:
+        """Inside the block the patches of a batch from `real_patches` on are synthetic and weigh `gamma`."""
+        self._real_patches, self._gamma = real_patches, gamma
+        try:
+            yield
+        finally:
+            self._real_patches, self._gamma = 0, 0.0
+
+    def forward(self, output: Any, target: Any) -> Tensor:
+        """(B + S, classes, *spatial) logits and their targets, or lists of them, to a scalar."""
+        if not self._real_patches:
+            loss: Tensor = self.loss(output, target)
+            return loss
+        n = self._real_patches
+        real = self.loss(_patches(output, slice(n)), _patches(target, slice(n)))
+        synthetic = self.loss(_patches(output, slice(n, None)), _patches(target, slice(n, None)))
+        self.real, self.synthetic = real.detach(), synthetic.detach()
+        mixed: Tensor = real + self._gamma * synthetic
+        return mixed
+
+
+def joined(first: Target, second: Target) -> Target:
+    """Concatenates two targets along the batch."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.cat([first, second])
+    return [torch.cat(pair) for pair in zip(first, second, strict=True)]
+
+
+def _patches(values: Any, chosen: slice) -> Any:
+    return values[chosen] if isinstance(values, Tensor) else [part[chosen] for part in values]

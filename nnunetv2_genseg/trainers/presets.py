@@ -1,0 +1,24 @@
+"""Presets: one-hook subclasses whose name is the command-line argument."""
+
+from __future__ import annotations
+
+from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer
+
+SHORT_TRAININGS = (5, 50, 100, 250)
+
+
+class GenSegTrainerNoFeedback(GenSegTrainer):
+    """The generator learns from the real pairs alone, and no case is held aside."""
+
+    preset = {"feedback": {"enabled": False}}
+
+
+def _short(epochs: int) -> type[GenSegTrainer]:
+    name = f"GenSegTrainer_{epochs}epochs"
+    members = {"__module__": __name__, "__doc__": f"GenSegTrainer for {epochs} epochs.", "preset_epochs": epochs}
+    return type(name, (GenSegTrainer,), members)
+
+
+globals().update({trainer.__name__: trainer for trainer in map(_short, SHORT_TRAININGS)})
+
+__all__ = ["GenSegTrainerNoFeedback", *(f"GenSegTrainer_{epochs}epochs" for epochs in SHORT_TRAININGS)]
