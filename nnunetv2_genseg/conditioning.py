@@ -133,5 +133,5 @@ def condition(scene: Tensor, intensities: Tensor, layout: ConditionLayout, grid:
     channels = one_hot(scene, classes) if grid is None else warp_one_hot(scene, classes, grid)
     if not layout.tissues:
         return channels[:, 1:]
-    painted = (intensities.transpose(1, 2) @ channels.flatten(2)).unflatten(2, channels.shape[2:])
+    painted = (intensities.transpose(1, 2) @ channels.flatten(2)).view(len(scene), -1, *scene.shape[1:])
     return torch.cat([channels[:, 1:], painted], dim=1)

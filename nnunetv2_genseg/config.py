@@ -69,7 +69,8 @@ class MaskConfig(Topic):
     growth: float = Field(0.2, ge=0, lt=0.5)
     """Largest bias for or against a class when its boundary is moved; 0.5 would move it by one voxel."""
     recombination: float = Field(0.1, ge=0, le=1)
-    """Probability that a patch takes the structures of another patch of the batch, moved onto its own."""
+    """Probability that a patch takes the structures of another patch of the batch, moved onto its own. Not in mode
+    `differential`, where the real image stays and its own structures would show through."""
     smallest: float = Field(0.3, gt=0, le=1)
     """A structure that keeps less than this fraction of its voxels makes the new mask be discarded for the real one."""
 

@@ -186,7 +186,7 @@ class Coupling:
 
             def on_held(logits: hypergradient.Logits) -> Tensor:
                 value = loss(logits, to_target(held_labels))
-                self._note({"feedback": float(value)})
+                self._note({"feedback": value.item()})
                 return value
 
             point: hypergradient.Parameters = theta

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def segmenter_gradient(network: nn.Module, theta: Parameters, image: Tensor, los
         supervision gives no weight).
     """
     leaves = {name: weight.detach().requires_grad_() for name, weight in theta.items()}
-    value = loss(functional_call(network, leaves, (image,)))
+    value = loss(_output(network, leaves, image))
     gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, gradients, strict=True))
 
@@ -104,11 +105,11 @@ def exact(
     """
     with forward_ad.dual_level():
         weights = {
-            name: forward_ad.make_dual(weight.detach(), direction[name]) if name in direction else weight.detach()
+            name: _dual(weight.detach(), direction[name]) if name in direction else weight.detach()
             for name, weight in theta.items()
         }
-        output = functional_call(network, weights, (image,))
-        duals = [forward_ad.unpack_dual(part) for part in _as_list(output)]
+        output = _output(network, weights, image)
+        duals = [forward_ad.unpack_dual(part) for part in _as_list(output)]  # type: ignore[no-untyped-call]
     logits, tangents = [dual.primal for dual in duals], [dual.tangent for dual in duals]
     value = loss(logits if isinstance(output, (list, tuple)) else logits[0])
     product = implicit_direction(value, logits, tangents)
@@ -134,7 +135,7 @@ def finite_difference(
     for sign in (1, -1):
         weights = {name: weight.detach() for name, weight in theta.items()}
         weights |= {name: weights[name] + sign * scale * part for name, part in direction.items()}
-        value = loss(functional_call(network, weights, (image,)))
+        value = loss(_output(network, weights, image))
         sides.append(_gradient(value, phi, retain_graph=True))
     return [-step_size * (plus - minus) / (2 * scale) for plus, minus in zip(*sides, strict=True)]
 
@@ -168,6 +169,20 @@ def require_alive(parts: Sequence[Tensor], what: str = "the hypergradient") -> f
     if norm == 0:
         raise RuntimeError(f"feedback is zero: {what} vanishes, so nothing would be learnt from the held-aside cases")
     return norm
+
+
+def _output(network: nn.Module, weights: Parameters, image: Tensor) -> Any:
+    """The network's output at given weights.
+
+    nnU-Net's networks register modules under several names (the decoder holds the encoder). With its default, torch's
+    `functional_call` would exchange such a module's weights once a name and put the wrong ones back.
+    """
+    return functional_call(network, dict(weights), (image,), tie_weights=False)
+
+
+def _dual(weight: Tensor, tangent: Tensor) -> Tensor:
+    dual: Tensor = forward_ad.make_dual(weight, tangent)  # type: ignore[no-untyped-call]
+    return dual
 
 
 def _as_list(output: Logits | tuple[Tensor, ...]) -> list[Tensor]:

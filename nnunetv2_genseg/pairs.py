@@ -48,7 +48,8 @@ class PairSource:
     ) -> None:
         self.codec = codec
         self.config = conditioning_config
-        self.mask_config = mask_config
+        keeps_image = conditioning_config.mode == "differential"
+        self.mask_config = mask_config.model_copy(update={"recombination": 0.0}) if keeps_image else mask_config
         self.movable_axes = movable_axes
         tissues = 0 if conditioning_config.mode == "mask" else conditioning_config.tissue_classes
         self.layout = ConditionLayout(codec.foreground, tissues, image_channels)

@@ -96,7 +96,7 @@ class PhantomDataset:
         folder.mkdir(parents=True, exist_ok=True)
         if self.dims == 3:
             saved = sitk.GetImageFromArray(array.astype(np.float32) if image_file else array)
-            saved.SetSpacing((1.0, 1.0, 1.5))
+            saved.SetSpacing((1.0, 1.0, 1.5))  # type: ignore[no-untyped-call]
         elif image_file:
             colours = np.clip(np.stack([array.astype(float) * tint for tint in (1.0, 0.85, 0.7)], axis=-1), 0, 1)
             saved = sitk.GetImageFromArray((255 * colours).astype(np.uint8), isVector=True)

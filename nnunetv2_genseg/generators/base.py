@@ -49,7 +49,9 @@ class GeneratorFactory(Protocol):
         *,
         separate_architecture: bool,
         synchronise: Callable[[Iterable[Tensor]], None],
-    ) -> Generator: ...
+    ) -> Generator:
+        """Args: as in `build_generator`."""
+        ...
 
 
 _REGISTRY: dict[str, GeneratorFactory] = {}

@@ -57,7 +57,7 @@ class GanGenerator:
         distance = (drawn - image).abs().mean()
         adversarial = -self.discriminator(condition, drawn).mean()
         self._step(self.network_optimizer, adversarial + self.l1 * distance, self.learned)
-        return {"generator": float(adversarial), "l1": float(distance), "discriminator": float(judge)}
+        return {"generator": adversarial.item(), "l1": distance.item(), "discriminator": judge.item()}
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
         if not torch.isfinite(loss):

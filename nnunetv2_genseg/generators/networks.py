@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +41,7 @@ class NetworkPlan:
         return tuple(max(4, round(features * width)) for features in self.features)
 
 
-def _convolution(dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+def _convolution(dims: int) -> Callable[..., nn.Module]:
     return nn.Conv2d if dims == 2 else nn.Conv3d
 
 
@@ -71,7 +71,7 @@ class MixedKernelCell(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mixes the candidates' outputs."""
         weights = self.alpha.softmax(dim=0)
-        mixed = torch.stack([candidate(x) for candidate in self.candidates], dim=-1) @ weights
+        mixed: Tensor = sum(weight * candidate(x) for weight, candidate in zip(weights, self.candidates, strict=True))
         result: Tensor = self.activation(self.norm(mixed))
         return result
 
@@ -86,7 +86,8 @@ class StyleModulation(nn.Module):
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """(B, channels, *spatial) and (B, style_channels) to (B, channels, *spatial)."""
         scale, shift = self.affine(style).view(len(x), -1, *(1,) * (x.ndim - 2)).chunk(2, dim=1)
-        return x * (1 + scale) + shift
+        modulated: Tensor = x * (1 + scale) + shift
+        return modulated
 
 
 class MixedKernelUNet(nn.Module):
@@ -109,7 +110,7 @@ class MixedKernelUNet(nn.Module):
         super().__init__()
         features = plan.scaled(width)
         convolution = _convolution(plan.dims)
-        transposed = nn.ConvTranspose2d if plan.dims == 2 else nn.ConvTranspose3d
+        transposed: Callable[..., nn.Module] = nn.ConvTranspose2d if plan.dims == 2 else nn.ConvTranspose3d
         inputs = (condition_channels, *features)
         self.encoder = nn.ModuleList(
             MixedKernelCell(inputs[i], features[i], plan.kernels[i], plan.strides[i]) for i in range(len(features))

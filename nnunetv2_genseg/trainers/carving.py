@@ -22,7 +22,8 @@ class Carving:
 
     def write(self, folder: Path, seed: int) -> None:
         """Records the parts in `genseg_split.json`."""
-        content = {"feedback": self.feedback, "training": self.training, "seed": seed, "budget": len(self.training) + len(self.feedback)}
+        budget = len(self.training) + len(self.feedback)
+        content = {"feedback": self.feedback, "training": self.training, "seed": seed, "budget": budget}
         (folder / FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

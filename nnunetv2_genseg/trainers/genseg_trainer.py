@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
@@ -40,7 +40,7 @@ class GenSegMixin(nnUNetTrainer):
     Until synthetic pairs are mixed in, the segmenter trains bit for bit as the other trainer's would on the same cases.
     """
 
-    preset: Settings = {}
+    preset: ClassVar[Settings] = {}
     """Settings of a preset trainer; the file named in `nnUNet_genseg_config` goes before them."""
     preset_epochs: int | None = None
     """Number of epochs of a preset trainer; nnU-Net's if None."""
@@ -238,7 +238,7 @@ class GenSegMixin(nnUNetTrainer):
         if tail and not self._in_tail and self._carving is not None and self.genseg.feedback.release_in_tail:
             self._in_tail = True
             self.print_to_log_file("GenSeg: real-only tail, training on all cases of the fold")
-            for loader in (self.dataloader_train, self.dataloader_val):
+            for loader in (self.dataloader_train, self.dataloader_val):  # type: ignore[has-type]
                 if isinstance(loader, NonDetMultiThreadedAugmenter):
                     loader._finish()
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
@@ -246,7 +246,7 @@ class GenSegMixin(nnUNetTrainer):
             self._bar = tqdm(total=self.num_iterations_per_epoch, desc=f"epoch {self.current_epoch}", disable=None, leave=False)
 
     def _global_iteration(self) -> int:
-        return self.current_epoch * self.num_iterations_per_epoch + self._iteration
+        return int(self.current_epoch * self.num_iterations_per_epoch) + self._iteration
 
     def _stage_of(self, iteration: int) -> Stage:
         return stage_at(iteration / max(1, self.num_epochs * self.num_iterations_per_epoch), self.genseg)
@@ -259,7 +259,7 @@ class GenSegMixin(nnUNetTrainer):
         image = batch["data"].to(self.device, non_blocking=True)
         target = _to_device(batch["target"], self.device)
         if stage.tail:
-            result = super().train_step(batch)
+            result: dict[str, Any] = super().train_step(batch)
         else:
             labels = self._codec_on_device(target)
             result = self._segmenter_step(batch, image, target, labels, stage.gamma)
@@ -355,7 +355,8 @@ class GenSegMixin(nnUNetTrainer):
         kept = self.coupling.rng.get_state()
         pairs = self.coupling.draw(image[:4], labels[:4], min(4, len(image)))
         self.coupling.rng.set_state(kept)
-        save_samples(folder / SAMPLES_FILE, image[:4], labels[:4], pairs, self.coupling.codec.foreground, f"epoch {self.current_epoch}")
+        title, foreground = f"epoch {self.current_epoch}", self.coupling.codec.foreground
+        save_samples(folder / SAMPLES_FILE, image[:4], labels[:4], pairs, foreground, title)
 
     # ------------------------------------------------------------------ files
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from nnunetv2_genseg.config import Settings
 from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer
 
 SHORT_TRAININGS = (5, 50, 100, 250)
@@ -10,7 +13,7 @@ SHORT_TRAININGS = (5, 50, 100, 250)
 class GenSegTrainerNoFeedback(GenSegTrainer):
     """The generator learns from the real pairs alone, and no case is held aside."""
 
-    preset = {"feedback": {"enabled": False}}
+    preset: ClassVar[Settings] = {"feedback": {"enabled": False}}
 
 
 def _short(epochs: int) -> type[GenSegTrainer]:

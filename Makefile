@@ -1,0 +1,42 @@
+PYTHON ?= python3
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+VENV := .venv
+WHEEL_VENV := .venv-wheel
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: setup test lint demo wheel clean
+
+setup: $(INSTALLED)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest --cov=nnunetv2_genseg --cov-report=term-missing:skip-covered --cov-fail-under=90 $(TEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+demo: setup
+	$(BIN)/genseg demo $(DEMO_ARGS)
+
+# The check runs outside the repository, or the package would be imported from here instead of from the wheel.
+wheel: setup
+	rm -rf build dist $(WHEEL_VENV)
+	$(BIN)/python -m build --wheel
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip install -c constraints.txt dist/*.whl
+	outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && cd "$$outside" && \
+		"$(CURDIR)/$(WHEEL_VENV)/bin/python" "$(CURDIR)/tests/wheel/check_wheel.py"
+
+clean:
+	rm -rf build dist *.egg-info $(WHEEL_VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* coverage.xml
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
