@@ -12,6 +12,7 @@ import contextlib
 import os
 import pickle
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ import torch
 from torch import Tensor
 
 FORMAT = 1
+UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
+UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile)
+"""What reading a damaged file raises."""
 
 
 def save_atomically(content: Any, path: Path) -> None:
@@ -35,9 +39,11 @@ def save_atomically(content: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise
         raise OSError(
             f"could not write {path}: {error}. What was saved there before is intact; free space or correct the "
             "permissions and continue with --c"
@@ -79,9 +85,12 @@ def load_sibling(identity: dict[str, Any], checkpoint: Path, epoch: int, device:
     if not path.is_file():
         raise ValueError(f"{checkpoint.name} is of epoch {epoch}, but its generator state {path} is missing; {remedy}")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums but does not read them
+            if archive.testzip() is not None:
+                raise ValueError("checksum")
         content = torch.load(path, map_location=device, weights_only=True)
         form, found_epoch, found, state = (content[key] for key in ("format", "epoch", "identity", "state"))
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"generator state {path} is corrupt ({type(error).__name__}); {remedy}") from error
     if form != FORMAT:
         raise ValueError(f"generator state {path} has format {form}, this version reads {FORMAT}; {remedy}")

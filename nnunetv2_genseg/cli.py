@@ -59,7 +59,7 @@ def demo(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
     parser.add_argument("--full", action="store_true", help="train ten times longer")
     chosen = parser.parse_args(arguments)
-    run_demo(DemoSettings(folder=chosen.folder, device=chosen.device, full=chosen.full))
+    run_demo(DemoSettings(folder=chosen.folder, device=chosen.device, iterations=100 if chosen.full else 10))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -82,22 +82,24 @@ def _kmeans(voxels: Tensor, weight: Tensor, clusters: int) -> Tensor:
         size = member.sum(dim=1)[..., None]
         mean = member.float().transpose(1, 2) @ points / size.clamp(min=1)
         centres = torch.where(size > 0, mean, centres)
-    return centres
+    darkest_first = centres.mean(dim=2).argsort(dim=1)
+    return centres.gather(1, darkest_first[..., None].expand_as(centres))
 
 
 def _spread(tissue: Tensor, known: Tensor, tissues: int) -> Tensor:
     """Fills the voxels that are not `known` with the most frequent known class around, in growing neighbourhoods."""
     pool = functional.avg_pool2d if tissue.ndim == 3 else functional.avg_pool3d
-    votes = one_hot(tissue, tissues) * known[:, None]
     filled, done, size = tissue, known, 3
     while not done.all():
-        share = pool(votes, size, stride=1, padding=size // 2)
+        # avg_pool3d takes no kernel larger than the patch
+        kernel = [min(size, n - 1 + n % 2) for n in tissue.shape[1:]]
+        share = pool(one_hot(filled, tissues) * done[:, None], kernel, stride=1, padding=[n // 2 for n in kernel])
         reached = ~done & (share.sum(dim=1) > 0)
+        if not reached.any():
+            break  # a patch without any known voxel keeps its nearest clusters
         filled = torch.where(reached, share.argmax(dim=1), filled)
         done = done | reached
         size = 2 * size + 1
-        if size // 2 >= 2 * max(tissue.shape[1:]):
-            break  # a patch without any known voxel keeps its nearest clusters
     return filled
 
 

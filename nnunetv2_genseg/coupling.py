@@ -45,9 +45,9 @@ def stage_at(progress: float, config: GenSegConfig) -> Stage:
     if tail or progress < schedule.warmup:
         return Stage(0.0, False, tail)
     risen = (progress - schedule.warmup) / schedule.ramp if schedule.ramp else 1.0
-    feedback = config.feedback.enabled and progress >= max(config.feedback.start, schedule.warmup)
-    # at the ramp's first iteration the weight is not yet above 0: the batch stays real
-    return Stage(config.mixing.gamma * min(1.0, risen), feedback, False)
+    gamma = config.mixing.gamma * min(1.0, risen)
+    # at the ramp's first iteration the weight is not yet above 0: the batch stays real, feedback would be zero
+    return Stage(gamma, config.feedback.enabled and gamma > 0 and progress >= config.feedback.start, False)
 
 
 class Coupling:
@@ -238,4 +238,5 @@ class Coupling:
             self.phi_optimizer.load_state_dict(state["phi_optimizer"])
         self.rng.set_state(state["rng"].cpu())
         if self.rank:  # the state is the first process's
-            self.rng.manual_seed(self.rng.initial_seed() + 7919 * self.rank)
+            drawn = int(torch.randint(2**31, (), generator=self.rng, device=self.rng.device))
+            self.rng.manual_seed(drawn + 7919 * self.rank)

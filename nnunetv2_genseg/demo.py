@@ -24,7 +24,6 @@ class DemoSettings:
 
     folder: Path
     device: str = "cpu"
-    full: bool = False
     datasets: tuple[tuple[PhantomDataset, str], ...] = field(
         default=(
             (PhantomDataset(901, dims=2, training_cases=10, test_cases=12), "2d"),
@@ -33,10 +32,8 @@ class DemoSettings:
     )
     """(dataset, nnU-Net configuration)."""
 
-    @property
-    def iterations(self) -> int:
-        """Iterations of each of the ten epochs."""
-        return 100 if self.full else 10
+    iterations: int = 10
+    """Iterations of each of the ten epochs."""
 
 
 def run_demo(settings: DemoSettings) -> list[dict[str, str | float]]:

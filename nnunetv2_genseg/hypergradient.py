@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.func import functional_call
 
 Parameters = Mapping[str, Tensor]
@@ -50,33 +49,6 @@ def step_ahead(theta: Parameters, gradient: Parameters, step_size: float) -> dic
     return {name: (theta[name] - step_size * gradient[name]).detach() for name in theta}
 
 
-def implicit_direction(loss: Tensor, logits: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
-    """Directional derivative of a segmentation loss along a tangent of its logits.
-
-    ⟨∂L/∂z, ż⟩, differentiable in whatever z and ż were made from.
-
-    Args:
-        loss: scalar, computed from `logits`.
-        logits: (B, classes, *spatial) each, before softmax or sigmoid.
-        tangents: of the same shapes, ż = (∂z/∂θ) v; None where the logits do not depend on θ.
-
-    Returns:
-        Scalar; its gradient with respect to the generator is the feedback, but for −η.
-
-    Raises:
-        RuntimeError: if `loss` does not depend on `logits`.
-    """
-    slopes = torch.autograd.grad(loss, list(logits), create_graph=True, allow_unused=True)
-    products = [
-        (slope * tangent).sum()
-        for slope, tangent in zip(slopes, tangents, strict=True)
-        if slope is not None and tangent is not None
-    ]
-    if not products:
-        raise RuntimeError("feedback is detached: the synthetic loss does not depend on the segmenter's logits")
-    return torch.stack(products).sum()
-
-
 def exact(
     network: nn.Module,
     theta: Parameters,
@@ -86,11 +58,14 @@ def exact(
     loss: LossOfLogits,
     step_size: float,
 ) -> list[Tensor]:
-    """The hypergradient by forward over reverse: v is pushed through the segmenter, the product back to φ.
+    """The hypergradient by reverse over reverse: ∇_θ L_syn with graph, its product with v, back to φ.
+
+    Forward over reverse would need less memory, but torch's forward-mode derivative of instance norm cannot be
+    differentiated once more by its input: tests/unit/test_hypergradient.py fails with it (torch 2.15).
 
     Args:
         network: the un-compiled segmenter.
-        theta: its weights by name; those without an entry in `direction` get a zero tangent.
+        theta: its weights by name; those without an entry in `direction` are constants.
         direction: v by name. Only the last layers' entries make `last_layers` of this function.
         phi: what to differentiate by; `image` or `loss` was computed from it.
         image: (B, C, *spatial) synthetic images, with graph.
@@ -103,16 +78,11 @@ def exact(
     Raises:
         RuntimeError: nothing of `phi` is reached.
     """
-    with forward_ad.dual_level():
-        weights = {
-            name: _dual(weight.detach(), direction[name]) if name in direction else weight.detach()
-            for name, weight in theta.items()
-        }
-        output = _output(network, weights, image)
-        duals = [forward_ad.unpack_dual(part) for part in _as_list(output)]  # type: ignore[no-untyped-call]
-    logits, tangents = [dual.primal for dual in duals], [dual.tangent for dual in duals]
-    value = loss(logits if isinstance(output, (list, tuple)) else logits[0])
-    product = implicit_direction(value, logits, tangents)
+    weights = {name: weight.detach().requires_grad_(name in direction) for name, weight in theta.items()}
+    value = loss(_output(network, weights, image))
+    chosen = [weights[name] for name in direction]
+    slopes = torch.autograd.grad(value, chosen, create_graph=True, allow_unused=True, materialize_grads=True)
+    product = torch.stack([(slope * part).sum() for slope, part in zip(slopes, direction.values(), strict=True)]).sum()
     return [-step_size * part for part in _gradient(product, phi)]
 
 
@@ -178,15 +148,6 @@ def _output(network: nn.Module, weights: Parameters, image: Tensor) -> Any:
     `functional_call` would exchange such a module's weights once a name and put the wrong ones back.
     """
     return functional_call(network, dict(weights), (image,), tie_weights=False)
-
-
-def _dual(weight: Tensor, tangent: Tensor) -> Tensor:
-    dual: Tensor = forward_ad.make_dual(weight, tangent)  # type: ignore[no-untyped-call]
-    return dual
-
-
-def _as_list(output: Logits | tuple[Tensor, ...]) -> list[Tensor]:
-    return [output] if isinstance(output, Tensor) else list(output)
 
 
 def _gradient(value: Tensor, phi: Sequence[Tensor], retain_graph: bool = False) -> list[Tensor]:

@@ -57,16 +57,17 @@ def draw_change(
     spatial = labels.shape[1:]
     movable = [True] * len(spatial) if movable_axes is None else list(movable_axes)
     edited, donors = recombine(labels, config.recombination, rng, frozen_class)
-    edited = grow(edited, classes, config.growth, rng, frozen_class)
+    grown = grow(edited, classes, config.growth, rng, frozen_class)
+    survives = _keeps_classes(edited, grown, classes, config.smallest).view(-1, *(1,) * len(spatial))
+    edited = torch.where(survives, grown, edited)
     identity = identity_grid(spatial, labels.device).expand(len(labels), *spatial, len(spatial))
     grid = affine_grid(identity, config, movable, rng) + amount * elastic_field(
         len(labels), spatial, config.elastic, config.control_points, movable, rng
     )
 
-    real, new = class_sizes(labels, classes), class_sizes(warp(edited, grid.detach()), classes)
-    kept = (new >= (config.smallest * real).clamp(min=1)) | (real == 0)
-    bounded = new <= torch.maximum(largest, real)
-    acceptable = (kept & bounded)[:, 1:].all(dim=1)
+    new = warp(edited, grid.detach())
+    bounded = class_sizes(new, classes) <= torch.maximum(largest, class_sizes(labels, classes))
+    acceptable = _keeps_classes(labels, new, classes, config.smallest) & bounded[:, 1:].all(dim=1)
     chosen = acceptable.view(-1, *(1,) * len(spatial))
     own = torch.arange(len(labels), device=labels.device)
     return MaskChange(
@@ -74,6 +75,12 @@ def draw_change(
         torch.where(chosen[..., None], grid, identity),
         torch.where(acceptable, donors, own),
     )
+
+
+def _keeps_classes(before: Tensor, after: Tensor, classes: int, smallest: float) -> Tensor:
+    """(B,) whether every class that a map has keeps at least `smallest` of its voxels, and one."""
+    real, new = class_sizes(before, classes)[:, 1:], class_sizes(after, classes)[:, 1:]
+    return ((new >= (smallest * real).clamp(min=1)) | (real == 0)).all(dim=1)
 
 
 def class_sizes(labels: Tensor, classes: int) -> Tensor:
@@ -106,7 +113,8 @@ def recombine(
     taken = wanted & (partner != own) & (present == present[partner]).all(dim=1) & present.any(dim=1)
 
     centre = centroids(structures > 0)
-    offset = centre[partner] - centre
+    extent = torch.tensor(spatial[::-1], device=labels.device)
+    offset = ((centre[partner] - centre) * extent / 2).round() * 2 / extent  # whole voxels: nearest sampling keeps shapes
     identity = identity_grid(spatial, labels.device)
     moved = warp(structures[partner], identity + offset.view(count, *(1,) * len(spatial), len(spatial)), outside="zeros")
     frozen = torch.zeros_like(labels, dtype=torch.bool) if frozen_class is None else labels == frozen_class

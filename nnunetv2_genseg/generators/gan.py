@@ -61,7 +61,7 @@ class GanGenerator:
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the generator's training loss is {float(loss)}")
+            raise FloatingPointError(f"the generator's training loss is {loss.item()}")
         gradients = torch.autograd.grad(loss, parameters)
         self.synchronise(gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -265,7 +265,7 @@ class GenSegMixin(nnUNetTrainer):
             result = self._segmenter_step(batch, image, target, labels, stage.gamma)
             if iteration % self.genseg.generator.interval == 0:
                 self.coupling.learn(image, labels)
-            if stage.feedback and stage.gamma > 0 and iteration % self.genseg.feedback.interval == 0:
+            if stage.feedback and iteration % self.genseg.feedback.interval == 0:
                 self._feedback_step(image, labels, stage.gamma)
         self._iteration += 1
         if self._bar is not None:

@@ -1,0 +1,54 @@
+"""nnU-Net's folders with a small planned dataset, and its programs as a user calls them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_genseg.phantoms import PhantomDataset
+
+PROGRAMS = Path(sys.executable).parent
+
+
+class Shell:
+    """Runs this environment's programs with nnU-Net's folders set."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        self.environment = {key: value for key, value in os.environ.items() if not key.lower().startswith("nnunet_")}
+        self.environment |= {name: str(folder / name) for name in names}
+        self.environment |= {"nnUNet_n_proc_DA": "1", "nnUNet_genseg_short": "4,2,1,1,0", "PYTHONUNBUFFERED": "1"}
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(PROGRAMS / command[0]), *command[1:]],
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            cwd=self.folder,
+        )
+
+    def run(self, *command: str, **environment: str) -> tuple[int, str]:
+        process = self.start(*command, **environment)
+        output, _ = process.communicate()
+        return process.returncode, output
+
+    def succeed(self, *command: str, **environment: str) -> str:
+        status, output = self.run(*command, **environment)
+        assert status == 0, output
+        return output
+
+
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    shell = Shell(tmp_path_factory.mktemp("e2e"))
+    PhantomDataset(903, dims=2, training_cases=5, test_cases=1, extent=32).write(shell.folder / "nnUNet_raw")
+    shell.succeed("nnUNetv2_plan_and_preprocess", "-d", "903", "-c", "2d", "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
+    return shell

@@ -1,0 +1,116 @@
+"""What a user types, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import SimpleITK
+import pytest
+
+from nnunetv2_genseg.demo import DemoSettings, run_demo
+from nnunetv2_genseg.phantoms import PhantomDataset
+
+from .conftest import Shell
+
+NAME = "Dataset903_Phantom2D"
+WITHOUT_THIS_PACKAGE = """
+import sys
+sys.modules["nnunetv2_genseg"] = None  # importing it raises ImportError
+from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder
+predict_entry_point_modelfolder()
+"""
+
+
+def test_killed_resumed_and_predicted_by_stock_nnunet_without_this_package(shell: Shell):
+    export = shell.succeed("genseg", "env")
+    name, _, value = export.removeprefix("export ").strip().partition("=")
+    found = {name: value}
+    model = shell.folder / "nnUNet_results" / NAME / "GenSegTrainerShort__nnUNetPlans__2d"
+    train = ["nnUNetv2_train", "903", "2d", "all", "-tr", "GenSegTrainerShort", "-device", "cpu"]
+
+    process = shell.start(*train, nnUNet_genseg_short="200,2,1,1,0", **found)
+    while not (model / "fold_all" / "checkpoint_latest.pth").is_file():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = json.loads((model / "fold_all" / "genseg_config.json").read_text())
+    assert done["trainer"] == "GenSegTrainerShort"
+
+    output = shell.succeed(*train, "--c", nnUNet_genseg_short="4,2,1,1,0", **found)
+    assert "GenSeg 0.1.0" in output
+    assert "Mean Validation Dice" in output
+
+    predictions = shell.folder / "predictions"
+    arguments = ["-i", str(shell.folder / "nnUNet_raw" / NAME / "imagesTs"), "-o", str(predictions), "-m", str(model)]
+    shell.succeed("python", "-c", WITHOUT_THIS_PACKAGE, *arguments, "-f", "all", "-device", "cpu", "-npp", "1", "-nps", "1")
+    mask = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(predictions / "ts_000.png")))
+    assert mask.shape == (32, 32)
+    assert set(mask.ravel().tolist()) <= {0, 1, 2}
+
+
+def test_genseg_train_needs_no_environment_variable(shell: Shell):
+    output = shell.succeed("genseg", "train", "903", "2d", "0", "-tr", "GenSegTrainerShort", "-device", "cpu")
+    assert "GenSeg 0.1.0: generator gan" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["999", "2d", "0"], {}, "999"),
+        (["903", "3d_fullres", "0"], {}, "3d_fullres"),
+        (["903", "2d", "0", "-tr", "GenSegTrainerTypo"], {}, "Could not find requested nnunet trainer GenSegTrainerTypo"),
+        (["903", "2d", "0", "-p", "nnUNetOtherPlans"], {}, "nnUNetv2_plan_and_preprocess"),
+        (["903", "2d", "0"], {"nnUNet_genseg_config": "/nowhere.json"}, "not a file"),
+        (["903", "2d", "0", "-tr", "GenSegTrainerShort"], {"nnUNet_genseg_short": "1,2"}, "five whole numbers"),
+    ],
+)
+def test_a_users_error_is_one_message_and_exit_status_2(shell: Shell, arguments, environment, message):
+    status, output = shell.run("genseg", "train", *arguments, "-device", "cpu", **environment)
+    assert status == 2, output
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_a_dataset_without_any_foreground_is_refused(shell: Shell):
+    folder = PhantomDataset(904, dims=2, training_cases=5, test_cases=1, extent=32).write(shell.folder / "nnUNet_raw")
+    for path in (folder / "labelsTr").iterdir():
+        SimpleITK.WriteImage(SimpleITK.ReadImage(str(path)) * 0, str(path))
+    shell.succeed("nnUNetv2_plan_and_preprocess", "-d", "904", "-c", "2d", "-np", "1", "-npfp", "1")
+    status, output = shell.run("genseg", "train", "904", "2d", "0", "-device", "cpu")
+    assert status == 2
+    assert "no training case of this fold holds a voxel of a foreground class" in output
+    shutil.rmtree(folder)
+
+
+def test_an_nnunet_that_is_too_old_is_refused(shell: Shell):
+    program = (
+        "import importlib.metadata as m; real = m.version; m.version = lambda n: '2.7.0' if n == 'nnunetv2' else real(n); "
+        "import nnunetv2_genseg.trainers"
+    )
+    status, output = shell.run("python", "-c", program)
+    assert status != 0
+    assert "needs nnunetv2 2.8 or newer, found 2.7.0" in output
+
+
+def test_the_demo_trains_predicts_evaluates_and_shows_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    dataset = PhantomDataset(905, dims=2, training_cases=5, test_cases=2, extent=32)
+    rows = run_demo(DemoSettings(folder=tmp_path, datasets=((dataset, "2d"),), iterations=1))
+    assert [row["trainer"] for row in rows] == ["nnUNetTrainer", "GenSegTrainer"]
+    assert all(0 <= float(row["dice"]) <= 1 for row in rows)
+    table = capsys.readouterr().out
+    assert "test Dice" in table
+    pictures = [Path(line.strip()) for line in table.splitlines() if line.strip().endswith(".png")]
+    assert len(pictures) == 2
+    assert all(path.is_file() for path in pictures)
+
+
+def test_a_failing_demo_step_names_its_log(tmp_path: Path):
+    dataset = PhantomDataset(906, dims=2, training_cases=5, test_cases=1, extent=32)
+    with pytest.raises(RuntimeError, match=r"3d_nothing|plan[\s\S]*log"):
+        run_demo(DemoSettings(folder=tmp_path, datasets=((dataset, "3d_nothing"),), iterations=1))

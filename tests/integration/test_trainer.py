@@ -1,0 +1,276 @@
+"""GenSegTrainer in nnU-Net's own training loop, on data that nnU-Net planned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from PIL import Image
+
+from nnunetv2_genseg.trainers import GenSegTrainer, GenSegTrainerNoFeedback, GenSegTrainerShort, nnUNetTrainerShort
+from nnunetv2_genseg.trainers import GenSegTrainer_5epochs as FiveEpochs  # type: ignore[attr-defined]
+
+from .conftest import make_trainer, weights_of
+
+PHANTOM_2D = ("Dataset901_Phantom2D", "2d")
+PHANTOM_3D = ("Dataset902_Phantom3D", "3d_fullres")
+EVERY_STEP = {"feedback": {"interval": 1}}
+
+
+class StoppedError(Exception):
+    """Ends a training in the middle."""
+
+
+def stop_after(trainer: nnUNetTrainer, epochs: int) -> None:
+    """Makes a training end abruptly before its epoch of that number begins."""
+    begin = trainer.on_epoch_start
+
+    def checked() -> None:
+        if trainer.current_epoch == epochs:
+            raise StoppedError
+        begin()
+
+    trainer.on_epoch_start = checked
+
+
+def resume(kind: type[nnUNetTrainer], dataset: str, configuration: str, length: str, **options: Any) -> nnUNetTrainer:
+    trainer = make_trainer(kind, dataset, configuration, length, resume=True, **options)
+    trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    return trainer
+
+
+@pytest.mark.parametrize(("dataset", "configuration"), [PHANTOM_2D, PHANTOM_3D])
+def test_before_mixing_the_segmenter_is_bit_identical_to_stock(nnunet, settings, dataset, configuration):
+    settings({"schedule": {"warmup": 0.8, "ramp": 0.1, "tail": 0.0}, "feedback": {"enabled": False}})
+    found = {}
+    for kind in (nnUNetTrainerShort, GenSegTrainerShort):
+        trainer = make_trainer(kind, dataset, configuration, "5,2,1,9,3")
+        stop_after(trainer, 4)
+        with pytest.raises(StoppedError):
+            trainer.run_training()
+        found[kind] = weights_of(trainer)
+    assert trainer.coupling is not None
+    assert trainer.progress.rows[-1]["l1"] > 0, "the generator learnt meanwhile"
+    for name, value in found[nnUNetTrainerShort].items():
+        assert torch.equal(value, found[GenSegTrainerShort][name]), name
+
+
+def test_before_mixing_with_feedback_it_is_stock_on_the_cases_that_are_not_held_aside(nnunet, settings, monkeypatch):
+    settings({"schedule": {"warmup": 0.8, "ramp": 0.1, "tail": 0.0}, "feedback": {"start": 0.8}})
+    ours = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,3")
+    stop_after(ours, 4)
+    with pytest.raises(StoppedError):
+        ours.run_training()
+    split = json.loads((Path(ours.output_folder) / "genseg_split.json").read_text())
+    stock = make_trainer(nnUNetTrainerShort, *PHANTOM_2D, "5,2,1,9,3")
+    _, validation = stock.do_split() if stock.dataset_class else ours.do_split()
+    monkeypatch.setattr(stock, "do_split", lambda: (split["training"], validation))
+    stop_after(stock, 4)
+    with pytest.raises(StoppedError):
+        stock.run_training()
+    for name, value in weights_of(stock).items():
+        assert torch.equal(value, weights_of(ours)[name]), name
+
+
+@pytest.mark.parametrize("mode", ["mask", "tissue", "differential"])
+def test_trains_through_all_stages_in_2d(nnunet, settings, mode):
+    settings({"conditioning": {"mode": mode}, **EVERY_STEP})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "10,3,1,4,0")
+    trainer.run_training()
+    assert_all_stages(trainer)
+
+
+def test_trains_through_all_stages_in_3d(nnunet, settings):
+    settings(EVERY_STEP)
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_3D, "10,2,1,4,0")
+    trainer.run_training()
+    assert_all_stages(trainer)
+
+
+def assert_all_stages(trainer: nnUNetTrainer) -> None:
+    rows = {int(row["epoch"]): row for row in trainer.progress.rows}
+    assert "l1" in rows[0]
+    assert "synthetic" not in rows[0]
+    assert {"synthetic", "feedback", "hypergradient", "l1"} <= rows[6].keys()
+    assert rows[6]["hypergradient"] > 0
+    assert rows[9].keys() == {"epoch", "gamma"}, "the last epoch sees real data alone"
+    folder = Path(trainer.output_folder)
+    for name in ("genseg_samples.png", "genseg_progress.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 100
+    split = json.loads((folder / "genseg_split.json").read_text())
+    assert split["budget"] == len(split["training"]) + len(split["feedback"])
+    log = next(folder.glob("training_log_*.txt")).read_text()
+    assert "hypergradient" in log
+    assert "real-only tail" in log
+    assert sorted(path.name for path in folder.glob("*.genseg-*.pt")) == sorted(
+        f"{name}.genseg-{epoch:04d}.pt"
+        for name in ("checkpoint_best", "checkpoint_final")
+        for epoch in [torch.load(folder / f"{name}.pth", weights_only=False)["current_epoch"]]
+    )
+
+
+@pytest.mark.parametrize("parameters", ["architecture", "weights", "policy"])
+@pytest.mark.parametrize("method", ["exact", "finite_difference", "last_layers"])
+def test_every_feedback_moves_what_it_may(nnunet, settings, parameters, method):
+    settings({"feedback": {"interval": 1, "parameters": parameters, "method": method, "start": 0.0},
+              "schedule": {"warmup": 0.2, "ramp": 0.0, "tail": 0.2}, "generator": {"interval": 1000}})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0")
+    stop_after(trainer, 3)
+    trainer.initialize()
+    before = [parameter.detach().clone() for parameter in trainer.coupling.phi]
+    with pytest.raises(StoppedError):
+        trainer.run_training()
+    assert trainer.progress.rows[-1]["hypergradient"] > 0
+    assert any(not torch.equal(old, new) for old, new in zip(before, trainer.coupling.phi))
+
+
+@pytest.mark.parametrize(("dataset", "configuration"), [PHANTOM_2D, PHANTOM_3D])
+@pytest.mark.parametrize("stop", [3, 7])
+def test_a_resumed_training_equals_an_uninterrupted_one(nnunet, settings, monkeypatch, dataset, configuration, stop):
+    """Stopped while the synthetic pairs enter, and during feedback; saved every epoch."""
+    settings(EVERY_STEP)
+    length = "10,2,1,1,5"
+    whole = make_trainer(GenSegTrainerShort, dataset, configuration, length)
+    whole.run_training()
+
+    monkeypatch.setenv("nnUNet_results", str(nnunet / "interrupted"))
+    first = make_trainer(GenSegTrainerShort, dataset, configuration, length)
+    stop_after(first, stop)
+    with pytest.raises(StoppedError):
+        first.run_training()
+    second = resume(GenSegTrainerShort, dataset, configuration, length)
+    assert second.current_epoch == stop
+    second.run_training()
+
+    for name, value in weights_of(whole).items():
+        torch.testing.assert_close(weights_of(second)[name], value, rtol=1e-5, atol=1e-6)
+    for mine, other in zip(whole.coupling.generator.weights(), second.coupling.generator.weights()):
+        torch.testing.assert_close(other, mine, rtol=1e-5, atol=1e-6)
+    assert [row["epoch"] for row in second.progress.rows] == list(range(10))
+    assert second.progress.rows[-2]["l1"] == pytest.approx(whole.progress.rows[-2]["l1"], rel=1e-4)
+
+
+def test_feedback_leaves_the_segmenter_its_own_parameters_and_it_goes_on_learning(nnunet, settings):
+    """nnU-Net's decoder holds the encoder under a second name, which functional copies must survive."""
+    settings({**EVERY_STEP, "schedule": {"warmup": 0.2, "ramp": 0.0, "tail": 0.0}, "feedback": {"interval": 1, "start": 0.2}})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0")
+    trainer.initialize()
+    own = list(trainer.network.parameters())
+    stop_after(trainer, 3)
+    with pytest.raises(StoppedError):
+        trainer.run_training()
+    assert trainer.progress.rows[-1]["hypergradient"] > 0
+    assert all(now is before for now, before in zip(trainer.network.parameters(), own, strict=True))
+    assert {id(p) for group in trainer.optimizer.param_groups for p in group["params"]} == {id(p) for p in own}
+    before = weights_of(trainer)
+    trainer.train_step(next(trainer.dataloader_train))
+    name = "encoder.stages.0.0.convs.0.conv.weight"
+    assert not torch.equal(before[name], weights_of(trainer)[name])
+
+
+def test_the_checkpoint_names_the_stock_trainer(nnunet, settings):
+    settings({"feedback": {"enabled": False}})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "2,1,1,1,0")
+    trainer.run_training()
+    content = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
+    assert content["trainer_name"] == "nnUNetTrainer"
+    assert content["init_args"]["configuration"] == "2d"
+
+
+def test_held_aside_cases_are_not_trained_on_until_the_tail(nnunet, settings):
+    settings({})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "10,2,1,9,0")
+    trainer.initialize()
+    training, validation = trainer.do_split()
+    everything, _ = nnUNetTrainer.do_split(trainer)
+    held = set(everything) - set(training)
+    assert held == set(trainer._carving.feedback)
+    assert held
+    assert not held & set(validation)
+    trainer.run_training()
+    assert set(trainer.do_split()[0]) == set(everything)
+
+
+def test_resume_with_another_configuration_is_refused_and_names_the_setting(nnunet, settings):
+    settings({"seed": 1})
+    length = "4,1,1,1,0"
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, length)
+    stop_after(trainer, 2)
+    with pytest.raises(StoppedError):
+        trainer.run_training()
+    settings({"seed": 1, "mixing": {"gamma": 0.5}})
+    with pytest.raises(ValueError, match=r"another configuration[\s\S]*mixing.gamma: 1.0, there 0.5"):
+        resume(GenSegTrainerShort, *PHANTOM_2D, length).run_training()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "other dataset"])
+def test_resume_with_a_damaged_generator_file_is_refused(nnunet, settings, damage):
+    settings({})
+    length = "4,1,1,1,0"
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, length)
+    stop_after(trainer, 2)
+    with pytest.raises(StoppedError):
+        trainer.run_training()
+    path = next(Path(trainer.output_folder).glob("checkpoint_latest.genseg-*.pt"))
+    content = path.read_bytes()
+    if damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        path.write_bytes(bytes(byte ^ 0xFF for byte in content[:2000]) + content[2000:])
+    elif damage == "remove":
+        path.unlink()
+    else:
+        state = torch.load(path, weights_only=True)
+        state["identity"]["dataset"] = "Dataset999_Other"
+        torch.save(state, path)
+    reason = {"remove": "missing", "other dataset": "dataset is 'Dataset999_Other' there"}.get(damage, "corrupt")
+    latest = (Path(trainer.output_folder) / "checkpoint_latest.pth").read_bytes()
+    with pytest.raises(ValueError, match=reason):
+        resume(GenSegTrainerShort, *PHANTOM_2D, length).run_training()
+    assert (Path(trainer.output_folder) / "checkpoint_latest.pth").read_bytes() == latest
+
+
+def test_too_few_cases_for_feedback_is_an_error_that_says_what_to_do(nnunet, settings, monkeypatch):
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "2,1,1,1,0", fold="all")
+    trainer.initialize()
+    monkeypatch.setattr(trainer.dataset_class, "get_identifiers", staticmethod(lambda folder: ["tr_000"]))
+    with pytest.raises(ValueError, match=r"1 training case,.*GenSegTrainerNoFeedback"):
+        trainer.do_split()
+    settings({"feedback": {"enabled": False}})
+    alone = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "2,1,1,1,0", fold="all")
+    alone.initialize()
+    assert alone.do_split()[0] == ["tr_000"]
+
+
+def test_a_fold_of_too_few_cases_is_an_error_that_says_what_to_do(nnunet, monkeypatch):
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_3D, "2,1,1,1,0")
+    trainer.initialize()
+    (Path(trainer.preprocessed_dataset_folder_base) / "splits_final.json").unlink(missing_ok=True)
+    monkeypatch.setattr(trainer.dataset_class, "get_identifiers", staticmethod(lambda folder: ["a", "b", "c", "d"]))
+    with pytest.raises(ValueError, match="4 cases, too few"):
+        trainer.do_split()
+
+
+def test_presets_set_what_their_names_say(nnunet):
+    short = make_trainer(FiveEpochs, *PHANTOM_2D, "1,1,1,1,0")
+    assert short.num_epochs == 5
+    assert short.genseg.feedback.enabled
+    assert not make_trainer(GenSegTrainerNoFeedback, *PHANTOM_2D, "1,1,1,1,0").genseg.feedback.enabled
+    assert make_trainer(GenSegTrainer, *PHANTOM_2D, "1,1,1,1,0").num_epochs == 1000
+
+
+def test_an_invalid_configuration_stops_before_anything_is_written(nnunet, settings):
+    settings({"mixing": {"gama": 1.0}})
+    with pytest.raises(ValueError, match="did you mean gamma"):
+        make_trainer(GenSegTrainerShort, *PHANTOM_2D, "1,1,1,1,0")
+    assert not (nnunet / "results").exists()
+
+
+def test_short_trainings_need_their_variable(nnunet):
+    with pytest.raises(ValueError, match="five whole numbers"):
+        make_trainer(GenSegTrainerShort, *PHANTOM_2D, "1,x,1,1,0".replace("x", "?"))

@@ -1,0 +1,269 @@
+import os
+import pickle
+import random
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2_genseg import checkpoint
+
+CPU = torch.device("cpu")
+IDENTITY = {"plans": "nnUNetPlans", "classes": 3, "config": {"seed": 0}}
+
+
+def example_state():
+    return {
+        "generator": {"weight": torch.arange(5000.0), "step": 3},
+        "rng": torch.Generator().manual_seed(3).get_state(),
+        "rows": [{"epoch": 1.0, "gamma": 0.5}],
+        "nothing": None,
+    }
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "checkpoint_latest.pth"
+    checkpoint.save_sibling(example_state(), IDENTITY, path, 50)
+    return path
+
+
+def load(path, identity=None, epoch=50):
+    return checkpoint.load_sibling(IDENTITY if identity is None else identity, path, epoch, CPU)
+
+
+def test_sibling_lies_beside_the_checkpoint_and_names_its_epoch(tmp_path):
+    assert checkpoint.sibling(tmp_path / "checkpoint_best.pth", 7) == tmp_path / "checkpoint_best.genseg-0007.pt"
+
+
+def test_state_comes_back_as_it_was(saved):
+    state, expected = load(saved), example_state()
+    assert torch.equal(state["generator"]["weight"], expected["generator"]["weight"])
+    assert torch.equal(state["rng"], expected["rng"])
+    assert state["generator"]["step"] == 3
+    assert state["rows"] == expected["rows"]
+    assert state["nothing"] is None
+    assert [path.name for path in saved.parent.iterdir()] == ["checkpoint_latest.genseg-0050.pt"]
+
+
+def test_saving_replaces_the_older_file(saved):
+    checkpoint.save_sibling({"new": True}, IDENTITY, saved, 50)
+    assert load(saved) == {"new": True}
+
+
+def test_a_full_disk_leaves_the_older_file_intact(saved):
+    path = checkpoint.sibling(saved, 50)
+    before = path.read_bytes()
+    program = f"""
+        import os, resource, signal
+        from pathlib import Path
+        import torch
+        from nnunetv2_genseg.checkpoint import save_atomically
+        path = Path({str(path)!r})
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        for limit in (0, 1000, 30000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            try:
+                save_atomically({{"new": torch.zeros(100000)}}, path)
+            except OSError as error:
+                assert "intact" in str(error), error
+                assert error.__cause__ is not None
+                assert os.listdir(path.parent) == [path.name], limit
+            else:
+                raise SystemExit("no error was raised")
+        os._exit(7)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_does_not_exist_is_an_error_with_the_path(tmp_path):
+    with pytest.raises(OSError, match=r"could not write .*gone"):
+        checkpoint.save_atomically({}, tmp_path / "gone" / "file.pt")
+
+
+def test_what_cannot_be_saved_leaves_no_partial_file(tmp_path):
+    with pytest.raises(Exception, match=r"pickle|local object"):
+        checkpoint.save_atomically({"function": lambda: None}, tmp_path / "file.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_sibling_is_refused(saved):
+    with pytest.raises(ValueError, match=r"of epoch 51.*missing; restore that file"):
+        load(saved, epoch=51)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.99])
+def test_truncated_sibling_is_refused(saved, fraction):
+    path = checkpoint.sibling(saved, 50)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(fraction * len(content))])
+    with pytest.raises(ValueError, match="is corrupt"):
+        load(saved)
+
+
+def test_random_bytes_are_refused(saved):
+    checkpoint.sibling(saved, 50).write_bytes(np.random.default_rng(0).bytes(4000))
+    with pytest.raises(ValueError, match="is corrupt"):
+        load(saved)
+
+
+def stored_at(content, needle):
+    found = content.find(needle)
+    assert found > 0
+    return found
+
+
+def test_flipped_bit_in_a_tensor_is_refused(saved):
+    path = checkpoint.sibling(saved, 50)
+    content = bytearray(path.read_bytes())
+    content[stored_at(content, torch.arange(5000.0).numpy().tobytes()[4000:4100])] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is corrupt"):
+        load(saved)
+
+
+def test_flipped_bits_anywhere_never_give_another_state_or_error(saved):
+    """Over the file's structure (names, pickled dictionaries, directory); a padding byte may stay unnoticed."""
+    path = checkpoint.sibling(saved, 50)
+    content = path.read_bytes()
+    tensor = torch.arange(5000.0).numpy().tobytes()
+    first = stored_at(content, tensor)
+    structure = [*range(first), *range(first + len(tensor), len(content))]
+    expected = example_state()
+    refused = 0
+    for position in structure[::17]:
+        flipped = bytearray(content)
+        flipped[position] ^= 0x04
+        path.write_bytes(flipped)
+        try:
+            state = load(saved)
+        except ValueError:
+            refused += 1
+            continue
+        assert state.keys() == expected.keys(), position
+        assert torch.equal(state["generator"]["weight"], expected["generator"]["weight"]), position
+        assert torch.equal(state["rng"], expected["rng"]), position
+        assert state["generator"]["step"] == 3, position
+        assert state["rows"] == expected["rows"], position
+    assert refused > 10
+
+
+def test_state_of_another_training_is_refused_with_the_difference(saved):
+    with pytest.raises(ValueError, match="another training: classes is 3 there, 4 here"):
+        load(saved, {**IDENTITY, "classes": 4})
+    with pytest.raises(ValueError, match="another training: fold is None there, 1 here"):
+        load(saved, {**IDENTITY, "fold": 1})
+
+
+def test_state_of_another_epoch_under_this_name_is_refused(saved):
+    checkpoint.sibling(saved, 50).rename(checkpoint.sibling(saved, 60))
+    with pytest.raises(ValueError, match="epoch is 50 there, 60 here"):
+        load(saved, epoch=60)
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ({"format": 99, "epoch": 50, "identity": IDENTITY, "state": {}}, "has format 99, this version reads 1"),
+        ({"format": 1, "epoch": 50, "identity": IDENTITY}, "corrupt"),
+        ({"format": 1, "epoch": 50, "identity": IDENTITY, "state": [1]}, "corrupt"),
+        ([1, 2], "corrupt"),
+        (3, "corrupt"),
+    ],
+)
+def test_wrong_content_is_refused(saved, content, reason):
+    torch.save(content, checkpoint.sibling(saved, 50))
+    with pytest.raises(ValueError, match=reason):
+        load(saved)
+
+
+class Malicious:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_code_in_the_file_is_not_executed(saved, tmp_path, write):
+    proof = tmp_path / "executed"
+    state = {"format": 1, "epoch": 50, "identity": IDENTITY, "state": Malicious(f"touch {proof}")}
+    write(state, checkpoint.sibling(saved, 50))
+    with pytest.raises(ValueError, match="corrupt"):
+        load(saved)
+    assert not proof.exists()
+
+
+def test_siblings_are_removed_but_for_the_one_kept(tmp_path):
+    latest, best = tmp_path / "checkpoint_latest.pth", tmp_path / "checkpoint_best.pth"
+    for path in (latest, best):
+        for epoch in (10, 20):
+            checkpoint.save_sibling({}, {}, path, epoch)
+    latest.write_bytes(b"nnU-Net's")
+    checkpoint.remove_siblings(latest, keep=20)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint_best.genseg-0010.pt",
+        "checkpoint_best.genseg-0020.pt",
+        "checkpoint_latest.genseg-0020.pt",
+        "checkpoint_latest.pth",
+    ]
+    checkpoint.remove_siblings(best)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_latest.genseg-0020.pt", "checkpoint_latest.pth"]
+
+
+def draws():
+    python, numpy = [random.random(), random.gauss(0, 1)], [np.random.rand(), np.random.randn()]
+    return [*python, *numpy, float(torch.rand(())), float(torch.randn(()))]
+
+
+@pytest.fixture
+def global_states():
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    random.setstate(kept[0])
+    np.random.set_state(kept[1])
+    torch.set_rng_state(kept[2])
+
+
+def test_global_random_states_continue_from_a_checkpoint(tmp_path, global_states):
+    random.gauss(0, 1)  # leaves a cached second value behind, as randn does
+    np.random.randn()
+    path = tmp_path / "checkpoint_latest.pth"
+    checkpoint.save_sibling({"random": checkpoint.global_random_state(CPU)}, {}, path, 1)
+    expected = draws()
+    assert draws() != expected
+    checkpoint.set_global_random_state(checkpoint.load_sibling({}, path, 1, CPU)["random"], CPU)
+    assert draws() == expected
+
+
+def test_own_random_state_is_seeded_and_leaves_the_outside_untouched(global_states):
+    before = checkpoint.global_random_state(CPU)
+    with checkpoint.own_random_state(11):
+        first = draws()
+    with checkpoint.own_random_state(11):
+        again = draws()
+    with checkpoint.own_random_state(12):
+        other = draws()
+    assert first == again
+    assert all(a != b for a, b in zip(first, other))
+    outside = draws()
+    checkpoint.set_global_random_state(before, CPU)
+    assert draws() == outside
+
+
+def test_own_random_state_is_left_also_by_an_error(global_states):
+    before = checkpoint.global_random_state(CPU)
+    with pytest.raises(KeyError), checkpoint.own_random_state(11):
+        draws()
+        raise KeyError
+    outside = draws()
+    checkpoint.set_global_random_state(before, CPU)
+    assert draws() == outside

@@ -1,0 +1,242 @@
+import io
+
+import pytest
+import torch
+
+from nnunetv2_genseg.config import GeneratorConfig
+from nnunetv2_genseg.generators import NetworkPlan, build_generator
+from nnunetv2_genseg.generators.base import register
+from nnunetv2_genseg.generators.networks import MixedKernelCell, MixedKernelUNet, PatchDiscriminator, StyleModulation
+
+CPU = torch.device("cpu")
+PLANS = {
+    "2d": NetworkPlan((16, 16), (8, 8, 16), ((1, 1), (2, 2), (2, 2)), ((3, 3),) * 3),
+    "2d elongated": NetworkPlan((8, 24), (8, 8), ((1, 1), (2, 4)), ((3, 3),) * 2),
+    "3d": NetworkPlan((8, 8, 8), (8, 8), ((1, 1, 1), (2, 2, 2)), ((3, 3, 3),) * 2),
+    "3d anisotropic": NetworkPlan((4, 16, 16), (8, 8, 8), ((1, 1, 1), (1, 2, 2), (2, 2, 2)), ((1, 3, 3), (1, 3, 3), (3, 3, 3))),
+    "one stage": NetworkPlan((8, 8), (8,), ((1, 1),), ((3, 3),)),
+}
+EVERY_PLAN = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+CONDITIONS, STYLES = 3, 4
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(plan, channels=1, count=2):
+    condition, image = noise(count, CONDITIONS, *plan.patch_size), noise(count, channels, *plan.patch_size, seed=1)
+    return condition, image, noise(count, STYLES, seed=2)
+
+
+def gan(plan, channels=1, seed=0, separate=False, **settings):
+    config = GeneratorConfig(style_channels=STYLES, **settings)
+    return build_generator(config, plan, CONDITIONS, channels, seed=seed, device=CPU, separate_architecture=separate)
+
+
+def weights(generator):
+    return [weight.detach().clone() for weight in generator.weights()]
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@EVERY_PLAN
+def test_drawn_images_have_the_shape_of_real_ones(plan, channels):
+    condition, image, style = inputs(plan, channels)
+    drawn = gan(plan, channels).draw(condition, style)
+    assert drawn.shape == image.shape
+    assert torch.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@EVERY_PLAN
+def test_discriminator_gives_one_coarse_map_of_scores(plan, channels):
+    condition, image, _ = inputs(plan, channels)
+    scores = PatchDiscriminator(plan, CONDITIONS, channels, 0.5)(condition, image)
+    assert scores.shape[:2] == (2, 1)
+    assert scores.ndim == image.ndim
+    assert all(0 < coarse <= fine for coarse, fine in zip(scores.shape[2:], image.shape[2:]))
+
+
+@EVERY_PLAN
+def test_discriminator_looks_at_image_and_condition(plan):
+    condition, image, _ = inputs(plan)
+    condition.requires_grad_()
+    image.requires_grad_()
+    discriminator = PatchDiscriminator(plan, CONDITIONS, 1, 0.5)
+    slopes = torch.autograd.grad(discriminator(condition, image).sum(), [condition, image])
+    assert all(slope.any() for slope in slopes)
+
+
+@EVERY_PLAN
+def test_every_parameter_of_the_unet_receives_a_gradient(plan):
+    condition, _, style = inputs(plan)
+    generator = gan(plan)
+    slopes = torch.autograd.grad(generator.draw(condition, style).square().sum(), generator.weights())
+    assert all(torch.isfinite(slope).all() and slope.any() for slope in slopes)
+    assert len(generator.architecture()) == 2 * len(plan.features) - 1
+    assert {id(alpha) for alpha in generator.architecture()} < {id(weight) for weight in generator.weights()}
+
+
+@EVERY_PLAN
+def test_images_change_with_the_condition(plan):
+    condition, _, style = inputs(plan)
+    generator = gan(plan)
+    assert (generator.draw(condition, style) - generator.draw(condition.flip(-1), style)).abs().max() > 1e-3
+
+
+@EVERY_PLAN
+def test_images_change_with_the_style_where_there_is_a_decoder(plan):
+    condition, _, style = inputs(plan)
+    generator = gan(plan)
+    changed = (generator.draw(condition, style) - generator.draw(condition, -style)).abs().max() > 1e-3
+    assert changed == (len(plan.features) > 1)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_zero_style_changes_nothing(dims):
+    x = noise(2, 5, *(4,) * dims)
+    modulation = StyleModulation(STYLES, 5)
+    assert torch.equal(modulation(x, torch.zeros(2, STYLES)), x)
+    assert not torch.allclose(modulation(x, noise(2, STYLES)), x)
+
+
+def test_alpha_chooses_among_the_kernels():
+    cell = MixedKernelCell(2, 4, (3, 3), (1, 1))
+    x = noise(1, 2, 9, 9)
+    for chosen, candidate in enumerate(cell.candidates):
+        with torch.no_grad():
+            cell.alpha.fill_(-100.0)
+            cell.alpha[chosen] = 100.0
+        torch.testing.assert_close(cell(x), cell.activation(cell.norm(candidate(x))))
+
+
+@pytest.mark.parametrize("chosen, reach", [(0, 0), (1, 1), (2, 2)])
+def test_kernels_reach_as_far_as_they_say(chosen, reach):
+    candidate = MixedKernelCell(1, 1, (3, 3), (1, 1)).candidates[chosen]
+    x = torch.zeros(1, 1, 9, 9, requires_grad=True)
+    (slope,) = torch.autograd.grad(candidate(x)[0, 0, 4, 4], x)
+    reached = slope[0, 0].nonzero() - 4
+    assert int(reached.abs().max()) == reach
+
+
+def test_a_planned_kernel_of_one_keeps_slices_apart():
+    cell = MixedKernelCell(1, 2, (1, 3, 3), (1, 1, 1))
+    x = torch.zeros(1, 1, 5, 5, 5, requires_grad=True)
+    mixed = sum(candidate(x) for candidate in cell.candidates)
+    (slope,) = torch.autograd.grad(mixed[0, :, 2].sum(), x)
+    assert slope[0, 0, 2].any()
+    assert not slope[0, 0, [0, 1, 3, 4]].any()
+
+
+@pytest.mark.parametrize("plan, movable", [("2d", (True, True)), ("3d", (True,) * 3), ("3d anisotropic", (False, True, True))])
+def test_plan_says_which_axes_are_movable(plan, movable):
+    assert PLANS[plan].movable_axes == movable
+    assert PLANS[plan].dims == len(movable)
+
+
+def test_width_scales_the_channels_down_to_four():
+    assert PLANS["2d"].scaled(0.75) == (6, 6, 12)
+    assert PLANS["2d"].scaled(0.1) == (4, 4, 4)
+    assert sum(weight.numel() for weight in gan(PLANS["2d"], width=1.0).weights()) > sum(
+        weight.numel() for weight in gan(PLANS["2d"], width=0.5).weights()
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_gan_learns_to_draw_one_pair(channels):
+    plan = PLANS["2d"]
+    labels = torch.zeros(1, CONDITIONS, 16, 16)
+    labels[:, 0, 3:9, 4:12] = 1
+    labels[:, 1, 9:14, 4:12] = 1
+    labels[:, 2] = torch.linspace(-1, 1, 16)
+    image = (2 * labels[:, :1] - labels[:, 1:2] + labels[:, 2:] ** 2).expand(-1, channels, -1, -1)
+    generator = gan(plan, channels, learning_rate=5e-3)
+    losses = [generator.learn(labels, image, noise(1, STYLES, seed=i)) for i in range(100)]
+    assert losses[0].keys() == {"generator", "l1", "discriminator"}
+    assert sum(loss["l1"] for loss in losses[-10:]) / 10 < 0.25 * losses[0]["l1"]
+    assert (generator.draw(labels, noise(1, STYLES, seed=1000)) - image).abs().mean() < 0.25 * losses[0]["l1"]
+
+
+@EVERY_PLAN
+def test_learning_moves_both_networks_and_leaves_no_gradient(plan):
+    condition, image, style = inputs(plan)
+    generator = gan(plan)
+    before, judge = weights(generator), [weight.detach().clone() for weight in generator.discriminator.parameters()]
+    generator.learn(condition, image, style)
+    assert not same(before, weights(generator))
+    assert not same(judge, list(generator.discriminator.parameters()))
+    assert all(weight.grad is None for weight in [*generator.weights(), *generator.discriminator.parameters()])
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_learning_leaves_a_separate_architecture_alone(separate):
+    plan = PLANS["3d"]
+    generator = gan(plan, separate=separate)
+    before = [alpha.detach().clone() for alpha in generator.architecture()]
+    for _ in range(3):
+        generator.learn(*inputs(plan))
+    assert same(before, generator.architecture()) == separate
+
+
+def test_a_loss_that_is_not_finite_is_an_error_and_moves_nothing():
+    plan = PLANS["2d"]
+    condition, image, style = inputs(plan)
+    image[0, 0, 0, 0] = float("nan")
+    generator = gan(plan)
+    before = weights(generator)
+    with pytest.raises(FloatingPointError, match="training loss is nan"):
+        generator.learn(condition, image, style)
+    assert same(before, weights(generator))
+
+
+def test_gradients_are_synchronised_before_the_step():
+    plan = PLANS["2d"]
+    generator = gan(plan)
+    generator.synchronise = lambda tensors: [tensor.zero_() for tensor in tensors]
+    before = weights(generator)
+    generator.learn(*inputs(plan))
+    assert same(before, weights(generator))
+
+
+@pytest.mark.parametrize("plan", [PLANS["2d"], PLANS["3d"]], ids=["2d", "3d"])
+def test_a_restored_generator_takes_the_same_next_step(plan):
+    original, resumed = gan(plan), gan(plan, seed=1)
+    for _ in range(2):
+        original.learn(*inputs(plan))
+    file = io.BytesIO()
+    torch.save(original.state(), file)
+    file.seek(0)
+    resumed.restore(torch.load(file, weights_only=True))
+    assert same(weights(original), weights(resumed))
+    assert original.learn(*inputs(plan)) == resumed.learn(*inputs(plan))
+    assert same(weights(original), weights(resumed))
+
+
+def test_building_is_seeded_and_leaves_the_global_random_state(outside_random_state_untouched):
+    first, again, other = (gan(PLANS["2d"], seed=seed) for seed in (1, 1, 2))
+    assert same(weights(first), weights(again))
+    assert not same(weights(first), weights(other))
+
+
+def test_unknown_generator_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"no generator 'gann'; registered are .*gan"):
+        gan(PLANS["2d"], name="gann")
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(RuntimeError, match="'gan' is registered twice"):
+        register("gan")(lambda *args, **settings: None)
+
+
+def test_unet_of_the_condition_alone_can_copy_it_to_the_image():
+    network = MixedKernelUNet(PLANS["2d"], CONDITIONS, 1, STYLES, 0.5)
+    condition, _, style = inputs(PLANS["2d"])
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.zero_()
+        network.head.weight[0, -1] = 1.0
+    torch.testing.assert_close(network(condition, style), condition[:, -1:])

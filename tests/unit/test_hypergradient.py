@@ -1,0 +1,312 @@
+import copy
+
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from nnunetv2_genseg import hypergradient
+
+ETA = 0.05
+CLASSES = 3
+
+
+def convolution(dims):
+    return nn.Conv2d if dims == 2 else nn.Conv3d
+
+
+class SmoothSegmenter(nn.Module):
+    """Smooth everywhere, so that difference quotients converge; with heads at two resolutions if `deep`."""
+
+    def __init__(self, dims, channels, deep):
+        super().__init__()
+        conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if dims == 2 else (nn.Conv3d, nn.InstanceNorm3d)
+        self.deep = deep
+        self.first = nn.Sequential(conv(channels, 4, 3, padding=1), norm(4, affine=True), nn.SiLU())
+        self.second = nn.Sequential(conv(4, 4, 3, padding=1), norm(4, affine=True), nn.Softplus())
+        self.head = conv(4, CLASSES, 1)
+        self.low_head = conv(4, CLASSES, 1, stride=2)
+
+    def forward(self, x):
+        x = self.first(x)
+        low = self.low_head(x)
+        full = self.head(self.second(x))
+        return [full, low] if self.deep else full
+
+
+def cross_entropy(target):
+    def loss(logits):
+        if isinstance(logits, torch.Tensor):
+            return functional.cross_entropy(logits, target)
+        low = target[(slice(None), *(slice(None, None, 2),) * (target.ndim - 1))]
+        return functional.cross_entropy(logits[0], target) + 0.5 * functional.cross_entropy(logits[1], low)
+
+    return loss
+
+
+class Problem:
+    """A smooth bilevel problem in float64: φ are the weights of a tiny smooth image generator."""
+
+    def __init__(self, dims=2, channels=1, deep=False, extent=6, seed=0):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            spatial = (extent,) * dims
+            self.network = SmoothSegmenter(dims, channels, deep).double()
+            conv = convolution(dims)
+            self.generator = nn.Sequential(conv(2, 4, 3, padding=1), nn.SiLU(), conv(4, channels, 3, padding=1)).double()
+            self.noise = torch.randn(2, 2, *spatial, dtype=torch.float64)
+            self.held = torch.randn(2, channels, *spatial, dtype=torch.float64)
+            self.on_synthetic = cross_entropy(torch.randint(CLASSES, (2, *spatial)))
+            self.on_held = cross_entropy(torch.randint(CLASSES, (2, *spatial)))
+        self.phi = list(self.generator.parameters())
+        self.theta = dict(self.network.named_parameters())
+
+    def direction(self):
+        slope = hypergradient.segmenter_gradient(
+            self.network, self.theta, self.generator(self.noise).detach(), self.on_synthetic
+        )
+        ahead = hypergradient.step_ahead(self.theta, slope, ETA)
+        return hypergradient.segmenter_gradient(self.network, ahead, self.held, self.on_held)
+
+    def hypergradient(self, method, direction=None):
+        direction = self.direction() if direction is None else direction
+        image = self.generator(self.noise)
+        return method(self.network, self.theta, direction, self.phi, image, self.on_synthetic, ETA)
+
+    def loss_after_step(self):
+        """L_fb(θ'(φ)), with the whole graph to φ: the independent reference."""
+        value = self.on_synthetic(functional_call(self.network, self.theta, (self.generator(self.noise),)))
+        slopes = torch.autograd.grad(
+            value, list(self.theta.values()), create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        ahead = {name: weight - ETA * slope for (name, weight), slope in zip(self.theta.items(), slopes)}
+        return self.on_held(functional_call(self.network, ahead, (self.held,)))
+
+
+def reverse_over_reverse(network, theta, direction, phi, image, loss):
+    """The hypergradient without forward-mode AD."""
+    value = loss(functional_call(network, theta, (image,), tie_weights=False))
+    chosen = [theta[name] for name in direction]
+    slopes = torch.autograd.grad(value, chosen, create_graph=True, allow_unused=True, materialize_grads=True)
+    product = sum((slope * part).sum() for slope, part in zip(slopes, direction.values()))
+    return [-ETA * part for part in torch.autograd.grad(product, phi)]
+
+
+def relative_error(found, expected):
+    found, expected = (torch.cat([part.flatten() for part in parts]) for parts in (found, expected))
+    assert expected.norm() > 0
+    return float((found - expected).norm() / expected.norm())
+
+
+class LinearModel(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        return x @ self.weight.T
+
+
+@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
+def test_hypergradient_of_a_quadratic_is_the_closed_form(method):
+    """z = W x, L_syn = ½ ‖W x − t‖², x = A φ: ⟨∇_W L_syn, V⟩ = (W x − t)ᵀ V x, differentiated by hand."""
+    noise = torch.Generator().manual_seed(1)
+    w, v, a, t, phi = (
+        torch.randn(*shape, generator=noise, dtype=torch.float64) for shape in [(2, 3), (2, 3), (3, 4), (2,), (4,)]
+    )
+    phi.requires_grad_()
+    x = (a @ phi)[None]
+    found = method(LinearModel(w), {"weight": w}, {"weight": v}, [phi], x, lambda z: 0.5 * ((z[0] - t) ** 2).sum(), ETA)
+    point = (a @ phi).detach()
+    closed = -ETA * a.T @ (w.T @ v @ point + v.T @ (w @ point - t))
+    torch.testing.assert_close(found[0], closed, rtol=1e-8, atol=1e-12)
+
+
+def test_segmenter_gradient_and_step_ahead_are_those_of_sgd():
+    problem = Problem()
+    found = hypergradient.segmenter_gradient(problem.network, problem.theta, problem.held, problem.on_held)
+    ahead = hypergradient.step_ahead(problem.theta, found, ETA)
+    trained = copy.deepcopy(problem.network)
+    optimizer = torch.optim.SGD(trained.parameters(), ETA)
+    problem.on_held(trained(problem.held)).backward()
+    optimizer.step()
+    for name, weight in trained.named_parameters():
+        torch.testing.assert_close(ahead[name], weight.detach(), rtol=1e-12, atol=1e-14)
+        assert not ahead[name].requires_grad
+
+
+def test_segmenter_gradient_is_zero_for_an_unused_head():
+    problem = Problem(deep=False)
+    found = hypergradient.segmenter_gradient(problem.network, problem.theta, problem.held, problem.on_held)
+    assert not found["low_head.weight"].any()
+    assert found["head.weight"].any()
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["one output", "deep supervision"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("method, tolerance", [(hypergradient.exact, 1e-6), (hypergradient.finite_difference, 1e-3)])
+def test_hypergradient_equals_unrolled_autograd(method, tolerance, dims, channels, deep):
+    problem = Problem(dims, channels, deep)
+    unrolled = torch.autograd.grad(problem.loss_after_step(), problem.phi)
+    assert relative_error(problem.hypergradient(method), unrolled) < tolerance
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["one output", "deep supervision"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_exact_equals_reverse_over_reverse(dims, deep):
+    problem = Problem(dims, deep=deep)
+    direction = problem.direction()
+    image = problem.generator(problem.noise)
+    reverse = reverse_over_reverse(
+        problem.network, problem.theta, direction, problem.phi, image, problem.on_synthetic
+    )
+    assert relative_error(problem.hypergradient(hypergradient.exact, direction), reverse) < 1e-10
+
+
+@pytest.mark.parametrize("method, tolerance", [(hypergradient.exact, 1e-6), (hypergradient.finite_difference, 1e-3)])
+def test_dependence_of_the_loss_itself_on_phi_is_differentiated(method, tolerance):
+    """As when the policy weighs pairs: φ is no part of the image."""
+    problem = Problem()
+    weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    image, direction = problem.generator(problem.noise).detach(), problem.direction()
+    found = method(
+        problem.network, problem.theta, direction, [weight], image, lambda z: weight**2 * problem.on_synthetic(z), ETA
+    )
+    slope = hypergradient.segmenter_gradient(problem.network, problem.theta, image, problem.on_synthetic)
+    closed = -ETA * 2 * 0.7 * sum((slope[name] * direction[name]).sum() for name in slope)
+    assert relative_error(found, [closed]) < tolerance
+
+
+@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
+def test_a_step_against_the_hypergradient_lowers_the_feedback_loss(method):
+    problem = Problem()
+    before = problem.loss_after_step().item()
+    gradient = problem.hypergradient(method)
+    squared = sum((part**2).sum() for part in gradient).item()
+    step = 0.02 / squared**0.5
+    with torch.no_grad():
+        for weight, part in zip(problem.phi, gradient):
+            weight -= step * part
+    change = problem.loss_after_step().item() - before
+    assert change < 0
+    assert change == pytest.approx(-step * squared, rel=0.1)
+
+
+@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
+def test_nothing_is_changed_and_no_gradient_is_left(method):
+    problem = Problem(deep=True)
+    parameters = [*problem.network.parameters(), *problem.phi]
+    before = [weight.detach().clone() for weight in parameters]
+    assert any(part.any() for part in problem.hypergradient(method))
+    for weight, old in zip(parameters, before):
+        assert torch.equal(weight, old)
+        assert weight.grad is None
+        assert weight.requires_grad
+
+
+def nnunet(dims, deep):
+    """nnU-Net's network, whose blocks are registered under several names each."""
+    return PlainConvUNet(
+        1, 3, (4, 8, 8), convolution(dims), 3, (1, 2, 2), 1, CLASSES, 1, conv_bias=True,
+        norm_op=nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d, norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU, deep_supervision=deep,
+    ).double()  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_networks_of_nnunet_keep_the_very_same_parameters(dims, method):
+    network, problem = nnunet(dims, deep=False), Problem(dims, extent=8)
+    theta = dict(network.named_parameters())
+    before = {name: weight.detach().clone() for name, weight in theta.items()}
+    direction = hypergradient.segmenter_gradient(network, theta, problem.held, lambda z: (z**2).mean())
+    image = problem.generator(problem.noise)
+    assert method(network, theta, direction, problem.phi, image, lambda z: (z**2).mean(), ETA)[0].any()
+    after = dict(network.named_parameters())
+    assert list(after) == list(theta)
+    for name, weight in after.items():
+        assert weight is theta[name], name
+        assert torch.equal(weight, before[name]), name
+        assert weight.grad is None
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["one output", "deep supervision"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_last_layers_is_exact_with_the_direction_zeroed_elsewhere(dims, deep):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nnunet(dims, deep)
+        spatial = (8,) * dims
+        scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+        basis = torch.randn(2, 1, *spatial, dtype=torch.float64)
+        loss = cross_entropy(torch.randint(CLASSES, (2, *spatial)))
+        theta = dict(network.named_parameters())
+        direction = {name: torch.randn_like(weight) for name, weight in theta.items()}
+    chosen = hypergradient.last_layers(theta, direction)
+    assert {name.split(".")[1] for name in chosen} == {"stages", "seg_layers"}
+    assert {name.split(".")[2] for name in chosen if ".stages." in name} == {"1"}
+    zeroed = {name: part if name in chosen else torch.zeros_like(part) for name, part in direction.items()}
+
+    def image():
+        return (scale * basis).sin()
+
+    cut = hypergradient.exact(network, theta, chosen, [scale], image(), loss, ETA)
+    reference = hypergradient.exact(network, theta, zeroed, [scale], image(), loss, ETA)
+    whole = hypergradient.exact(network, theta, direction, [scale], image(), loss, ETA)
+    assert relative_error(cut, reference) < 1e-10
+    assert relative_error(cut, whole) > 1e-3
+    assert relative_error(cut, reverse_over_reverse(network, theta, chosen, [scale], image(), loss)) < 1e-10
+
+
+def test_last_layers_of_another_network_raises_with_the_way_out():
+    problem = Problem()
+    with pytest.raises(ValueError, match="use exact or finite_difference"):
+        hypergradient.last_layers(problem.theta, problem.direction())
+
+
+@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
+def test_detached_image_raises(method):
+    problem = Problem()
+    image = problem.generator(problem.noise).detach()
+    with pytest.raises(RuntimeError, match="detached"):
+        method(problem.network, problem.theta, problem.direction(), problem.phi, image, problem.on_synthetic, ETA)
+
+
+@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
+def test_phi_that_the_image_does_not_depend_on_raises(method):
+    problem = Problem()
+    stranger = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    image = problem.generator(problem.noise)
+    with pytest.raises(RuntimeError, match="detached"):
+        method(problem.network, problem.theta, problem.direction(), [stranger], image, problem.on_synthetic, ETA)
+
+
+@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
+def test_part_of_phi_that_is_not_reached_gets_zero(method):
+    problem = Problem()
+    stranger = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    image = problem.generator(problem.noise)
+    phi = [stranger, *problem.phi]
+    found = method(problem.network, problem.theta, problem.direction(), phi, image, problem.on_synthetic, ETA)
+    assert torch.equal(found[0], torch.zeros(3, dtype=torch.float64))
+    assert found[1].any()
+
+
+def test_require_alive_returns_the_norm():
+    assert hypergradient.require_alive([torch.tensor([3.0]), torch.tensor([[4.0]])]) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("bad, reason", [(0.0, "zero"), (float("nan"), "not finite"), (float("inf"), "not finite")])
+def test_dead_hypergradient_raises_with_the_reason(bad, reason):
+    with pytest.raises(RuntimeError, match=f"{reason}.*the hypergradient"):
+        hypergradient.require_alive([torch.zeros(2), torch.tensor([0.0, bad])])
+
+
+def test_finite_difference_along_a_vanishing_direction_raises():
+    problem = Problem()
+    direction = {name: torch.zeros_like(weight) for name, weight in problem.theta.items()}
+    with pytest.raises(RuntimeError, match=r"zero.*gradient of the feedback loss"):
+        problem.hypergradient(hypergradient.finite_difference, direction)

@@ -1,0 +1,326 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from nnunetv2_genseg import masks
+from nnunetv2_genseg.config import MaskConfig
+
+SHAPES = [(24, 24), (17, 29), (12, 12, 12), (7, 17, 13)]
+STILL = MaskConfig(elastic=0.0, rotation=0.0, scaling=0.0, growth=0.0, recombination=0.0)
+UNBOUNDED = torch.full((4,), torch.inf)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def nested_boxes(spatial, count=4):
+    """Class 1 with class 2 inside it and class 3 in the far corner; patch i is shifted by i % 2 voxels."""
+    labels = torch.zeros(count, *spatial, dtype=torch.long)
+    for i in range(count):
+        outer = tuple(slice(n // 6 + i % 2, n // 6 + i % 2 + n // 2) for n in spatial)
+        inner = tuple(slice(n // 4 + i % 2, n // 4 + i % 2 + max(n // 4, 2)) for n in spatial)
+        labels[(i, *outer)] = 1
+        labels[(i, *inner)] = 2
+        labels[(i, *(slice(-max(n // 4, 2), None) for n in spatial))] = 3
+    return labels
+
+
+def box(spatial, starts, size, value=1):
+    labels = torch.zeros(spatial, dtype=torch.long)
+    labels[tuple(slice(start, start + size) for start in starts)] = value
+    return labels
+
+
+def new_masks(labels, config, seed=0, largest=UNBOUNDED, **settings):
+    change = masks.draw_change(labels, 4, config, largest, seeded(seed), **settings)
+    return masks.warp(change.labels, change.grid.detach())
+
+
+@pytest.mark.parametrize("spatial", SHAPES)
+def test_new_masks_are_integers_of_the_old_classes(spatial):
+    labels = nested_boxes(spatial)
+    labels[labels == 2] = 0  # class 2 is absent
+    for seed in range(5):
+        new = new_masks(labels, MaskConfig(recombination=1.0), seed)
+        assert new.dtype == torch.long
+        assert new.shape == labels.shape
+        assert set(new.unique().tolist()) == {0, 1, 3}
+
+
+@pytest.mark.parametrize("spatial", SHAPES)
+def test_new_masks_are_seeded_and_differ_from_the_real_ones(spatial, outside_random_state_untouched):
+    labels = nested_boxes(spatial)
+    config = MaskConfig(smallest=0.01)
+    assert torch.equal(new_masks(labels, config, 3), new_masks(labels, config, 3))
+    assert not torch.equal(new_masks(labels, config, 3), new_masks(labels, config, 4))
+    assert not torch.equal(new_masks(labels, config, 3), labels)
+
+
+@pytest.mark.parametrize("spatial", SHAPES)
+def test_no_amount_of_change_gives_the_real_masks(spatial):
+    labels = nested_boxes(spatial)
+    change = masks.draw_change(labels, 4, STILL, torch.zeros(4), seeded())
+    assert torch.equal(masks.warp(change.labels, change.grid), labels)
+    assert change.donors.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("spatial", SHAPES)
+def test_labels_never_vanish_nor_shrink_below_the_bound(spatial):
+    labels = nested_boxes(spatial)
+    config = MaskConfig(elastic=0.2, rotation=90.0, scaling=0.5, growth=0.4, recombination=0.5, smallest=0.6)
+    real = masks.class_sizes(labels, 4)
+    changed = 0
+    for seed in range(20):
+        new = new_masks(labels, config, seed)
+        assert (masks.class_sizes(new, 4) >= 0.6 * real)[:, 1:].all()
+        changed += int((new != labels).any())
+    assert changed > 0
+
+
+@pytest.mark.parametrize("spatial", SHAPES)
+def test_no_structure_exceeds_the_largest_one_seen(spatial):
+    labels = nested_boxes(spatial)
+    real = masks.class_sizes(labels, 4)
+    config = MaskConfig(scaling=0.5, smallest=0.01)
+    largest = 1.1 * real.amax(dim=0)
+    bounded = torch.stack([masks.class_sizes(new_masks(labels, config, seed, largest), 4) for seed in range(20)])
+    free = torch.stack([masks.class_sizes(new_masks(labels, config, seed), 4) for seed in range(20)])
+    assert (bounded <= largest)[..., 1:].all()
+    assert (free > largest)[..., 1:].any()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_patches_without_any_label_stay_empty(dims):
+    labels = torch.zeros(3, *(9,) * dims, dtype=torch.long)
+    assert not new_masks(labels, MaskConfig(recombination=1.0, growth=0.4)).any()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_recombined_structures_lie_on_the_centroid_of_the_own_ones(dims):
+    spatial = (20,) * dims
+    labels = torch.stack([box(spatial, (2,) * dims, 4), box(spatial, (10,) * dims, 8)])
+    new, donors = masks.recombine(labels, 1.0, seeded())
+    assert donors.tolist() == [1, 0]
+    assert torch.equal(new[0], box(spatial, (0,) * dims, 8))
+    assert torch.equal(new[1], box(spatial, (12,) * dims, 4))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_recombined_structures_keep_their_size_also_half_a_voxel_away(dims):
+    spatial = (20,) * dims
+    labels = torch.stack([box(spatial, (6,) * dims, 3), box(spatial, (7,) * dims, 4)])
+    new, donors = masks.recombine(labels, 1.0, seeded())
+    assert donors.tolist() == [1, 0]
+    assert masks.class_sizes(new, 2)[:, 1].tolist() == [4**dims, 3**dims]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_structures_are_exchanged_only_between_patches_of_the_same_classes(dims):
+    spatial = (12,) * dims
+    labels = torch.stack([box(spatial, (2,) * dims, 4, 1), box(spatial, (5,) * dims, 4, 2)])
+    new, donors = masks.recombine(labels, 1.0, seeded())
+    assert torch.equal(new, labels)
+    assert donors.tolist() == [0, 1]
+
+
+def test_recombination_happens_with_its_probability():
+    labels = torch.stack([box((10, 10), (i % 5, i % 3), 3) for i in range(400)])
+    _, donors = masks.recombine(labels, 0.25, seeded())
+    assert 60 < int((donors != torch.arange(400)).sum()) < 140
+    _, donors = masks.recombine(labels, 0.0, seeded())
+    assert torch.equal(donors, torch.arange(400))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_recombination_leaves_the_ignore_label_where_it_is(dims):
+    spatial = (12,) * dims
+    labels = torch.stack([box(spatial, (2,) * dims, 4), box(spatial, (5,) * dims, 2)])
+    labels[0][(slice(-2, None),) * dims] = 2
+    new, donors = masks.recombine(labels, 1.0, seeded(), frozen_class=2)
+    assert donors.tolist() == [1, 0]
+    assert torch.equal(new == 2, labels == 2)
+    assert (masks.class_sizes(new, 3)[:, 1] == torch.tensor([2**dims, 4**dims])).all()
+
+
+def test_a_single_patch_has_nobody_to_recombine_with():
+    labels = box((10, 10), (2, 2), 4)[None]
+    new, donors = masks.recombine(labels, 1.0, seeded())
+    assert torch.equal(new, labels)
+    assert donors.tolist() == [0]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_growth_follows_the_bias_that_was_drawn(dims):
+    """Masks of one structure under several biases are nested: the larger the bias, the larger the mask."""
+    count, spatial = 32, (12,) * dims
+    labels = box(spatial, (3,) * dims, 6).expand(count, *spatial)
+    new = masks.grow(labels, 2, 0.49, seeded())
+    bias = torch.rand(count, 2, generator=seeded())[:, 1]
+    order = new[bias.argsort()]
+    assert (order[:-1] <= order[1:]).all()
+    sizes = masks.class_sizes(order, 2)[:, 1]
+    assert sizes[-1] > 6**dims > sizes[0] > 0
+
+
+@pytest.mark.parametrize("spatial", SHAPES)
+def test_growth_changes_boundaries_alone_and_invents_no_class(spatial):
+    labels = nested_boxes(spatial)
+    labels[0] = box(spatial, (2,) * len(spatial), 2)  # a patch without the other classes
+    new = masks.grow(labels, 4, 0.49, seeded())
+    assert not torch.equal(new, labels)
+    assert set(new[0].unique().tolist()) <= {0, 1}
+    pool = functional.max_pool2d if len(spatial) == 2 else functional.max_pool3d
+    near = pool(masks.one_hot(labels, 4), 3, 1, 1)
+    assert (near.gather(1, new[:, None]) == 1).all()
+
+
+@pytest.mark.parametrize("thickness", [1, 2])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_small_structures_do_not_keep_a_patch_from_being_changed(dims, thickness):
+    """Growth must not erase what it should move; else a patch with a small structure always keeps its real mask."""
+    spatial = (14,) * dims
+    labels = torch.stack([box(spatial, (5,) * dims, thickness) + box(spatial, (1,) * dims, 3, 2)] * 20)
+    changed = (new_masks(labels, MaskConfig()) != labels).flatten(1).any(dim=1)
+    assert changed.sum() >= 5
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_growth_leaves_the_frozen_class_alone(dims):
+    labels = nested_boxes((12,) * dims, 8)
+    new = masks.grow(labels, 4, 0.49, seeded(), frozen_class=1)
+    assert torch.equal(new == 1, labels == 1)
+    assert not torch.equal(new, labels)
+    assert not torch.equal(masks.grow(labels, 4, 0.49, seeded()) == 1, labels == 1)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_axis_that_is_not_movable_is_not_displaced(axis):
+    spatial = (6, 9, 12)
+    movable = [i != axis for i in range(3)]
+    config = MaskConfig(rotation=60.0, scaling=0.4, elastic=0.2, smallest=0.01)
+    labels = torch.zeros(4, *spatial, dtype=torch.long)
+    change = masks.draw_change(labels, 4, config, UNBOUNDED, seeded(), movable_axes=movable)
+    displacement = change.grid - masks.identity_grid(spatial, labels.device)
+    along = displacement.abs().amax(dim=(0, 1, 2, 3)).flip(0)
+    assert along[axis] < 1e-5
+    assert (along[torch.tensor(movable)] > 0.05).all()
+
+
+@pytest.mark.parametrize("spatial", SHAPES)
+def test_identity_grid_points_at_the_voxels_themselves(spatial):
+    grid = masks.identity_grid(spatial, torch.device("cpu"))
+    values = torch.arange(torch.tensor(spatial).prod()).view(1, *spatial)
+    assert torch.equal(masks.warp(values, grid), values)
+    image = values[:, None].double()
+    torch.testing.assert_close(masks.warp_image(image, grid.double()), image, rtol=0, atol=1e-2)
+
+
+def test_a_right_angle_turns_the_picture():
+    """rotation = 180 with a known draw; the matrix is an isometry in voxels, also of an elongated patch."""
+    spatial = (9, 15)
+    identity = masks.identity_grid(spatial, torch.device("cpu")).expand(64, -1, -1, -1)
+    grid = masks.affine_grid(identity, MaskConfig(rotation=180.0, scaling=0.0), [True, True], seeded())
+    extent = torch.tensor([15.0, 9.0])
+    before, after = identity * extent / 2, grid * extent / 2
+    torch.testing.assert_close(after.norm(dim=-1), before.norm(dim=-1))
+    angle = 2 * torch.rand(64, generator=seeded()) - 1
+    cosine = (before * after).sum(dim=-1)[:, 0, 0] / before.square().sum(dim=-1)[:, 0, 0]
+    torch.testing.assert_close(cosine, (angle * torch.pi).cos(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_scaling_stays_in_its_log_uniform_range(dims):
+    identity = masks.identity_grid((8,) * dims, torch.device("cpu")).expand(200, *(8,) * dims, dims)
+    grid = masks.affine_grid(identity, MaskConfig(rotation=0.0, scaling=0.3), [True] * dims, seeded())
+    ratio = (grid / identity).flatten(1)
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+    assert 0.7 <= float(ratio.min()) < 0.75
+    assert 1.35 < float(ratio.max()) <= 1 / 0.7 + 1e-4
+
+
+@pytest.mark.parametrize("points", [4, 5, 8])
+@pytest.mark.parametrize("extent", [1, 5, 24])
+def test_spline_basis_is_a_partition_of_unity(extent, points):
+    basis = masks._bspline_basis(extent, points, torch.device("cpu"))
+    assert basis.shape == (extent, points)
+    torch.testing.assert_close(basis.sum(dim=1), torch.ones(extent))
+    assert (basis >= 0).all()
+    assert ((basis > 0).sum(dim=1) <= 4).all()
+
+
+def test_spline_basis_reproduces_straight_lines():
+    basis = masks._bspline_basis(20, 6, torch.device("cpu"))
+    line = basis @ torch.arange(6.0)
+    torch.testing.assert_close(line.diff(), torch.full((19,), 3 / 20), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spatial", [(32, 32), (16, 16, 16), (8, 32, 20)])
+def test_elastic_field_is_as_wide_as_configured_and_smooth(spatial):
+    dims = len(spatial)
+    field = masks.elastic_field(100, spatial, 0.05, 5, [True] * dims, seeded())
+    assert field.shape == (100, *spatial, dims)
+    deviation = (field / 2).std(dim=0).flatten(0, -2).mean(dim=0)
+    per_axis = (1 / 6**2 + 4**2 / 6**2 + 1 / 6**2) ** (dims / 2)  # at a knot; half-way it is somewhat less
+    assert (deviation < 0.05 * 1.1 * per_axis).all()
+    assert (deviation > 0.05 * 0.8 * per_axis).all()
+    for axis in range(dims):
+        second = field.diff(n=2, dim=axis + 1).abs().mean()
+        assert second < 30 / spatial[axis] ** 2 * field.abs().mean()
+
+
+def test_elastic_fields_of_the_patches_of_a_batch_differ():
+    field = masks.elastic_field(2, (8, 8), 0.1, 4, [True, True], seeded())
+    assert (field[0] - field[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("spatial", SHAPES)
+def test_amount_scales_the_elastic_displacement(spatial):
+    labels = nested_boxes(spatial)
+    config = STILL.model_copy(update={"elastic": 0.02, "smallest": 0.01})
+    single, double = (
+        masks.draw_change(labels, 4, config, UNBOUNDED, seeded(), amount=amount).grid for amount in (1.0, 2.0)
+    )
+    identity = masks.identity_grid(spatial, labels.device)
+    assert (single - identity).abs().max() > 0.005
+    torch.testing.assert_close(double - identity, 2 * (single - identity), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spatial", SHAPES)
+def test_warped_one_hot_is_nearest_and_yet_differentiable(spatial):
+    labels = nested_boxes(spatial)
+    amount = torch.tensor(1.0, requires_grad=True)
+    config = MaskConfig(smallest=0.01)
+    change = masks.draw_change(labels, 4, config, UNBOUNDED, seeded(), amount=amount)
+    assert change.grid.requires_grad
+    values = masks.warp_one_hot(labels, 4, change.grid)
+    torch.testing.assert_close(values.detach(), masks.one_hot(masks.warp(labels, change.grid.detach()), 4), rtol=0, atol=1e-6)
+    assert not torch.equal(values.detach(), masks.one_hot(labels, 4))
+    weight = torch.randn(values.shape, generator=seeded())
+    (slope,) = torch.autograd.grad((values * weight).sum(), amount, retain_graph=True)
+    soft = masks.warp_image(masks.one_hot(labels, 4), change.grid)
+    (expected,) = torch.autograd.grad((soft * weight).sum(), amount)
+    assert slope != 0
+    torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_warped_one_hot_without_gradient_is_binary():
+    labels = nested_boxes((16, 16))
+    change = masks.draw_change(labels, 4, MaskConfig(smallest=0.01), UNBOUNDED, seeded())
+    values = masks.warp_one_hot(labels, 4, change.grid)
+    assert set(values.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(values.argmax(dim=1), masks.warp(labels, change.grid))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_one_hot_and_sizes_and_centroids(dims):
+    labels = torch.stack([box((10,) * dims, (2,) * dims, 4), torch.zeros((10,) * dims, dtype=torch.long)])
+    assert masks.class_sizes(labels, 3).tolist() == [[10**dims - 4**dims, 4**dims, 0], [10**dims, 0, 0]]
+    assert torch.equal(masks.one_hot(labels, 3).sum(dim=tuple(range(2, 2 + dims))), masks.class_sizes(labels, 3))
+    torch.testing.assert_close(masks.centroids(labels > 0), torch.stack([torch.full((dims,), -0.2), torch.zeros(dims)]))
+
+
+def test_centroids_are_in_the_order_of_grid_sample():
+    labels = torch.zeros(1, 4, 8, dtype=torch.long)
+    labels[0, 0, 7] = 1
+    torch.testing.assert_close(masks.centroids(labels > 0), torch.tensor([[0.875, -0.75]]))

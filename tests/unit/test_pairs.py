@@ -1,0 +1,151 @@
+import pytest
+import torch
+
+from nnunetv2_genseg import masks
+from nnunetv2_genseg.config import ConditioningConfig, GeneratorConfig, MaskConfig
+from nnunetv2_genseg.generators import NetworkPlan, build_generator
+from nnunetv2_genseg.labels import LabelCodec
+from nnunetv2_genseg.pairs import PairSource
+
+CPU = torch.device("cpu")
+MODES = ["mask", "tissue", "differential"]
+STILL = {"elastic": 0.0, "rotation": 0.0, "scaling": 0.0, "growth": 0.0, "recombination": 0.0}
+
+
+def setting(mode="differential", dims=2, channels=1, ignore=False, shift=0.3, changes=None):
+    codec = LabelCodec.from_labels([1, 2], 3 if ignore else None)
+    conditioning = ConditioningConfig(mode=mode, tissue_classes=3, intensity_shift=shift)
+    source = PairSource(codec, channels, conditioning, MaskConfig(**(changes or {})), (True,) * dims, CPU)
+    spatial = (16,) * dims if dims == 2 else (8,) * dims
+    plan = NetworkPlan(spatial, (8, 8), ((1,) * dims, (2,) * dims), ((3,) * dims,) * 2)
+    config = GeneratorConfig(style_channels=3)
+    generator = build_generator(
+        config, plan, source.layout.channels, channels, seed=0, device=CPU, separate_architecture=False
+    )
+    labels = torch.zeros(2, *spatial, dtype=torch.long)
+    for i in range(2):
+        labels[(i, *(slice(1 + i, 6 + i),) * dims)] = 1
+        labels[(i, *(slice(2 + i, 5 + i),) * dims)] = 2
+    if ignore:
+        labels[(slice(None), *(slice(-2, None),) * dims)] = 3
+    image = labels[:, None] + 0.3 * torch.randn(2, channels, *spatial, generator=torch.Generator().manual_seed(0))
+    source.observe(labels)
+    return source, generator, image, labels
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("mode", MODES)
+def test_pairs_are_finite_and_reach_generator_and_policy(mode, dims, channels, ignore):
+    source, generator, image, labels = setting(mode, dims, channels, ignore)
+    pairs = source.draw(generator, image, labels, seeded(4))
+    assert pairs.image.shape == image.shape
+    assert pairs.labels.shape == labels.shape
+    assert torch.isfinite(pairs.image).all()
+    slopes = torch.autograd.grad(
+        pairs.image.square().sum(), [*generator.weights(), source.policy.log_style], allow_unused=True
+    )
+    assert sum(float(slope.abs().sum()) for slope in slopes[:-1] if slope is not None) > 0
+    assert slopes[-1] is not None
+    assert slopes[-1] != 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_feedback_can_reach_how_far_masks_are_deformed(mode):
+    source, generator, image, labels = setting(mode, changes={"smallest": 0.01})
+    source.largest.fill_(torch.inf)
+    pairs = source.draw(generator, image, labels, seeded())
+    assert not torch.equal(pairs.labels, labels)
+    (slope,) = torch.autograd.grad(pairs.image.square().sum(), source.policy.log_deformation)
+    assert slope != 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_differential_without_any_change_is_the_real_pair(dims, channels):
+    source, generator, image, labels = setting("differential", dims, channels, shift=0.0, changes=STILL)
+    pairs = source.draw(generator, image, labels, seeded())
+    torch.testing.assert_close(pairs.image.detach(), image, rtol=0, atol=1e-4)
+    assert torch.equal(pairs.labels, labels)
+
+
+def test_differential_moves_image_and_mask_together():
+    changes = {**STILL, "elastic": 0.05, "smallest": 0.01}
+    source, generator, _, labels = setting("differential", shift=0.0, changes=changes)
+    source.largest.fill_(torch.inf)
+    pairs = source.draw(generator, labels[:, None].float(), labels, seeded())
+    assert not torch.equal(pairs.labels, labels)
+    # linear against nearest interpolation: within the two labels' range everywhere, alike to half a label almost everywhere
+    assert ((pairs.image[:, 0].detach() - pairs.labels).abs() < 0.75).float().mean() > 0.98
+
+
+def test_differential_never_recombines():
+    source, generator, image, labels = setting("differential", shift=0.0, changes={**STILL, "recombination": 1.0})
+    assert torch.equal(source.draw(generator, image, labels, seeded()).labels, labels)
+    source, generator, image, labels = setting("tissue", shift=0.0, changes={**STILL, "recombination": 1.0})
+    source.largest.fill_(torch.inf)
+    labels[1] = labels[0].roll(4, 0)
+    labels[1, 10, 2] = 1
+    new = source.draw(generator, image, labels, seeded()).labels
+    assert not torch.equal(new, labels)
+
+
+@pytest.mark.parametrize("mode", ["tissue", "differential"])
+def test_intensity_shift_changes_appearance_alone(mode):
+    still, shifted = (
+        source.draw(generator, image, labels, seeded())
+        for source, generator, image, labels in (setting(mode, shift=shift, changes=STILL) for shift in (0.0, 1.0))
+    )
+    assert torch.equal(still.labels, shifted.labels)
+    assert (still.image - shifted.image).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("mode", ["mask", "tissue"])
+def test_drawn_from_scratch_the_real_image_s_detail_does_not_show_through(mode):
+    """Only class means reach the condition: with a fixed scene, noise that keeps the means changes nothing."""
+    source, generator, image, labels = setting(mode, changes=STILL)
+    texture = torch.zeros_like(image)
+    texture[:, :, 1:5:2, 1:5] = 1e-3
+    first, second = (source.draw(generator, each, labels, seeded()).image for each in (image, image + texture))
+    assert (first - second).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_real_condition_has_the_layout_s_channels(mode):
+    source, _, image, labels = setting(mode, channels=3)
+    condition = source.real_condition(image, labels)
+    assert condition.shape == (2, source.layout.channels, 16, 16)
+    assert source.layout.tissues == (0 if mode == "mask" else 3)
+    assert torch.equal(condition[:, 0], (labels == 1).float())
+    assert torch.equal(condition[:, 1], (labels == 2).float())
+    if mode != "mask":
+        assert torch.equal(condition[:, 2:5].sum(dim=1), (labels == 0).float())
+
+
+@pytest.mark.parametrize("mode", ["tissue", "differential"])
+def test_intensity_below_the_ignore_label_counts_as_tissue(mode):
+    source, _, image, labels = setting(mode, ignore=True)
+    condition = source.real_condition(image, labels)
+    assert torch.equal(condition[:, 2:5].sum(dim=1), ((labels == 0) | (labels == 3)).float())
+
+
+def test_largest_structures_are_remembered():
+    source, _, _, labels = setting()
+    assert torch.equal(source.largest, masks.class_sizes(labels, 3).amax(dim=0))
+    source.observe(torch.ones_like(labels))
+    assert source.largest.tolist() == [231.0, 256.0, 9.0]
+
+
+def test_style_is_wider_by_the_policy_s_factor():
+    source, *_ = setting()
+    plain = source.style(5, 3, seeded())
+    with torch.no_grad():
+        source.policy.log_style.fill_(0.5)
+    wide = source.style(5, 3, seeded())
+    torch.testing.assert_close(wide, plain * source.policy.style)
+    assert source.policy.style > 1.3

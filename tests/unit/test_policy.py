@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from nnunetv2_genseg.policy import Policy
+
+SIZES = torch.tensor([[5.0, 0.0], [3.0, 2.0], [0.0, 0.0]])
+
+
+def test_all_factors_are_one_at_the_start():
+    policy = Policy(2)
+    assert policy.deformation == 1
+    assert policy.style == 1
+    assert policy.worth(SIZES).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_worth_is_the_mean_factor_of_the_classes_shown():
+    policy = Policy(2)
+    with torch.no_grad():
+        policy.log_worth.copy_(torch.tensor([0.01, -0.02]))
+    first, second = torch.tensor(0.01).exp(), torch.tensor(-0.02).exp()
+    expected = torch.stack([first, (first + second) / 2, torch.ones(())])
+    torch.testing.assert_close(policy.worth(SIZES), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("extreme, bound", [(50.0, 3.0), (-50.0, 1 / 3)])
+def test_no_factor_leaves_its_limits(extreme, bound):
+    policy = Policy(2)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.fill_(extreme)
+    for factor in (policy.deformation, policy.style, policy.worth(SIZES)[1]):
+        assert float(factor) == pytest.approx(bound, rel=1e-4)
+
+
+def test_factors_grow_with_their_parameters():
+    policy = Policy(1)
+    for name, factor in (("log_deformation", "deformation"), ("log_style", "style")):
+        (slope,) = torch.autograd.grad(getattr(policy, factor), getattr(policy, name))
+        assert float(slope) == pytest.approx(1.0)
+    (slope,) = torch.autograd.grad(policy.worth(torch.ones(1, 1)).sum(), policy.log_worth)
+    assert slope.tolist() == pytest.approx([1.0])

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from nnunetv2_genseg.pairs import Pairs
+from nnunetv2_genseg.report.progress import ProgressRecord
+from nnunetv2_genseg.report.samples import save_samples
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def filled_record():
+    record = ProgressRecord()
+    record.add(0, 0.0, {"l1": 0.5, "generator": -0.1, "discriminator": 2.0})
+    record.add(1, 0.5, {"l1": 0.4, "synthetic": 0.3})
+    record.add(2, 1.0, {"l1": 0.3, "synthetic": 0.2, "feedback": 0.1, "hypergradient": 1e-4})
+    return record
+
+
+def test_progress_survives_a_checkpoint():
+    record, resumed = filled_record(), ProgressRecord()
+    resumed.restore(record.state())
+    assert resumed.rows == record.rows
+    assert len(resumed.rows) == 3
+    assert resumed.rows[1] == {"epoch": 1.0, "gamma": 0.5, "l1": 0.4, "synthetic": 0.3}
+
+
+def test_state_is_a_copy():
+    record = filled_record()
+    record.state()[0]["l1"] = 9.0
+    assert record.rows[0]["l1"] == 0.5
+
+
+def test_a_repeated_epoch_replaces_its_older_record():
+    record = filled_record()
+    record.add(1, 0.7, {"l1": 0.1})
+    assert [row["epoch"] for row in record.rows].count(1.0) == 1
+    assert record.rows[-1] == {"epoch": 1.0, "gamma": 0.7, "l1": 0.1}
+
+
+def test_curves_are_drawn(tmp_path):
+    filled_record().plot(tmp_path / "full.png", 5)
+    ProgressRecord().plot(tmp_path / "empty.png", 5)
+    full, empty = imread(tmp_path / "full.png"), imread(tmp_path / "empty.png")
+    assert full.shape[:2] == empty.shape[:2]
+    assert full.shape[0] > 300
+    colourful = [(np.ptp(picture[..., :3], axis=-1) > 0.3).sum() for picture in (full, empty)]
+    assert colourful[0] > colourful[1] + 50
+
+
+def example(dims, channels, mask):
+    spatial = (12, 14) if dims == 2 else (6, 12, 14)
+    noise = torch.Generator().manual_seed(0)
+    image, drawn = (torch.randn(2, channels, *spatial, generator=noise) for _ in range(2))
+    labels = torch.zeros(2, *spatial, dtype=torch.long)
+    if mask == "labels":
+        labels[..., 3:9, 4:10] = 1
+        labels[..., 5:7, 5:8] = 2
+        labels[..., -2:, -2:] = 3  # the ignore label of two foreground classes
+    elif mask == "full":
+        labels[:] = 1
+    return image, labels, Pairs(drawn, labels.roll(1, -1))
+
+
+@pytest.mark.parametrize("mask", ["labels", "empty", "full"])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_samples_are_drawn(tmp_path, dims, channels, mask):
+    image, labels, pairs = example(dims, channels, mask)
+    path = tmp_path / "samples.png"
+    save_samples(path, image, labels, pairs, 2, "epoch 1")
+    picture = imread(path)[..., :3]
+    assert picture.shape[1] > picture.shape[0] > 300
+    assert picture.std() > 0.05
+    blue = np.abs(picture - np.array([31, 119, 180]) / 255).max(axis=-1) < 0.02  # the first class of tab10
+    assert (blue.sum() > 100) == (mask != "empty")
+
+
+def test_a_constant_image_is_drawn(tmp_path):
+    _, labels, _ = example(2, 1, "labels")
+    image = torch.zeros(2, 1, 12, 14)
+    save_samples(tmp_path / "samples.png", image, labels, Pairs(image, labels), 2, "constant")
+    assert imread(tmp_path / "samples.png").std() > 0
+
+
+def test_a_volume_is_shown_where_most_is_labelled(tmp_path):
+    image, labels, _ = example(3, 1, "empty")
+    labels[:, 4, 3:9, 4:10] = 1
+    image[:, :, 4] = 0.0
+    flat = (image[:, :, 4], labels[:, 4])
+    save_samples(tmp_path / "volume.png", image, labels, Pairs(image, labels), 1, "same")
+    save_samples(tmp_path / "slice.png", *flat, Pairs(*flat), 1, "same")
+    assert np.array_equal(imread(tmp_path / "volume.png"), imread(tmp_path / "slice.png"))
