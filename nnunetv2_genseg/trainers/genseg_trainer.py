@@ -23,8 +23,8 @@ from nnunetv2_genseg.config import GenSegConfig, Settings, checked, resolve
 from nnunetv2_genseg.coupling import Coupling, Stage, stage_at
 from nnunetv2_genseg.generators import NetworkPlan
 from nnunetv2_genseg.labels import LabelCodec
-from nnunetv2_genseg.report.progress import ProgressRecord
-from nnunetv2_genseg.report.samples import save_samples
+from nnunetv2_genseg.pictures.progress import ProgressRecord
+from nnunetv2_genseg.pictures.samples import save_samples
 from nnunetv2_genseg.trainers.carving import Carving, carve
 from nnunetv2_genseg.trainers.mixing import MixedLoss, Target, joined
 

@@ -9,8 +9,8 @@ import signal
 import time
 from pathlib import Path
 
-import SimpleITK
 import pytest
+import SimpleITK
 
 from nnunetv2_genseg.demo import DemoSettings, run_demo
 from nnunetv2_genseg.phantoms import PhantomDataset
@@ -77,11 +77,15 @@ def test_a_users_error_is_one_message_and_exit_status_2(shell: Shell, arguments,
     assert "Traceback" not in output
 
 
-def test_a_dataset_without_any_foreground_is_refused(shell: Shell):
+def test_a_fold_without_any_foreground_is_refused(shell: Shell):
     folder = PhantomDataset(904, dims=2, training_cases=5, test_cases=1, extent=32).write(shell.folder / "nnUNet_raw")
-    for path in (folder / "labelsTr").iterdir():
-        SimpleITK.WriteImage(SimpleITK.ReadImage(str(path)) * 0, str(path))
+    empty = [f"tr_{i:03d}" for i in range(1, 5)]
+    for case in empty:
+        path = str(folder / "labelsTr" / f"{case}.png")
+        SimpleITK.WriteImage(SimpleITK.ReadImage(path) * 0, path)
     shell.succeed("nnUNetv2_plan_and_preprocess", "-d", "904", "-c", "2d", "-np", "1", "-npfp", "1")
+    split = shell.folder / "nnUNet_preprocessed" / "Dataset904_Phantom2D" / "splits_final.json"
+    split.write_text(json.dumps([{"train": empty, "val": ["tr_000"]}]))
     status, output = shell.run("genseg", "train", "904", "2d", "0", "-device", "cpu")
     assert status == 2
     assert "no training case of this fold holds a voxel of a foreground class" in output

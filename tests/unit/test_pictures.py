@@ -4,8 +4,8 @@ import torch
 from matplotlib.image import imread
 
 from nnunetv2_genseg.pairs import Pairs
-from nnunetv2_genseg.report.progress import ProgressRecord
-from nnunetv2_genseg.report.samples import save_samples
+from nnunetv2_genseg.pictures.progress import ProgressRecord
+from nnunetv2_genseg.pictures.samples import save_samples
 
 pytestmark = pytest.mark.filterwarnings("error")
 
