@@ -63,7 +63,7 @@ def demo(arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. A user's error is one message and exit status 2, not a traceback."""
+    """Entry point. A user's error is one message and exit status 2; with GENSEG_TRACEBACK=1 the traceback too."""
     parser = argparse.ArgumentParser(prog="genseg", description="GenSeg for nnU-Net v2")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("env", help="print the export line that makes nnU-Net find the trainers")
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train(rest)
         else:
             demo(rest)
-    except (ValueError, NotImplementedError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, NotImplementedError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         print(f"genseg: {error}", file=sys.stderr)
         if os.environ.get("GENSEG_TRACEBACK"):
             raise

@@ -78,9 +78,9 @@ def _run(folder: Path, step: str, settings: DemoSettings, program: str, *argumen
         "nnUNet_preprocessed": str(folder / "nnUNet_preprocessed"),
         "nnUNet_results": str(folder / "nnUNet_results"),
         "nnUNet_extTrainer": external_trainers(),
+        "nnUNet_n_proc_DA": "1" if settings.device == "cpu" else "4",
         LENGTH: f"10,{settings.iterations},2,5,0",
     }
-    environment.setdefault("nnUNet_n_proc_DA", "1" if settings.device == "cpu" else "4")
     executable = Path(sys.executable).with_name(program)
     with open(log, "w", encoding="utf-8") as file:
         done = subprocess.run([str(executable), *arguments], env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
