@@ -45,8 +45,8 @@ class Task:
 
 TASKS = {
     "104_2d": Task("Dataset104_Hippocampus", 10, "2d", "20,25,2,5,0", ("genseg", "stock", "genseg_tissue")),
-    "104_3d_fullres": Task("Dataset104_Hippocampus", 10, "3d_fullres", "16,6,1,4,0"),
-    "101_2d": Task("Dataset101_FootUlcer", 20, "2d", "16,12,2,4,0"),
+    "104_3d_fullres": Task("Dataset104_Hippocampus", 10, "3d_fullres", "12,5,1,3,0"),
+    "101_2d": Task("Dataset101_FootUlcer", 20, "2d", "12,8,2,3,0"),
 }
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "genseg": ("GenSegTrainerShort", {}),
@@ -100,6 +100,7 @@ def cell(name: str, arm: str, raw: Path, work: Path, device: str) -> dict[str, A
         "nnUNet_preprocessed": str(folder / "preprocessed"),
         "nnUNet_results": str(folder / "results" / arm),
         "nnUNet_n_proc_DA": "1",
+        "nnUNet_def_n_proc": "1",
         "nnUNet_genseg_short": task.length,
     }
     number = str(int(task.dataset[7:10]))

@@ -79,6 +79,7 @@ def _run(folder: Path, step: str, settings: DemoSettings, program: str, *argumen
         "nnUNet_results": str(folder / "nnUNet_results"),
         "nnUNet_extTrainer": external_trainers(),
         "nnUNet_n_proc_DA": "1" if settings.device == "cpu" else "4",
+        "nnUNet_def_n_proc": "2",
         LENGTH: f"10,{settings.iterations},2,5,0",
     }
     executable = Path(sys.executable).with_name(program)
