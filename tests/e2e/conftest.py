@@ -22,7 +22,8 @@ class Shell:
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
         self.environment = {key: value for key, value in os.environ.items() if not key.lower().startswith("nnunet_")}
         self.environment |= {name: str(folder / name) for name in names}
-        self.environment |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_genseg_short": "4,2,1,1,0", "PYTHONUNBUFFERED": "1"}
+        self.environment |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
+        self.environment |= {"nnUNet_genseg_short": "4,2,1,1,0", "PYTHONUNBUFFERED": "1"}
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
