@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from batchgeneratorsv2.transforms.noise import gaussian_blur
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_genseg.phantoms import PhantomDataset
@@ -72,6 +73,7 @@ def nnunet(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return gaussian_blur.blur_dimension(image, sigma, axis, force_use_fft=False)
 
     monkeypatch.setattr(gaussian_blur.GaussianBlurTransform, "_benchmark_wrapper", direct)
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)  # nnU-Net's own picture takes a second
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path
