@@ -69,8 +69,9 @@ class MaskConfig(Topic):
     growth: float = Field(0.2, ge=0, lt=0.5)
     """Largest bias for or against a class when its boundary is moved; 0.5 would move it by one voxel."""
     recombination: float = Field(0.1, ge=0, le=1)
-    """Probability that a patch takes the structures of another patch of the batch, moved onto its own. Not in mode
-    `differential`, where the real image stays and its own structures would show through."""
+    """Probability that a patch receives structures of a patch of the batch (another, or itself), turned and resized."""
+    margin: float = Field(0.05, ge=0, le=0.5)
+    """Largest width of the surroundings that come along, as a fraction of the longest patch extent."""
     smallest: float = Field(0.3, gt=0, le=1)
     """A structure that keeps less than this fraction of its voxels makes the new mask be discarded for the real one."""
 
@@ -78,13 +79,16 @@ class MaskConfig(Topic):
 class ConditioningConfig(Topic):
     """What the generator is told about the image that it shall draw."""
 
-    mode: Literal["mask", "tissue", "differential"] = "differential"
-    """`mask`: the labels alone (the paper's way). `tissue`: labels, and tissue classes of the unlabelled part.
-    `differential`: the deformed real image plus the difference of two generated ones, after and before the change."""
+    mode: Literal["deformation", "mask", "tissue", "differential"] = "differential"
+    """`deformation`: real image and mask deformed together, without a generator. `mask`: drawn from the labels alone
+    (the paper's way). `tissue`: from labels and tissue classes of the unlabelled part. `differential`: the deformed real
+    image plus the difference of two generated ones, after and before the change."""
     tissue_classes: int = Field(6, ge=2, le=32)
     """Intensity clusters of the unlabelled part (modes `tissue` and `differential`)."""
     intensity_shift: float = Field(0.3, ge=0, le=3)
     """Standard deviation of the shift of every class's mean intensity, in units of nnU-Net's normalised intensities."""
+    tone: float = Field(0.0, ge=0, le=2)
+    """Standard deviation of the log slopes of a random monotone curve over the synthetic image's intensities; 0: none."""
 
 
 class GeneratorConfig(Topic):

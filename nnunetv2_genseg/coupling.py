@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnunetv2_genseg import hypergradient
 from nnunetv2_genseg.config import GenSegConfig
-from nnunetv2_genseg.generators import NetworkPlan, build_generator
+from nnunetv2_genseg.generators import Generator, NetworkPlan, build_generator
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.masks import class_sizes
 from nnunetv2_genseg.pairs import Pairs, PairSource
@@ -80,16 +80,19 @@ class Coupling:
             codec, image_channels, config.conditioning, config.masks, plan.movable_axes, device
         )
         feedback = config.feedback
-        self.generator = build_generator(
-            config.generator,
-            plan,
-            self.pairs.layout.channels,
-            image_channels,
-            seed=config.seed,
-            device=device,
-            separate_architecture=feedback.enabled and feedback.parameters == "architecture",
-            synchronise=synchronise,
-        )
+        self.generator: Generator | None = None
+        """None in mode `deformation`."""
+        if self.pairs.needs_generator:
+            self.generator = build_generator(
+                config.generator,
+                plan,
+                self.pairs.layout.channels,
+                image_channels,
+                seed=config.seed,
+                device=device,
+                separate_architecture=feedback.enabled and feedback.parameters == "architecture",
+                synchronise=synchronise,
+            )
         self.rank = rank
         self.rng = torch.Generator(device).manual_seed(config.seed + 7919 * rank)
         self.phi = self._phi() if feedback.enabled else []
@@ -101,6 +104,11 @@ class Coupling:
     def _phi(self) -> list[nn.Parameter]:
         if self.config.feedback.parameters == "policy":
             return list(self.pairs.policy.parameters())
+        if self.generator is None:
+            raise ValueError(
+                f"feedback.parameters is {self.config.feedback.parameters!r}, but conditioning.mode 'deformation' has no "
+                "generator; choose feedback.parameters 'policy' or another mode"
+            )
         architecture = self.config.feedback.parameters == "architecture"
         phi = self.generator.architecture() if architecture else self.generator.weights()
         if not phi:
@@ -130,6 +138,8 @@ class Coupling:
     def learn(self, image: Tensor, labels: Tensor) -> None:
         """The generator's own step on the real pairs of a batch."""
         self.pairs.observe(labels)
+        if self.generator is None:
+            return
         with torch.no_grad():
             condition = self.pairs.real_condition(image, labels)
             style = self.pairs.style(len(image), self.generator.style_channels, self.rng)
@@ -222,7 +232,7 @@ class Coupling:
     def state(self) -> dict[str, Any]:
         """Everything that a resumed training needs, in tensors, numbers, strings, lists and dictionaries."""
         return {
-            "generator": self.generator.state(),
+            "generator": self.generator.state() if self.generator else None,
             "policy": dict(self.pairs.policy.state_dict()),
             "largest": self.pairs.largest,
             "phi_optimizer": self.phi_optimizer.state_dict() if self.phi_optimizer else None,
@@ -231,7 +241,8 @@ class Coupling:
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        self.generator.restore(state["generator"])
+        if self.generator is not None:
+            self.generator.restore(state["generator"])
         self.pairs.policy.load_state_dict(state["policy"])
         self.pairs.largest.copy_(state["largest"])
         if self.phi_optimizer is not None:

@@ -17,6 +17,10 @@ from torch.nn import functional
 from nnunetv2_genseg.config import MaskConfig
 
 
+COVERED = 0.9
+"""A transplant replaces a patch's own structures if it covers this fraction of their voxels."""
+
+
 @dataclass(frozen=True)
 class MaskChange:
     """What `draw_change` decided for a batch; nothing is deformed yet."""
@@ -26,7 +30,11 @@ class MaskChange:
     grid: Tensor
     """(B, *spatial, dims): sampling positions of the deformation, for `warp`."""
     donors: Tensor
-    """(B,) int64: the patch of the batch whose structures each new mask shows; its own index without recombination."""
+    """(B,) int64: the patch of the batch that each transplant comes from; its own index without recombination."""
+    exchanged: Tensor
+    """(B, *spatial) booleans: voxels of the transplant, in the geometry of the real image."""
+    to_donor: Tensor
+    """(B, dims, dims + 1): `affine` from positions in a patch to those in its donor's."""
 
 
 def draw_change(
@@ -54,27 +62,34 @@ def draw_change(
         movable_axes: False for an axis along which nothing is displaced or rotated (anisotropic 3D); all by default.
         frozen_class: a class that neither grows nor moves between patches (the ignore label).
     """
-    spatial = labels.shape[1:]
+    count, spatial = len(labels), labels.shape[1:]
     movable = [True] * len(spatial) if movable_axes is None else list(movable_axes)
-    edited, donors = recombine(labels, config.recombination, rng, frozen_class)
+    edited, donors, exchanged, to_donor = recombine(labels, config, movable, rng, frozen_class)
     grown = grow(edited, classes, config.growth, rng, frozen_class)
-    survives = _keeps_classes(edited, grown, classes, config.smallest).view(-1, *(1,) * len(spatial))
+    survives = _per_patch(_keeps_classes(edited, grown, classes, config.smallest), edited)
     edited = torch.where(survives, grown, edited)
-    identity = identity_grid(spatial, labels.device).expand(len(labels), *spatial, len(spatial))
-    grid = affine_grid(identity, config, movable, rng) + amount * elastic_field(
-        len(labels), spatial, config.elastic, config.control_points, movable, rng
+    identity = identity_grid(spatial, labels.device).expand(count, *spatial, len(spatial))
+    grid = affine(identity, random_affine(count, spatial, config, movable, rng)) + amount * elastic_field(
+        count, spatial, config.elastic, config.control_points, movable, rng
     )
 
     new = warp(edited, grid.detach())
     bounded = class_sizes(new, classes) <= torch.maximum(largest, class_sizes(labels, classes))
     acceptable = _keeps_classes(labels, new, classes, config.smallest) & bounded[:, 1:].all(dim=1)
-    chosen = acceptable.view(-1, *(1,) * len(spatial))
-    own = torch.arange(len(labels), device=labels.device)
+    chosen = _per_patch(acceptable, labels)
+    own = torch.arange(count, device=labels.device)
     return MaskChange(
         torch.where(chosen, edited, labels),
         torch.where(chosen[..., None], grid, identity),
         torch.where(acceptable, donors, own),
+        exchanged & chosen,
+        to_donor,
     )
+
+
+def _per_patch(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) to (B, 1, ...), to be broadcast against `like`."""
+    return values.view(-1, *(1,) * (like.ndim - 1))
 
 
 def _keeps_classes(before: Tensor, after: Tensor, classes: int, smallest: float) -> Tensor:
@@ -91,36 +106,82 @@ def class_sizes(labels: Tensor, classes: int) -> Tensor:
 
 
 def recombine(
-    labels: Tensor, probability: float, rng: torch.Generator, frozen_class: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Exchanges the structures between the patches of a batch, centred where the receiving patch has its own.
+    labels: Tensor, config: MaskConfig, movable: Sequence[bool], rng: torch.Generator, frozen_class: int | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Transplants structures, turned and resized, with a margin of their surroundings, between the patches of a batch.
+
+    The donor is any patch of the batch that shows a structure, the receiver itself included. The transplant lies on the
+    centroid of the receiver's own structures if it covers them, or else where it lay in the donor if it is clear of them;
+    or else there is none.
 
     Args:
         labels: (B, *spatial) int64.
-        probability: of a patch to receive another one's structures; only between patches that have the same classes.
+        config: `recombination`, `margin`, `rotation` and `scaling` are used.
+        movable: per spatial axis.
         rng: on the device of `labels`.
-        frozen_class: not exchanged (the ignore label).
+        frozen_class: neither transplanted nor covered (the ignore label).
 
     Returns:
-        The new (B, *spatial) maps and the (B,) index of the patch that each one's structures come from.
+        labels: (B, *spatial) int64, the new maps.
+        donors: (B,) int64, the patch that each transplant comes from.
+        exchanged: (B, *spatial) booleans, the voxels of the transplant.
+        to_donor: (B, dims, dims + 1), `affine` from positions in a patch to those in its donor's.
     """
     count, spatial = len(labels), labels.shape[1:]
     own = torch.arange(count, device=labels.device)
-    partner = (own + torch.randint(1, max(count, 2), (count,), generator=rng, device=rng.device)) % count
-    wanted = torch.rand(count, generator=rng, device=rng.device) < probability
-    structures = labels if frozen_class is None else labels.masked_fill(labels == frozen_class, 0)
-    present = class_sizes(structures, int(labels.max()) + 1)[:, 1:] > 0
-    taken = wanted & (partner != own) & (present == present[partner]).all(dim=1) & present.any(dim=1)
+    partner = torch.randint(count, (count,), generator=rng, device=rng.device)
+    wanted = torch.rand(count, generator=rng, device=rng.device) < config.recombination
+    margin = config.margin * max(spatial) * torch.rand(count, generator=rng, device=rng.device)
+    to_donor = random_affine(count, spatial, config, movable, rng)
 
-    centre = centroids(structures > 0)
-    extent = torch.tensor(spatial[::-1], device=labels.device)
-    offset = ((centre[partner] - centre) * extent / 2).round() * 2 / extent  # whole voxels: nearest sampling keeps shapes
-    identity = identity_grid(spatial, labels.device)
-    moved = warp(structures[partner], identity + offset.view(count, *(1,) * len(spatial), len(spatial)), outside="zeros")
     frozen = torch.zeros_like(labels, dtype=torch.bool) if frozen_class is None else labels == frozen_class
-    moved = torch.where(frozen, labels, moved)
-    chosen = taken.view(-1, *(1,) * len(spatial))
-    return torch.where(chosen, moved, labels), torch.where(taken, partner, own)
+    structures = (labels > 0) & ~frozen
+    shows = structures.flatten(1).any(dim=1)
+    taken = wanted & shows[partner]
+    if not taken.any():
+        return labels, own, torch.zeros_like(frozen), to_donor
+    centre = centroids(structures)
+    extent = torch.tensor(spatial[::-1], device=labels.device)
+    # whole voxels: nearest sampling keeps shapes
+    offset = ((centre[partner] - centre) * extent / 2).round() * 2 / extent
+    identity = identity_grid(spatial, labels.device).expand(count, *spatial, len(spatial))
+
+    def transplant(theta: Tensor) -> tuple[Tensor, Tensor]:
+        positions = affine(identity, theta)
+        moved = warp(labels[partner], positions)
+        there = (positions.abs() <= 1).all(dim=-1) & ~frozen & ~warp(frozen[partner].long(), positions).bool()
+        return moved, _dilate((moved > 0) & there, margin) & there & _per_patch(taken, labels)
+
+    replacing = _about(to_donor, centre, offset)
+    moved, region = transplant(replacing)
+    covered = (structures & region).flatten(1).sum(dim=1) >= COVERED * structures.flatten(1).sum(dim=1)
+    adding = _about(to_donor, centre[partner], torch.zeros_like(offset))
+    moved_there, region_there = transplant(adding)
+    clear = ~(structures & region_there).flatten(1).any(dim=1)
+    replaces = covered & shows
+    region = torch.where(_per_patch(replaces, labels), region, region_there & _per_patch(clear, labels))
+    moved = torch.where(_per_patch(replaces, labels), moved, moved_there)
+    return (
+        torch.where(region, moved, labels),
+        torch.where(taken & (replaces | clear), partner, own),
+        region,
+        torch.where(replaces[:, None, None], replacing, adding),
+    )
+
+
+def _about(theta: Tensor, pivot: Tensor, offset: Tensor) -> Tensor:
+    """The affine map `theta` about (B, dims) points instead of the centre, and an offset after it."""
+    matrix = theta[..., :-1]
+    return torch.cat([matrix, (pivot + offset - (matrix @ pivot[..., None])[..., 0])[..., None]], dim=2)
+
+
+def _dilate(region: Tensor, margin: Tensor) -> Tensor:
+    """Grows (B, *spatial) regions by (B,) voxels, a box a step."""
+    pool = functional.max_pool2d if region.ndim == 3 else functional.max_pool3d
+    for step in range(int(margin.max())):
+        wider = pool(region[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
+        region = torch.where(_per_patch(step < margin.floor(), region), wider, region)
+    return region
 
 
 def grow(labels: Tensor, classes: int, amount: float, rng: torch.Generator, frozen_class: int | None = None) -> Tensor:
@@ -171,21 +232,23 @@ def identity_grid(spatial: Sequence[int], device: torch.device) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
 
 
-def affine_grid(identity: Tensor, config: MaskConfig, movable: Sequence[bool], rng: torch.Generator) -> Tensor:
-    """Rotates and scales sampling positions about the centre of the patch, in voxel units so that shapes are kept.
+def random_affine(
+    count: int, spatial: Sequence[int], config: MaskConfig, movable: Sequence[bool], rng: torch.Generator
+) -> Tensor:
+    """Draws rotations and changes of size about the centre of the patch, in voxel units so that shapes are kept.
 
     Args:
-        identity: (B, *spatial, dims).
+        count: B.
+        spatial: extent of the patch, voxels.
         config: `rotation` and `scaling` are used.
         movable: per spatial axis; an axis that is not movable is neither rotated nor scaled.
-        rng: on the device of `identity`.
+        rng: its device is where the result lies.
 
     Returns:
-        (B, *spatial, dims).
+        (B, dims, dims + 1) for `affine`.
     """
-    count, dims = len(identity), identity.shape[-1]
-    device = identity.device
-    extent = torch.tensor(identity.shape[1:-1][::-1], device=device, dtype=torch.float32)
+    dims, device = len(spatial), rng.device
+    extent = torch.tensor(spatial[::-1], device=device, dtype=torch.float32)
     free = list(movable)[::-1]
     matrix = torch.eye(dims, device=device).repeat(count, 1, 1)
     for first in range(dims):
@@ -199,8 +262,14 @@ def affine_grid(identity: Tensor, config: MaskConfig, movable: Sequence[bool], r
     exponent = 2 * torch.rand(count, generator=rng, device=device) - 1
     zoom = (exponent * -math.log(1 - config.scaling)).exp()
     matrix = matrix * torch.where(torch.tensor(free, device=device), zoom[:, None], 1.0)[:, None, :]
-    voxels = (identity * extent).flatten(1, -2) @ matrix.transpose(1, 2)
-    return voxels.view_as(identity) / extent
+    matrix = matrix * extent / extent[:, None]
+    return torch.cat([matrix, torch.zeros(count, dims, 1, device=device)], dim=2)
+
+
+def affine(positions: Tensor, theta: Tensor) -> Tensor:
+    """Maps (B, *spatial, dims) positions by (B, dims, dims + 1) matrices, in `grid_sample`'s coordinates."""
+    moved = positions.flatten(1, -2) @ theta[..., :-1].transpose(1, 2) + theta[:, None, :, -1]
+    return moved.view_as(positions)
 
 
 def elastic_field(

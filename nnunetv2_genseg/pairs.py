@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nnunetv2_genseg import conditioning, masks
+from nnunetv2_genseg.appearance import tone_curve
 from nnunetv2_genseg.conditioning import ConditionLayout
 from nnunetv2_genseg.config import ConditioningConfig, MaskConfig
 from nnunetv2_genseg.generators import Generator
 from nnunetv2_genseg.labels import LabelCodec
+from nnunetv2_genseg.masks import MaskChange
 from nnunetv2_genseg.policy import Policy
+
+
+STAYING = {"deformation": {"growth": 0.0}}
+"""Changes of masks that a mode cannot show."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +56,18 @@ class PairSource:
     ) -> None:
         self.codec = codec
         self.config = conditioning_config
-        keeps_image = conditioning_config.mode == "differential"
-        self.mask_config = mask_config.model_copy(update={"recombination": 0.0}) if keeps_image else mask_config
+        self.mask_config = mask_config.model_copy(update=STAYING.get(conditioning_config.mode, {}))
         self.movable_axes = movable_axes
-        tissues = 0 if conditioning_config.mode == "mask" else conditioning_config.tissue_classes
+        tissues = conditioning_config.tissue_classes if conditioning_config.mode in ("tissue", "differential") else 0
         self.layout = ConditionLayout(codec.foreground, tissues, image_channels)
         self.policy = Policy(codec.foreground).to(device)
         self.largest = torch.zeros(codec.classes, device=device)
         """(classes,) most voxels of every class in one real patch so far: the dataset's own bound on new masks."""
+
+    @property
+    def needs_generator(self) -> bool:
+        """Whether the mode draws with a generator."""
+        return self.config.mode != "deformation"
 
     def observe(self, labels: Tensor) -> None:
         """Takes note of how large the classes of real patches, (B, *spatial), are."""
@@ -70,11 +82,11 @@ class PairSource:
         """(count, channels) style noise, standard normal times the policy's factor."""
         return self.policy.style * torch.randn(count, channels, generator=rng, device=rng.device)
 
-    def draw(self, generator: Generator, image: Tensor, labels: Tensor, rng: torch.Generator) -> Pairs:
+    def draw(self, generator: Generator | None, image: Tensor, labels: Tensor, rng: torch.Generator) -> Pairs:
         """Draws one synthetic pair for every real one.
 
         Args:
-            generator: draws the images.
+            generator: draws the images; None in mode `deformation`.
             image: (B, C, *spatial) real images.
             labels: (B, *spatial) int64 their class maps.
             rng: source of all randomness, on their device.
@@ -92,9 +104,20 @@ class PairSource:
             movable_axes=self.movable_axes,
             frozen_class=self.codec.foreground + 1 if self.codec.has_ignore else None,
         )
+        drawn = self._image(generator, image, labels, change, rng)
+        if self.config.tone:
+            drawn = tone_curve(drawn, self.policy.style * self.config.tone, rng)
+        return Pairs(drawn, masks.warp(change.labels, change.grid.detach()))
+
+    def _image(
+        self, generator: Generator | None, image: Tensor, labels: Tensor, change: MaskChange, rng: torch.Generator
+    ) -> Tensor:
+        """(B, C, *spatial) the image after a change of the masks, as the mode has it."""
+        if generator is None:
+            return _with_transplants(lambda source, grid: masks.warp_image(image[source], grid), change)
         tissue = self._tissue(image, labels)
         before = conditioning.compose_scene(labels, tissue, self.layout)
-        after = conditioning.compose_scene(change.labels, tissue, self.layout)
+        after = conditioning.compose_scene(change.labels, self._transplanted(tissue, change), self.layout)
         own = conditioning.class_intensities(image, before, self.layout)
         shift = self.config.intensity_shift * torch.randn(own.shape, generator=rng, device=rng.device)
         shifted = own + self.policy.style * shift
@@ -102,12 +125,38 @@ class PairSource:
 
         drawn = generator.draw(conditioning.condition(after, shifted, self.layout, change.grid), style)
         if self.config.mode == "differential":
-            reference = generator.draw(conditioning.condition(before, own, self.layout, change.grid), style)
-            drawn = masks.warp_image(image, change.grid) + drawn - reference
-        return Pairs(drawn, masks.warp(change.labels, change.grid.detach()))
+
+            def rest(source: Tensor, grid: Tensor) -> Tensor:
+                reference = conditioning.condition(before[source], own[source], self.layout, grid)
+                return masks.warp_image(image[source], grid) - generator.draw(reference, style)
+
+            drawn = drawn + _with_transplants(rest, change)
+        return drawn
+
+    def _transplanted(self, tissue: Tensor | None, change: MaskChange) -> Tensor | None:
+        if tissue is None or not change.exchanged.any():
+            return tissue
+        positions = masks.identity_grid(tissue.shape[1:], tissue.device).expand_as(change.grid)
+        return torch.where(change.exchanged, masks.warp(tissue[change.donors], masks.affine(positions, change.to_donor)), tissue)
 
     def _tissue(self, image: Tensor, labels: Tensor) -> Tensor | None:
         if not self.layout.tissues:
             return None
         unlabelled = (labels == 0) | (labels > self.codec.foreground)
         return conditioning.tissue_map(image, unlabelled, self.layout.tissues)
+
+
+def _with_transplants(content: Callable[[Tensor, Tensor], Tensor], change: MaskChange) -> Tensor:
+    """What `content` shows after a change, in the transplants that of their donors, joined over a voxel.
+
+    Args:
+        content: indices of patches (B,) and positions in them (B, *spatial, dims) to (B, C, *spatial).
+        change: of the masks.
+    """
+    receivers = content(torch.arange(len(change.donors), device=change.donors.device), change.grid)
+    if not change.exchanged.any():
+        return receivers
+    donors = content(change.donors, masks.affine(change.grid, change.to_donor))
+    inside = masks.warp(change.exchanged.long(), change.grid.detach())[:, None].float()
+    pool = functional.avg_pool2d if inside.ndim == 4 else functional.avg_pool3d
+    return torch.lerp(receivers, donors, pool(inside, 3, stride=1, padding=1, count_include_pad=False))

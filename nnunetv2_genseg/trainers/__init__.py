@@ -17,6 +17,6 @@ if tuple(int(part) for part in version("nnunetv2").split(".")[:2]) < OLDEST_NNUN
 from nnunetv2_genseg.trainers.genseg_trainer import GenSegMixin, GenSegTrainer  # noqa: E402
 from nnunetv2_genseg.trainers.presets import *  # noqa: E402, F403
 from nnunetv2_genseg.trainers.presets import __all__ as _presets  # noqa: E402
-from nnunetv2_genseg.trainers.short import GenSegTrainerShort, nnUNetTrainerShort  # noqa: E402
+from nnunetv2_genseg.trainers.short import GenSegTrainerShort, nnUNetTrainerDA5Short, nnUNetTrainerShort  # noqa: E402
 
-__all__ = ["GenSegMixin", "GenSegTrainer", "GenSegTrainerShort", "nnUNetTrainerShort", *_presets]
+__all__ = ["GenSegMixin", "GenSegTrainer", "GenSegTrainerShort", "nnUNetTrainerDA5Short", "nnUNetTrainerShort", *_presets]

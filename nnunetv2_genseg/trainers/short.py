@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 
 from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer
 
@@ -42,8 +43,12 @@ class nnUNetTrainerShort(ShortTraining):  # noqa: N801
     """nnU-Net's default trainer for as long as `nnUNet_genseg_short` says."""
 
 
+class nnUNetTrainerDA5Short(ShortTraining, nnUNetTrainerDA5):  # noqa: N801
+    """nnU-Net's trainer with its strongest augmentation for as long as `nnUNet_genseg_short` says."""
+
+
 class GenSegTrainerShort(ShortTraining, GenSegTrainer):
     """GenSegTrainer for as long as `nnUNet_genseg_short` says."""
 
 
-__all__ = ["GenSegTrainerShort", "nnUNetTrainerShort"]
+__all__ = ["GenSegTrainerShort", "nnUNetTrainerDA5Short", "nnUNetTrainerShort"]

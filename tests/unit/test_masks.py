@@ -96,58 +96,120 @@ def test_patches_without_any_label_stay_empty(dims):
     assert not new_masks(labels, MaskConfig(recombination=1.0, growth=0.4)).any()
 
 
+def recombined(labels, seed=0, frozen_class=None, **changes):
+    config = MaskConfig(**{"recombination": 1.0, "margin": 0.0, "rotation": 0.0, "scaling": 0.0, **changes})
+    return masks.recombine(labels, config, [True] * (labels.ndim - 1), seeded(seed), frozen_class)
+
+
+def seed_of(donors):
+    """A seed with which a batch gets these donors."""
+    drawn = (torch.randint(len(donors), (len(donors),), generator=seeded(seed)).tolist() for seed in range(100))
+    return next(seed for seed, each in enumerate(drawn) if each == donors)
+
+
+SWAPPED = seed_of([1, 0])
+
+
 @pytest.mark.parametrize("dims", [2, 3])
-def test_recombined_structures_lie_on_the_centroid_of_the_own_ones(dims):
+def test_a_transplant_that_covers_the_own_structure_lies_on_its_centroid(dims):
     spatial = (20,) * dims
-    labels = torch.stack([box(spatial, (2,) * dims, 4), box(spatial, (10,) * dims, 8)])
-    new, donors = masks.recombine(labels, 1.0, seeded())
-    assert donors.tolist() == [1, 0]
-    assert torch.equal(new[0], box(spatial, (0,) * dims, 8))
-    assert torch.equal(new[1], box(spatial, (12,) * dims, 4))
+    labels = torch.stack([box(spatial, (6,) * dims, 4), box(spatial, (10,) * dims, 8, 2)])
+    new, donors, exchanged, to_donor = recombined(labels, SWAPPED)
+    assert donors[0] == 1
+    assert torch.equal(new[0], box(spatial, (4,) * dims, 8, 2))
+    positions = masks.affine(masks.identity_grid(spatial, labels.device).expand(2, *(-1,) * (dims + 1)), to_donor)
+    found = masks.warp(labels[donors], positions, outside="zeros")
+    assert torch.equal(torch.where(exchanged, found, labels), new)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_recombined_structures_keep_their_size_also_half_a_voxel_away(dims):
+def test_a_transplant_too_small_to_replace_is_added_where_it_lay_if_that_is_clear(dims):
+    spatial = (20,) * dims
+    labels = torch.stack([box(spatial, (2,) * dims, 4, 1), box(spatial, (10,) * dims, 8, 2)])
+    new, donors, *_ = recombined(labels, SWAPPED)
+    assert donors[1] == 0
+    assert torch.equal(new[1], torch.maximum(labels[0], labels[1]))
+    labels = torch.stack([box(spatial, (8,) * dims, 4, 1), box(spatial, (10,) * dims, 8, 2)])
+    new, donors, exchanged, _ = recombined(labels, SWAPPED)
+    assert donors[1] == 1
+    assert torch.equal(new[1], labels[1])
+    assert not exchanged[1].any()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_patch_without_structures_receives_them_where_they_were(dims):
+    spatial = (20,) * dims
+    labels = torch.stack([torch.zeros(spatial, dtype=torch.long), box(spatial, (10,) * dims, 8)])
+    new, donors, *_ = recombined(labels, seed_of([1, 1]))
+    assert torch.equal(new[0], labels[1])
+    new, donors, exchanged, _ = recombined(labels, seed_of([1, 0]))
+    assert torch.equal(new[1], labels[1])  # and gives none
+    assert donors.tolist() == [1, 1]
+    assert not exchanged[1].any()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_surroundings_come_along_within_the_margin(dims):
+    spatial = (40,) * dims
+    labels = torch.stack([box(spatial, (16,) * dims, 8)] * 8)
+    _, _, exchanged, _ = recombined(labels, margin=0.2)
+    sizes = exchanged.flatten(1).sum(dim=1)
+    widths = [(8 + 2 * margin) ** dims for margin in range(9)]
+    assert set(sizes.tolist()) <= set(widths)
+    assert len(set(sizes.tolist())) > 2
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_transplants_turn_and_grow_about_their_centroid(dims):
+    spatial = (31,) * dims
+    labels = torch.stack([box(spatial, (6,) * dims, 7), box(spatial, (15,) * dims, 9)])
+    _, _, exchanged, _ = recombined(labels, SWAPPED, rotation=45.0, scaling=0.1)
+    exchanged, labels = exchanged[:1], labels[:1]
+    sizes = exchanged.flatten(1).sum(dim=1)
+    assert (sizes != 9**dims).all()
+    assert ((sizes > 0.6**dims * 9**dims) & (sizes < 1.6**dims * 9**dims)).all()
+    shift = (masks.centroids(exchanged) - masks.centroids(labels > 0)) * 31 / 2
+    assert (shift.abs() < 0.6).all()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_patch_may_be_its_own_donor(dims):
+    labels = box((21,) * dims, (7,) * dims, 7)[None]
+    drawn = [recombined(labels, seed, rotation=40.0, margin=0.3) for seed in range(8)]
+    assert all(donors.tolist() == [0] for _, donors, _, _ in drawn)
+    changed = [exchanged.any() and not torch.equal(new, labels) for new, _, exchanged, _ in drawn]
+    assert any(changed)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_transplants_keep_their_size_also_half_a_voxel_away(dims):
     spatial = (20,) * dims
     labels = torch.stack([box(spatial, (6,) * dims, 3), box(spatial, (7,) * dims, 4)])
-    new, donors = masks.recombine(labels, 1.0, seeded())
-    assert donors.tolist() == [1, 0]
-    assert masks.class_sizes(new, 2)[:, 1].tolist() == [4**dims, 3**dims]
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_structures_are_exchanged_only_between_patches_of_the_same_classes(dims):
-    spatial = (12,) * dims
-    labels = torch.stack([box(spatial, (2,) * dims, 4, 1), box(spatial, (5,) * dims, 4, 2)])
-    new, donors = masks.recombine(labels, 1.0, seeded())
-    assert torch.equal(new, labels)
-    assert donors.tolist() == [0, 1]
+    _, donors, exchanged, _ = recombined(labels, SWAPPED)
+    assert donors[0] == 1
+    assert exchanged[0].sum() == 4**dims
 
 
 def test_recombination_happens_with_its_probability():
     labels = torch.stack([box((10, 10), (i % 5, i % 3), 3) for i in range(400)])
-    _, donors = masks.recombine(labels, 0.25, seeded())
-    assert 60 < int((donors != torch.arange(400)).sum()) < 140
-    _, donors = masks.recombine(labels, 0.0, seeded())
+    exchanged = recombined(labels, recombination=0.25)[2].flatten(1).any(dim=1)
+    assert 60 < int(exchanged.sum()) < 140
+    new, donors, exchanged, _ = recombined(labels, recombination=0.0)
     assert torch.equal(donors, torch.arange(400))
+    assert torch.equal(new, labels)
+    assert not exchanged.any()
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_recombination_leaves_the_ignore_label_where_it_is(dims):
     spatial = (12,) * dims
-    labels = torch.stack([box(spatial, (2,) * dims, 4), box(spatial, (5,) * dims, 2)])
+    labels = torch.stack([box(spatial, (2,) * dims, 3), box(spatial, (5,) * dims, 4)])
     labels[0][(slice(-2, None),) * dims] = 2
-    new, donors = masks.recombine(labels, 1.0, seeded(), frozen_class=2)
-    assert donors.tolist() == [1, 0]
+    new, donors, exchanged, _ = recombined(labels, SWAPPED, frozen_class=2, margin=0.5)
+    assert donors[0] == 1
     assert torch.equal(new == 2, labels == 2)
-    assert (masks.class_sizes(new, 3)[:, 1] == torch.tensor([2**dims, 4**dims])).all()
-
-
-def test_a_single_patch_has_nobody_to_recombine_with():
-    labels = box((10, 10), (2, 2), 4)[None]
-    new, donors = masks.recombine(labels, 1.0, seeded())
-    assert torch.equal(new, labels)
-    assert donors.tolist() == [0]
+    assert not (exchanged & (labels == 2)).any()
+    assert exchanged[0].any()
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -220,7 +282,8 @@ def test_a_right_angle_turns_the_picture():
     """rotation = 180 with a known draw; the matrix is an isometry in voxels, also of an elongated patch."""
     spatial = (9, 15)
     identity = masks.identity_grid(spatial, torch.device("cpu")).expand(64, -1, -1, -1)
-    grid = masks.affine_grid(identity, MaskConfig(rotation=180.0, scaling=0.0), [True, True], seeded())
+    theta = masks.random_affine(64, spatial, MaskConfig(rotation=180.0, scaling=0.0), [True, True], seeded())
+    grid = masks.affine(identity, theta)
     extent = torch.tensor([15.0, 9.0])
     before, after = identity * extent / 2, grid * extent / 2
     torch.testing.assert_close(after.norm(dim=-1), before.norm(dim=-1))
@@ -232,7 +295,8 @@ def test_a_right_angle_turns_the_picture():
 @pytest.mark.parametrize("dims", [2, 3])
 def test_scaling_stays_in_its_log_uniform_range(dims):
     identity = masks.identity_grid((8,) * dims, torch.device("cpu")).expand(200, *(8,) * dims, dims)
-    grid = masks.affine_grid(identity, MaskConfig(rotation=0.0, scaling=0.3), [True] * dims, seeded())
+    theta = masks.random_affine(200, (8,) * dims, MaskConfig(rotation=0.0, scaling=0.3), [True] * dims, seeded())
+    grid = masks.affine(identity, theta)
     ratio = (grid / identity).flatten(1)
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
     assert 0.7 <= float(ratio.min()) < 0.75

@@ -84,15 +84,57 @@ def test_differential_moves_image_and_mask_together():
     assert ((pairs.image[:, 0].detach() - pairs.labels).abs() < 0.75).float().mean() > 0.98
 
 
-def test_differential_never_recombines():
-    source, generator, image, labels = setting("differential", shift=0.0, changes={**STILL, "recombination": 1.0})
-    assert torch.equal(source.draw(generator, image, labels, seeded()).labels, labels)
-    source, generator, image, labels = setting("tissue", shift=0.0, changes={**STILL, "recombination": 1.0})
+def test_deformation_is_one_field_for_image_and_mask_and_leaves_structures_in_place():
+    source, _, image, labels = setting("deformation", changes={**STILL, "growth": 0.4})
+    pairs = source.draw(None, image, labels, seeded())
+    assert torch.equal(pairs.labels, labels)
+    torch.testing.assert_close(pairs.image, image, rtol=0, atol=1e-5)
+    source, _, image, labels = setting("deformation", changes={"smallest": 0.01, "elastic": 0.02})
     source.largest.fill_(torch.inf)
-    labels[1] = labels[0].roll(4, 0)
-    labels[1, 10, 2] = 1
-    new = source.draw(generator, image, labels, seeded()).labels
-    assert not torch.equal(new, labels)
+    pairs = source.draw(None, labels[:, None].float(), labels, seeded(3))
+    assert not torch.equal(pairs.labels, labels)
+    assert ((pairs.image[:, 0] - pairs.labels).abs() < 0.75).float().mean() > 0.98
+
+
+def exchanging(mode, dims=2):
+    source, generator, image, labels = setting(mode, dims, shift=0.0, changes={**STILL, "recombination": 1.0})
+    source.largest.fill_(torch.inf)
+    labels[(1, *(slice(7, 9),) * dims)] = 1
+    return source, generator, image, labels
+
+
+@pytest.mark.parametrize("mode", ["deformation", "mask", "tissue", "differential"])
+def test_masks_are_recombined(mode):
+    source, generator, image, labels = exchanging(mode)
+    drawn = [source.draw(generator, image, labels, seeded(seed)).labels for seed in range(8)]
+    assert any(not torch.equal(new, labels) for new in drawn)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("mode", ["deformation", "differential"])
+def test_a_transplant_brings_its_texture_along(mode, dims):
+    """Away from the seam, the new image less what the generator draws is the donor's inside and the receiver's outside."""
+    source, generator, image, labels = exchanging(mode, dims)
+    image = torch.rand(image.shape, generator=seeded(1))
+    if mode == "deformation":
+        generator = None
+    else:
+        for parameter in generator.weights():
+            parameter.data.zero_()
+    swapped = next(s for s in range(50) if torch.randint(2, (2,), generator=seeded(s)).tolist() == [1, 0])
+    pairs = source.draw(generator, image, labels, seeded(swapped))
+    change = masks.draw_change(
+        labels, 3, source.mask_config, source.largest, seeded(swapped), amount=1.0, movable_axes=(True,) * dims
+    )
+    assert change.exchanged[0].any()
+    positions = masks.identity_grid(image.shape[2:], CPU).expand(2, *(-1,) * (dims + 1))
+    donors = masks.warp_image(image[[1, 0]], masks.affine(positions, change.to_donor))
+    pool = torch.nn.functional.max_pool2d if dims == 2 else torch.nn.functional.max_pool3d
+    outside = ~change.exchanged[:, None]
+    core, far = (pool(away.float(), 3, 1, 1) == 0 for away in (outside, ~outside))
+    assert core.any()
+    torch.testing.assert_close(pairs.image[core].detach(), donors[core], rtol=0, atol=1e-4)
+    torch.testing.assert_close(pairs.image[far].detach(), image[far], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["tissue", "differential"])

@@ -1,0 +1,100 @@
+"""Tables of `gain.py`'s results: mean and spread over seeds, paired difference to stock with a bootstrap interval."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Result = dict[str, Any]
+Setting = tuple[str, int, str, str, int]
+"""dataset, budget, configuration, scale, iterations"""
+
+NAMES = {"101": "foot ulcer", "102": "breast ultrasound", "103": "chest X-ray", "104": "hippocampus"}
+BOOTSTRAPS = 5000
+
+
+def load(folder: Path) -> list[Result]:
+    """All results of a folder."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
+def case_dice(result: Result, part: str) -> dict[str, float]:
+    """Mean foreground Dice of every case; classes that are neither there nor predicted are left out."""
+    means = {}
+    for case, classes in result["parts"][part]["cases"].items():
+        values = [metrics["Dice"] for metrics in classes.values() if metrics["Dice"] is not None]
+        if values:
+            means[case] = float(np.mean(values))
+    return means
+
+
+def paired_difference(arm: list[Result], rival: list[Result], part: str) -> tuple[float, float, float] | None:
+    """Mean difference over the cases, each the mean over the seeds that both have, and its 95 % bootstrap interval."""
+    by_seed = {result["seed"]: case_dice(result, part) for result in rival}
+    differences = defaultdict(list)
+    for result in arm:
+        for case, dice in case_dice(result, part).items():
+            if case in by_seed.get(result["seed"], {}):
+                differences[case].append(dice - by_seed[result["seed"]][case])
+    if not differences:
+        return None
+    values = np.array([np.mean(each) for each in differences.values()])
+    drawn = np.random.default_rng(0).integers(len(values), size=(BOOTSTRAPS, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), (2.5, 97.5))
+    return float(values.mean()), float(low), float(high)
+
+
+def table(results: list[Result], part: str, rival: str = "stock") -> str:
+    """Markdown: one line a setting and arm."""
+    settings: dict[Setting, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        if part in result["parts"]:
+            key = tuple(result[name] for name in ("dataset", "budget", "configuration", "scale", "iterations"))
+            settings[key][result["arm"]].append(result)
+    lines = [
+        "| dataset | N | configuration | iterations | arm | seeds | Dice | difference to stock [95 %] | CPU time / stock |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for (dataset, budget, configuration, _, iterations), arms in sorted(settings.items()):
+        stock = arms.get(rival, [])
+        for name, runs in sorted(arms.items(), key=lambda item: item[0] != rival):
+            dice = [run["parts"][part]["dice"] for run in runs]
+            spread = f" ± {np.std(dice, ddof=1):.3f}" if len(dice) > 1 else ""
+            found = paired_difference(runs, stock, part) if name != rival else None
+            difference = f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]" if found else ""
+            time = np.mean([run["cpu_seconds"] for run in runs])
+            ratio = f"{time / np.mean([run['cpu_seconds'] for run in stock]):.1f}" if stock else ""
+            where = f"{dataset} {NAMES[dataset]} | {budget} | {configuration} | {iterations}"
+            lines.append(f"| {where} | {name} | {len(runs)} | {np.mean(dice):.3f}{spread} | {difference} | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def mean_gains(results: list[Result], part: str, rival: str = "stock") -> str:
+    """Markdown: every arm's mean difference to stock over the datasets on which both were run at equal settings."""
+    gains: dict[str, dict[str, float]] = defaultdict(dict)
+    settings = {tuple(r[name] for name in ("dataset", "budget", "configuration", "scale", "iterations")) for r in results}
+    for setting in settings:
+        here = [r for r in results if tuple(r[n] for n in ("dataset", "budget", "configuration", "scale", "iterations")) == setting]
+        stock = [r for r in here if r["arm"] == rival and part in r["parts"]]
+        for arm in {r["arm"] for r in here} - {rival}:
+            found = paired_difference([r for r in here if r["arm"] == arm and part in r["parts"]], stock, part)
+            if found:
+                gains[arm][f"{setting[0]} N={setting[1]}"] = found[0]
+    lines = ["| arm | mean difference to stock | of | on |", "| --- | --- | --- | --- |"]
+    for arm, values in sorted(gains.items(), key=lambda item: -float(np.mean(list(item[1].values())))):
+        each = ", ".join(f"{where}: {value:+.3f}" for where, value in sorted(values.items()))
+        lines.append(f"| {arm} | {np.mean(list(values.values())):+.3f} | {len(values)} | {each} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    import sys
+
+    folder, part = Path(sys.argv[1]), sys.argv[2]
+    found = load(folder)
+    print(table(found, part))
+    print(mean_gains(found, part))

@@ -1,0 +1,79 @@
+"""Raw datasets of the benchmarks: the first N training cases by rank, and the parts that a training is judged on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from cells import Cell
+from skimage.io import imread, imsave
+from skimage.transform import resize
+
+MINI_SIDE = 64
+"""Longer side of 2D images at the scale `mini`, pixels."""
+VALIDATION_RANKS = range(40, 100)
+"""Cases of the training pool that no budget up to 40 uses: choices are made by them."""
+
+
+def ranked_cases(dataset: Path) -> list[str]:
+    """The training cases by rank."""
+    with open(dataset / "cases.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["part"] == "Tr"]
+    return [row["case"] for row in sorted(rows, key=lambda row: int(row["rank"]))]
+
+
+def source_of(number: str, raw: Path) -> Path:
+    """The folder of a dataset by its number."""
+    return next(raw.glob(f"Dataset{number}_*"))
+
+
+def budgeted_dataset(cell: Cell, raw: Path, into: Path) -> None:
+    """Copies the first N training cases by rank, at the cell's scale."""
+    source = source_of(cell.dataset, raw)
+    target = into / source.name
+    description = json.loads((source / "dataset.json").read_text())
+    chosen = ranked_cases(source)[: cell.budget]
+    copy_cases(source, "Tr", chosen, target / "imagesTr", target / "labelsTr", cell.scale)
+    (target / "dataset.json").write_text(json.dumps(description | {"numTraining": len(chosen)}))
+
+
+def part_of(cell: Cell, part: str, raw: Path, into: Path) -> tuple[Path, Path]:
+    """Folders of the images and labels of `validation`, `test` or `montgomery`, made if they are not there."""
+    source = source_of(cell.dataset, raw)
+    images, labels = into / source.name / part / "images", into / source.name / part / "labels"
+    if not labels.exists():
+        suffix = {"validation": "Tr", "test": "Ts", "montgomery": "Ts_montgomery"}[part]
+        ending = json.loads((source / "dataset.json").read_text())["file_ending"]
+        cases = sorted(path.name.removesuffix(ending) for path in (source / f"labels{suffix}").glob(f"*{ending}"))
+        if part == "validation":
+            ranked = ranked_cases(source)
+            cases = [ranked[rank] for rank in VALIDATION_RANKS]
+        copy_cases(source, suffix, cases, images, labels, cell.scale)
+    return images, labels
+
+
+def copy_cases(source: Path, suffix: str, cases: list[str], images: Path, labels: Path, scale: str) -> None:
+    """Copies cases of one part of a dataset, 2D images resampled at the scale `mini`."""
+    ending = json.loads((source / "dataset.json").read_text())["file_ending"]
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    for case in cases:
+        for path in source.glob(f"images{suffix}/{case}_[0-9][0-9][0-9][0-9]{ending}"):
+            copy_image(path, images, scale, order=1)
+        copy_image(source / f"labels{suffix}" / f"{case}{ending}", labels, scale, order=0)
+
+
+def copy_image(path: Path, folder: Path, scale: str, order: int) -> None:
+    """Copies an image, or resamples a PNG to `MINI_SIDE`: order 1 for images, smoothed before, 0 for labels."""
+    if scale != "mini" or path.suffix != ".png":
+        shutil.copy(path, folder)
+        return
+    image = imread(path)
+    height, width = image.shape[:2]
+    factor = MINI_SIDE / max(height, width)
+    shape = (max(1, round(height * factor)), max(1, round(width * factor)), *image.shape[2:])
+    small = resize(image, shape, order=order, anti_aliasing=order > 0, preserve_range=True)
+    imsave(folder / path.name, np.rint(small).astype(image.dtype), check_contrast=False)
