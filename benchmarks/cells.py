@@ -95,10 +95,10 @@ class Cell:
         return folder / f"{self.name}.json" if "test" in self.parts else folder / "screening" / f"{self.name}.json"
 
 
-def screening(datasets: str, arms: str, seed: int = 0) -> list[Cell]:
-    """Cells on the validation part, one seed."""
+def screening(datasets: str, arms: str, longer: int = 1) -> list[Cell]:
+    """Cells on the validation part, one seed, `longer` times as long as usual."""
     return [
-        Cell(dataset, BUDGET[dataset], "2d", arm, seed, ITERATIONS[dataset], ("validation",))
+        Cell(dataset, BUDGET[dataset], "2d", arm, 0, longer * ITERATIONS[dataset], ("validation",))
         for arm in arms.split()
         for dataset in datasets.split()
     ]
@@ -110,5 +110,6 @@ GRIDS: dict[str, list[Cell]] = {
     "rivals": screening(ALL, "stock_doubled_batch da5"),
     "modes": screening(ALL, "deformation differential_no_feedback"),
     "strength": screening("101 102", "deformation_all deformation_transplant deformation_tone strong_deformation"),
+    "length": screening("101 102", "deformation_all stock", longer=3),
     "generator": screening("101 102", "transplant_all transplant_plain"),
 }

@@ -127,6 +127,9 @@ class FeedbackConfig(Topic):
     """Adam's learning rate for φ."""
     cases: float = Field(0.2, gt=0, le=0.5)
     """Fraction of the fold's training cases that is held aside, at least one case."""
+    turns: int = Field(1, ge=1, le=20)
+    """Into how many parts of equal length the time of the feedback is divided, each with other cases held aside. With 1
+    they are the same from the first iteration on; with more, all cases train before the feedback starts."""
     release_in_tail: bool = True
     """Give the held-aside cases back to the segmenter in the real-only tail."""
     lookahead: bool = False

@@ -70,7 +70,7 @@ class GenSegMixin(nnUNetTrainer):
         self._feedback_loader: nnUNetDataLoader | None = None
         self._resume_from: tuple[Path, int] | None = None
         self._iteration = 0
-        self._in_tail = False
+        self._turn: int | None = 0
         self._bar: tqdm[Any] | None = None
 
     # ------------------------------------------------------------------ building
@@ -117,7 +117,7 @@ class GenSegMixin(nnUNetTrainer):
     # ------------------------------------------------------------------ cases
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split, less the cases that are held aside for feedback until the real-only tail.
+        """nnU-Net's split, less the cases that are held aside for feedback at this moment.
 
         Raises:
             ValueError: the fold has too few cases.
@@ -126,9 +126,19 @@ class GenSegMixin(nnUNetTrainer):
         training, validation = super().do_split()
         if not self.genseg.feedback.enabled:
             return training, validation
-        self._carving = carve(training, self.genseg.feedback.cases, self.genseg.seed)
-        released = self._in_tail and self.genseg.feedback.release_in_tail
-        return (training if released else self._carving.training), validation
+        self._carving = carve(training, self.genseg.feedback.cases, self.genseg.seed, self._turn or 0)
+        return (training if self._turn is None else self._carving.training), validation
+
+    def _turn_at(self, iteration: int) -> int | None:
+        """Which part of the cases is held aside; None if all of them train."""
+        feedback, tail = self.genseg.feedback, self.genseg.schedule.tail
+        progress = self._progress_of(iteration)
+        in_tail = progress >= 1 - tail
+        before = feedback.turns > 1 and progress < feedback.start
+        if not feedback.enabled or before or (in_tail and feedback.release_in_tail):
+            return None
+        elapsed = (progress - feedback.start) / max(1 - tail - feedback.start, 1e-9)
+        return min(max(0, int(elapsed * feedback.turns + 1e-6)), feedback.turns - 1)
 
     def _require_enough_cases(self) -> None:
         if self.fold == "all" or (Path(self.preprocessed_dataset_folder_base) / "splits_final.json").is_file():
@@ -192,7 +202,7 @@ class GenSegMixin(nnUNetTrainer):
         folder = Path(self.output_folder)
         if self._resume_from is not None:
             self._require_same_configuration(folder / CONFIG_FILE)
-        self._in_tail = self._stage_of(self.current_epoch * self.num_iterations_per_epoch).tail
+        self._turn = self._turn_at(self.current_epoch * self.num_iterations_per_epoch)
         state = None
         if self._resume_from is not None:
             path, epoch = self._resume_from
@@ -208,7 +218,8 @@ class GenSegMixin(nnUNetTrainer):
             settings = {"genseg_version": __version__, "trainer": type(self).__name__, **self.genseg.to_json()}
             (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             if self._carving is not None:
-                self._carving.write(folder, self.genseg.seed)
+                feedback = self.genseg.feedback
+                self._carving.write(folder, feedback.cases, self.genseg.seed, feedback.turns)
         self._announce()
 
     def _announce(self) -> None:
@@ -231,25 +242,34 @@ class GenSegMixin(nnUNetTrainer):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Gives the held-aside cases back when the real-only tail begins."""
+        """Holds other cases aside, or none in the real-only tail, when it is time."""
         super().on_train_epoch_start()
         self._iteration = 0
-        tail = self._stage_of(self._global_iteration()).tail
-        if tail and not self._in_tail and self._carving is not None and self.genseg.feedback.release_in_tail:
-            self._in_tail = True
-            self.print_to_log_file("GenSeg: real-only tail, training on all cases of the fold")
-            for loader in (self.dataloader_train, self.dataloader_val):  # type: ignore[has-type]
-                if isinstance(loader, NonDetMultiThreadedAugmenter):
-                    loader._finish()
-            self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        turn = self._turn_at(self._global_iteration())
+        if turn != self._turn:
+            self._turn = turn
+            self._exchange_cases()
         if self.local_rank == 0:
             self._bar = tqdm(total=self.num_iterations_per_epoch, desc=f"epoch {self.current_epoch}", disable=None, leave=False)
+
+    def _exchange_cases(self) -> None:
+        """Loads from the cases that train now."""
+        for loader in (self.dataloader_train, self.dataloader_val):  # type: ignore[has-type]
+            if isinstance(loader, NonDetMultiThreadedAugmenter):
+                loader._finish()
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        self._feedback_loader = None
+        held = "none" if self._turn is None or self._carving is None else ", ".join(self._carving.feedback)
+        self.print_to_log_file(f"GenSeg: training goes on with these cases of the fold held aside: {held}")
 
     def _global_iteration(self) -> int:
         return int(self.current_epoch * self.num_iterations_per_epoch) + self._iteration
 
     def _stage_of(self, iteration: int) -> Stage:
-        return stage_at(iteration / max(1, self.num_epochs * self.num_iterations_per_epoch), self.genseg)
+        return stage_at(self._progress_of(iteration), self.genseg)
+
+    def _progress_of(self, iteration: int) -> float:
+        return iteration / max(1, self.num_epochs * self.num_iterations_per_epoch)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step on the real patches and, after the warm-up, synthetic ones; then generator and feedback."""
@@ -265,7 +285,7 @@ class GenSegMixin(nnUNetTrainer):
             result = self._segmenter_step(batch, image, target, labels, stage.gamma)
             if iteration % self.genseg.generator.interval == 0:
                 self.coupling.learn(image, labels)
-            if stage.feedback and iteration % self.genseg.feedback.interval == 0:
+            if stage.feedback and self._turn is not None and iteration % self.genseg.feedback.interval == 0:
                 self._feedback_step(image, labels, stage.gamma)
         self._iteration += 1
         if self._bar is not None:

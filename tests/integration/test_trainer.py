@@ -106,7 +106,7 @@ def assert_all_stages(trainer: nnUNetTrainer) -> None:
     assert split["budget"] == len(split["training"]) + len(split["feedback"])
     log = next(folder.glob("training_log_*.txt")).read_text()
     assert "hypergradient" in log
-    assert "real-only tail" in log
+    assert "held aside: none" in log
     assert sorted(path.name for path in folder.glob("*.genseg-*.pt")) == sorted(
         f"{name}.genseg-{epoch:04d}.pt"
         for name in ("checkpoint_best", "checkpoint_final")
@@ -194,6 +194,29 @@ def test_held_aside_cases_are_not_trained_on_until_the_tail(nnunet, settings):
     assert not held & set(validation)
     trainer.run_training()
     assert set(trainer.do_split()[0]) == set(everything)
+
+
+def test_every_turn_of_the_feedback_holds_other_cases_aside(nnunet, settings):
+    settings({"schedule": {"warmup": 0.0, "ramp": 0.1, "tail": 0.2}, "feedback": {"interval": 1, "start": 0.2, "turns": 3}})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "10,2,1,9,0")
+    everything = set(nnUNetTrainer.do_split(trainer)[0])
+    train, fed, seen = trainer.train_step, trainer._feedback_batch, []
+
+    def watched_train(batch):
+        seen.append((trainer.current_epoch, "train", set(batch["keys"])))
+        return train(batch)
+
+    def watched_feedback():
+        seen.append((trainer.current_epoch, "held", set(trainer._carving.feedback)))
+        return fed()
+
+    trainer.train_step, trainer._feedback_batch, trainer._refresh_pictures = watched_train, watched_feedback, lambda: None
+    trainer.run_training()
+    held = {epoch: cases for epoch, kind, cases in seen if kind == "held"}
+    assert sorted(held) == list(range(2, 8))
+    assert held[2] == held[3] != held[4] == held[5] != held[6] == held[7]
+    assert all(not cases & held.get(epoch, set()) for epoch, kind, cases in seen if kind == "train")
+    assert all(cases <= everything for _, _, cases in seen)
 
 
 def test_resume_with_another_configuration_is_refused_and_names_the_setting(nnunet, settings):

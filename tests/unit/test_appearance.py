@@ -20,7 +20,7 @@ def test_order_mean_and_spread_of_the_intensities_are_kept(dims, channels):
     assert bent.shape == image.shape
     before, after = image.flatten(2), bent.flatten(2)
     order = before.argsort(dim=2)
-    assert (after.gather(2, order).diff(dim=2) > 0).all()
+    assert (after.gather(2, order).diff(dim=2) > -1e-5).all()
     torch.testing.assert_close(after.mean(dim=2), before.mean(dim=2), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(after.std(dim=2), before.std(dim=2), rtol=1e-4, atol=1e-4)
 

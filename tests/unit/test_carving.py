@@ -41,6 +41,16 @@ def test_too_few_cases_are_refused_with_the_way_out(count, said):
 
 def test_the_split_is_recorded(tmp_path):
     carving = carve(CASES[:10], 0.2, 5)
-    carving.write(tmp_path, 5)
+    carving.write(tmp_path, 0.2, 5, 1)
     content = json.loads((tmp_path / FILE_NAME).read_text(encoding="utf-8"))
     assert content == {"feedback": carving.feedback, "training": carving.training, "seed": 5, "budget": 10}
+
+
+def test_turns_hold_all_cases_aside_one_after_the_other(tmp_path):
+    turns = [carve(CASES[:10], 0.2, 5, turn) for turn in range(6)]
+    assert sorted(case for turn in turns[:5] for case in turn.feedback) == sorted(CASES[:10])
+    assert turns[5] == turns[0] == carve(CASES[:10], 0.2, 5)
+    assert all(sorted(turn.training + turn.feedback) == sorted(CASES[:10]) for turn in turns)
+    turns[0].write(tmp_path, 0.2, 5, 5)
+    content = json.loads((tmp_path / FILE_NAME).read_text(encoding="utf-8"))
+    assert content["turns"] == [turn.feedback for turn in turns[:5]]
