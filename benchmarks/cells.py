@@ -34,6 +34,7 @@ def deformation(masks: Settings | None = None, conditioning: Settings | None = N
 
 
 OFF: Settings = {"enabled": False}
+RECOLOUR: Settings = {"intensity_shift": 1.0}
 TONE: Settings = {"tone": 0.5}
 TRANSPLANT: Settings = {"recombination": 0.5}
 STRONG: Settings = {"elastic": 0.08, "rotation": 30.0, "scaling": 0.25}
@@ -48,10 +49,8 @@ ARMS: dict[str, Arm] = {
     "deformation_transplant": deformation(masks=TRANSPLANT),
     "deformation_tone": deformation(conditioning=TONE),
     "deformation_all": deformation(masks=STRONG | TRANSPLANT, conditioning=TONE),
-    "transplant_all": genseg(masks=STRONG | TRANSPLANT, conditioning=TONE, feedback=OFF),
-    "transplant_plain": genseg(
-        masks=STRONG | TRANSPLANT | {"growth": 0.0}, conditioning=TONE | {"intensity_shift": 0.0}, feedback=OFF
-    ),
+    "recolour": genseg(conditioning=RECOLOUR, masks={"growth": 0.0}, feedback=OFF),
+    "recolour_all": genseg(conditioning=RECOLOUR | TONE, masks=STRONG | TRANSPLANT | {"growth": 0.0}, feedback=OFF),
     "mask_no_feedback": genseg(conditioning={"mode": "mask"}, feedback=OFF),
     "tissue_no_feedback": genseg(conditioning={"mode": "tissue"}, feedback=OFF),
 }
@@ -111,5 +110,5 @@ GRIDS: dict[str, list[Cell]] = {
     "modes": screening(ALL, "deformation differential_no_feedback"),
     "strength": screening("101 102", "deformation_all deformation_transplant deformation_tone strong_deformation"),
     "length": screening("101 102", "deformation_all stock", longer=3),
-    "generator": screening("101 102", "transplant_all transplant_plain"),
+    "recolour": screening("101 102", "recolour_all recolour"),
 }

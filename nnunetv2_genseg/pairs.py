@@ -23,6 +23,10 @@ STAYING = {"deformation": {"growth": 0.0}}
 """Changes of masks that a mode cannot show."""
 
 
+COMMON_SHIFT = 0.75
+"""Share of the variance of an intensity shift that all channels of an image have in common."""
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Synthetic images and the masks that they were drawn from."""
@@ -119,8 +123,7 @@ class PairSource:
         before = conditioning.compose_scene(labels, tissue, self.layout)
         after = conditioning.compose_scene(change.labels, self._transplanted(tissue, change), self.layout)
         own = conditioning.class_intensities(image, before, self.layout)
-        shift = self.config.intensity_shift * torch.randn(own.shape, generator=rng, device=rng.device)
-        shifted = own + self.policy.style * shift
+        shifted = own + self.policy.style * self.config.intensity_shift * _shift(own.shape, rng)
         style = self.style(len(image), generator.style_channels, rng)
 
         drawn = generator.draw(conditioning.condition(after, shifted, self.layout, change.grid), style)
@@ -144,6 +147,13 @@ class PairSource:
             return None
         unlabelled = (labels == 0) | (labels > self.codec.foreground)
         return conditioning.tissue_map(image, unlabelled, self.layout.tissues)
+
+
+def _shift(shape: torch.Size, rng: torch.Generator) -> Tensor:
+    """(B, classes, C) of unit variance, most of it common to all channels: brighter or darker rather than of another hue."""
+    common = torch.randn(*shape[:2], 1, generator=rng, device=rng.device)
+    own = torch.randn(shape, generator=rng, device=rng.device)
+    return COMMON_SHIFT**0.5 * common + (1 - COMMON_SHIFT) ** 0.5 * own
 
 
 def _with_transplants(content: Callable[[Tensor, Tensor], Tensor], change: MaskChange) -> Tensor:

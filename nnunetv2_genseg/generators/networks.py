@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 MIXED_KERNELS = ((1, 1), (3, 1), (3, 2))
@@ -90,6 +91,24 @@ class StyleModulation(nn.Module):
         return modulated
 
 
+class Rise(nn.Module):
+    """Up-sampling by interpolation: a transposed convolution leaves its grid where intensities were never seen.
+
+    Shapes: (B, inputs, *spatial) to (B, outputs, *spatial * stride).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.convolution = _convolution(len(stride))(inputs, outputs, 1)
+        self.stride = tuple(float(step) for step in stride)
+        self.mode = "bilinear" if len(stride) == 2 else "trilinear"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes channels, then interpolates."""
+        raised: Tensor = functional.interpolate(self.convolution(x), scale_factor=self.stride, mode=self.mode)
+        return raised
+
+
 class MixedKernelUNet(nn.Module):
     """Condition and style to image, with the stages, strides and kernels of nnU-Net's plan.
 
@@ -110,15 +129,12 @@ class MixedKernelUNet(nn.Module):
         super().__init__()
         features = plan.scaled(width)
         convolution = _convolution(plan.dims)
-        transposed: Callable[..., nn.Module] = nn.ConvTranspose2d if plan.dims == 2 else nn.ConvTranspose3d
         inputs = (condition_channels, *features)
         self.encoder = nn.ModuleList(
             MixedKernelCell(inputs[i], features[i], plan.kernels[i], plan.strides[i]) for i in range(len(features))
         )
         below = range(len(features) - 1, 0, -1)
-        self.rise = nn.ModuleList(
-            transposed(features[i], features[i - 1], plan.strides[i], plan.strides[i]) for i in below
-        )
+        self.rise = nn.ModuleList(Rise(features[i], features[i - 1], plan.strides[i]) for i in below)
         self.decoder = nn.ModuleList(
             MixedKernelCell(2 * features[i - 1], features[i - 1], plan.kernels[i - 1], (1,) * plan.dims) for i in below
         )

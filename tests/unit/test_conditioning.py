@@ -140,6 +140,13 @@ def test_class_intensities_are_the_means(spatial, channels):
     assert not found[:, 0].any()
 
 
+def blurred(maps):
+    """The mean of the 3-voxel neighbourhood, of what lies within the patch."""
+    dims = maps.ndim - 2
+    pool = torch.nn.functional.avg_pool2d if dims == 2 else torch.nn.functional.avg_pool3d
+    return pool(maps, 3, stride=1, padding=1) / pool(torch.ones_like(maps), 3, stride=1, padding=1)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("spatial", SHAPES)
 def test_condition_is_classes_then_painted_intensities(spatial, channels):
@@ -149,7 +156,7 @@ def test_condition_is_classes_then_painted_intensities(spatial, channels):
     found = condition(scene, intensities, layout)
     assert torch.equal(found[:, :5], one_hot(scene, 6)[:, 1:])
     painted = torch.stack([intensities[i][scene[i]].movedim(-1, 0) for i in range(2)])
-    torch.testing.assert_close(found[:, 5:], painted)
+    torch.testing.assert_close(found[:, 5:], blurred(painted))
 
 
 def test_mask_condition_knows_nothing_of_the_image():
@@ -164,8 +171,8 @@ def test_condition_is_differentiable_in_the_intensities(spatial):
     scene = torch.randint(4, (2, *spatial), generator=torch.Generator().manual_seed(0))
     intensities = noise(2, 4, 1).requires_grad_()
     condition(scene, intensities, layout)[:, 3:].sum().backward()
-    sizes = one_hot(scene, 4).flatten(2).sum(dim=2)
-    torch.testing.assert_close(intensities.grad[..., 0], sizes)
+    shares = blurred(one_hot(scene, 4)).flatten(2).sum(dim=2)
+    torch.testing.assert_close(intensities.grad[..., 0], shares, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("spatial", SHAPES)
@@ -178,6 +185,7 @@ def test_condition_is_deformed_with_the_grid_and_differentiable_in_it(spatial):
     grid = (identity_grid(spatial, scene.device) + shift).requires_grad_()
     found = condition(scene, intensities, layout, grid)
     plain = condition(scene, intensities, layout)
-    torch.testing.assert_close(found[..., :-1].detach(), plain[..., 1:], rtol=0, atol=1e-5)
+    inner = (..., *(slice(2, -2),) * len(spatial))
+    torch.testing.assert_close(found[..., :-1].detach()[inner], plain[..., 1:][inner], rtol=0, atol=1e-5)
     found.square().sum().backward()
     assert grid.grad.abs().sum() > 0
