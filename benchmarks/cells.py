@@ -110,5 +110,5 @@ GRIDS: dict[str, list[Cell]] = {
     "modes": screening(ALL, "deformation differential_no_feedback"),
     "strength": screening("101 102", "deformation_all deformation_transplant deformation_tone strong_deformation"),
     "length": screening("101 102", "deformation_all stock", longer=3),
-    "recolour": screening("101 102", "recolour_all recolour"),
+    "recolour": screening("101 102", "recolour_all") + screening("104", "recolour_all") + screening("101 102", "recolour"),
 }

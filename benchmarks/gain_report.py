@@ -90,11 +90,3 @@ def mean_gains(results: list[Result], part: str, rival: str = "stock") -> str:
         lines.append(f"| {arm} | {np.mean(list(values.values())):+.3f} | {len(values)} | {each} |")
     return "\n".join(lines) + "\n"
 
-
-if __name__ == "__main__":
-    import sys
-
-    folder, part = Path(sys.argv[1]), sys.argv[2]
-    found = load(folder)
-    print(table(found, part))
-    print(mean_gains(found, part))

@@ -95,7 +95,7 @@ class GeneratorConfig(Topic):
     """The generator and how it learns from the real pairs."""
 
     name: str = "gan"
-    """A registered generator family."""
+    """A registered generator family: `gan`, or `gmm`, which has no weights (feedback then moves the policy)."""
     width: float = Field(0.5, gt=0, le=2)
     """Channels of the generator's stages relative to those that nnU-Net planned for the segmenter."""
     style_channels: int = Field(8, ge=1, le=256)

@@ -86,8 +86,7 @@ class Coupling:
             self.generator = build_generator(
                 config.generator,
                 plan,
-                self.pairs.layout.channels,
-                image_channels,
+                self.pairs.layout,
                 seed=config.seed,
                 device=device,
                 separate_architecture=feedback.enabled and feedback.parameters == "architecture",
@@ -142,7 +141,7 @@ class Coupling:
             return
         with torch.no_grad():
             condition = self.pairs.real_condition(image, labels)
-            style = self.pairs.style(len(image), self.generator.style_channels, self.rng)
+            style = self.pairs.style(self.generator, image, self.rng)
         self._note(self.generator.learn(condition, image, style))
 
     def synthetic_loss(self, logits: hypergradient.Logits, labels: Tensor, loss: SegmentationLoss, to_target: ToTarget) -> Tensor:

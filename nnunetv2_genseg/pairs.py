@@ -82,9 +82,10 @@ class PairSource:
         scene = conditioning.compose_scene(labels, self._tissue(image, labels), self.layout)
         return conditioning.condition(scene, conditioning.class_intensities(image, scene, self.layout), self.layout)
 
-    def style(self, count: int, channels: int, rng: torch.Generator) -> Tensor:
-        """(count, channels) style noise, standard normal times the policy's factor."""
-        return self.policy.style * torch.randn(count, channels, generator=rng, device=rng.device)
+    def style(self, generator: Generator, image: Tensor, rng: torch.Generator) -> Tensor:
+        """(B, *style_shape) style noise for as many patches, standard normal times the policy's factor."""
+        shape = (len(image), *generator.style_shape(image.shape[2:]))
+        return self.policy.style * torch.randn(shape, generator=rng, device=rng.device)
 
     def draw(self, generator: Generator | None, image: Tensor, labels: Tensor, rng: torch.Generator) -> Pairs:
         """Draws one synthetic pair for every real one.
@@ -124,7 +125,7 @@ class PairSource:
         after = conditioning.compose_scene(change.labels, self._transplanted(tissue, change), self.layout)
         own = conditioning.class_intensities(image, before, self.layout)
         shifted = own + self.policy.style * self.config.intensity_shift * _shift(own.shape, rng)
-        style = self.style(len(image), generator.style_channels, rng)
+        style = self.style(generator, image, rng)
 
         drawn = generator.draw(conditioning.condition(after, shifted, self.layout, change.grid), style)
         if self.config.mode == "differential":

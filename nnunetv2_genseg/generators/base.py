@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from nnunetv2_genseg.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators.networks import NetworkPlan
 
@@ -15,10 +16,11 @@ from nnunetv2_genseg.generators.networks import NetworkPlan
 class Generator(Protocol):
     """Draws images from conditions and learns to from real pairs."""
 
-    style_channels: int
+    def style_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """Shape of one patch's style noise, for patches of this extent."""
 
     def draw(self, condition: Tensor, style: Tensor) -> Tensor:
-        """(B, condition_channels, *spatial) and (B, style_channels) to (B, image_channels, *spatial), differentiable
+        """(B, layout.channels, *spatial) and (B, *style_shape) to (B, layout.image_channels, *spatial), differentiable
         in the condition, the style and the generator's parameters."""
 
     def learn(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, float]:
@@ -44,8 +46,7 @@ class GeneratorFactory(Protocol):
         self,
         config: GeneratorConfig,
         plan: NetworkPlan,
-        condition_channels: int,
-        image_channels: int,
+        layout: ConditionLayout,
         *,
         separate_architecture: bool,
         synchronise: Callable[[Iterable[Tensor]], None],
@@ -72,8 +73,7 @@ def register(name: str) -> Callable[[GeneratorFactory], GeneratorFactory]:
 def build_generator(
     config: GeneratorConfig,
     plan: NetworkPlan,
-    condition_channels: int,
-    image_channels: int,
+    layout: ConditionLayout,
     *,
     seed: int,
     device: torch.device,
@@ -85,8 +85,7 @@ def build_generator(
     Args:
         config: the family and its settings.
         plan: the segmentation network's plan.
-        condition_channels: channels of the condition.
-        image_channels: channels of the image.
+        layout: channels of conditions and images.
         seed: of the initial weights.
         device: where the generator lives.
         separate_architecture: leave the architecture parameters to the feedback instead of the generator's own steps.
@@ -102,8 +101,7 @@ def build_generator(
         return _REGISTRY[config.name](
             config,
             plan,
-            condition_channels,
-            image_channels,
+            layout,
             separate_architecture=separate_architecture,
             synchronise=synchronise,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nnunetv2_genseg.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators.base import register
 from nnunetv2_genseg.generators.networks import MixedKernelUNet, NetworkPlan, PatchDiscriminator
@@ -24,8 +25,7 @@ class GanGenerator:
         self,
         config: GeneratorConfig,
         plan: NetworkPlan,
-        condition_channels: int,
-        image_channels: int,
+        layout: ConditionLayout,
         *,
         separate_architecture: bool,
         synchronise: Callable[[Iterable[Tensor]], None],
@@ -33,13 +33,18 @@ class GanGenerator:
         self.style_channels = config.style_channels
         self.l1 = config.l1
         self.synchronise = synchronise
-        self.network = MixedKernelUNet(plan, condition_channels, image_channels, config.style_channels, config.width)
-        self.discriminator = PatchDiscriminator(plan, condition_channels, image_channels, config.width)
+        channels, image_channels = layout.channels, layout.image_channels
+        self.network = MixedKernelUNet(plan, channels, image_channels, config.style_channels, config.width)
+        self.discriminator = PatchDiscriminator(plan, channels, image_channels, config.width)
         left_out = {id(alpha) for alpha in self.architecture()} if separate_architecture else set()
         self.learned = [weight for weight in self.weights() if id(weight) not in left_out]
         betas = (0.5, 0.999)
         self.network_optimizer = torch.optim.Adam(self.learned, config.learning_rate, betas)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), config.learning_rate, betas)
+
+    def style_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """One vector a patch."""
+        return (self.style_channels,)
 
     def draw(self, condition: Tensor, style: Tensor) -> Tensor:
         """See `Generator.draw`."""

@@ -16,6 +16,16 @@ class GenSegTrainerNoFeedback(GenSegTrainer):
     preset: ClassVar[Settings] = {"feedback": {"enabled": False}}
 
 
+class GenSegTrainerGMM(GenSegTrainer):
+    """Images from a Gaussian mixture around the dataset's own intensities; feedback moves the drawing policy."""
+
+    preset: ClassVar[Settings] = {
+        "generator": {"name": "gmm"},
+        "conditioning": {"mode": "tissue"},
+        "feedback": {"parameters": "policy"},
+    }
+
+
 def _short(epochs: int) -> type[GenSegTrainer]:
     name = f"GenSegTrainer_{epochs}epochs"
     members = {"__module__": __name__, "__doc__": f"GenSegTrainer for {epochs} epochs.", "preset_epochs": epochs}
@@ -24,4 +34,4 @@ def _short(epochs: int) -> type[GenSegTrainer]:
 
 globals().update({trainer.__name__: trainer for trainer in map(_short, SHORT_TRAININGS)})
 
-__all__ = ["GenSegTrainerNoFeedback", *(f"GenSegTrainer_{epochs}epochs" for epochs in SHORT_TRAININGS)]
+__all__ = ["GenSegTrainerGMM", "GenSegTrainerNoFeedback", *(f"GenSegTrainer_{epochs}epochs" for epochs in SHORT_TRAININGS)]

@@ -3,6 +3,7 @@ import io
 import pytest
 import torch
 
+from nnunetv2_genseg.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators import NetworkPlan, build_generator
 from nnunetv2_genseg.generators.base import register
@@ -31,7 +32,8 @@ def inputs(plan, channels=1, count=2):
 
 def gan(plan, channels=1, seed=0, separate=False, **settings):
     config = GeneratorConfig(style_channels=STYLES, **settings)
-    return build_generator(config, plan, CONDITIONS, channels, seed=seed, device=CPU, separate_architecture=separate)
+    layout = ConditionLayout(CONDITIONS, 0, channels)
+    return build_generator(config, plan, layout, seed=seed, device=CPU, separate_architecture=separate)
 
 
 def weights(generator):

@@ -20,7 +20,7 @@ def setting(mode="differential", dims=2, channels=1, ignore=False, shift=0.3, ch
     plan = NetworkPlan(spatial, (8, 8), ((1,) * dims, (2,) * dims), ((3,) * dims,) * 2)
     config = GeneratorConfig(style_channels=3)
     generator = build_generator(
-        config, plan, source.layout.channels, channels, seed=0, device=CPU, separate_architecture=False
+        config, plan, source.layout, seed=0, device=CPU, separate_architecture=False
     )
     labels = torch.zeros(2, *spatial, dtype=torch.long)
     for i in range(2):
@@ -184,10 +184,11 @@ def test_largest_structures_are_remembered():
 
 
 def test_style_is_wider_by_the_policy_s_factor():
-    source, *_ = setting()
-    plain = source.style(5, 3, seeded())
+    source, generator, image, _ = setting()
+    plain = source.style(generator, image, seeded())
+    assert plain.shape == (2, 3)
     with torch.no_grad():
         source.policy.log_style.fill_(0.5)
-    wide = source.style(5, 3, seeded())
+    wide = source.style(generator, image, seeded())
     torch.testing.assert_close(wide, plain * source.policy.style)
     assert source.policy.style > 1.3

@@ -1,0 +1,118 @@
+"""A Gaussian mixture: every class has a mean and a spread, then blur and a bias field; there is nothing to train.
+
+The recipe is SynthSeg's (Billot et al., Medical Image Analysis 2023, doi 10.1016/j.media.2023.102789), around the dataset's own
+intensities: means come with the condition, the spreads within the classes are measured on the real pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nnunetv2_genseg.conditioning import ConditionLayout
+from nnunetv2_genseg.config import GeneratorConfig
+from nnunetv2_genseg.generators.base import register
+from nnunetv2_genseg.generators.networks import NetworkPlan
+
+BIAS_POINTS = 4
+"""Control points of the bias field along every axis."""
+BIAS = 0.3
+"""Standard deviation of the bias field at a control point, in units of nnU-Net's normalised intensities."""
+SPREAD_CHANGE = 0.5
+"""Standard deviation of the logarithm of a class's spread relative to the measured one."""
+MOMENTUM = 0.99
+"""Of the running mean of the measured spreads."""
+
+
+@register("gmm")
+class GmmGenerator:
+    """Draws every voxel from its class's normal distribution.
+
+    Args: as in `build_generator`.
+
+    Raises:
+        ValueError: the conditions hold no intensities.
+    """
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        plan: NetworkPlan,
+        layout: ConditionLayout,
+        *,
+        separate_architecture: bool,
+        synchronise: Callable[[Iterable[Tensor]], None],
+    ) -> None:
+        if not layout.tissues:
+            raise ValueError(
+                "generator 'gmm' needs the intensities of tissue classes; choose conditioning.mode 'tissue' or 'differential'"
+            )
+        self.layout = layout
+        self.synchronise = synchronise
+        self.spread = torch.zeros(layout.scene_classes - 1, layout.image_channels)
+        """(scene_classes - 1, C) measured standard deviation within every class but the background."""
+        self.observed = torch.zeros(layout.scene_classes - 1, 1)
+        """(scene_classes - 1, 1) weight that real patches have in `spread`."""
+
+    def style_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """One voxel noise, a factor on every class's spread, the blur and the bias field, all in one vector."""
+        return (sum(math.prod(shape) for shape in self._style_parts(spatial)),)
+
+    def _style_parts(self, spatial: Sequence[int]) -> list[tuple[int, ...]]:
+        channels = self.layout.image_channels
+        return [(channels, *spatial), tuple(self.spread.shape), (1,), (channels, *(BIAS_POINTS,) * len(spatial))]
+
+    def draw(self, condition: Tensor, style: Tensor) -> Tensor:
+        """See `Generator.draw`."""
+        spatial = condition.shape[2:]
+        parts = self._style_parts(spatial)
+        pieces = style.split([math.prod(shape) for shape in parts], dim=1)
+        noise, change, blur, bias = (piece.view(-1, *shape) for piece, shape in zip(pieces, parts, strict=True))
+        classes = self.layout.scene_classes - 1
+        member, means = condition[:, :classes], condition[:, classes:]
+        spread = self.spread / self.observed.clamp(min=torch.finfo(self.observed.dtype).tiny)
+        deviation = (SPREAD_CHANGE * change).exp() * spread
+        image = means + (deviation.transpose(1, 2) @ member.flatten(2)).view_as(means) * noise
+        pool = functional.avg_pool2d if len(spatial) == 2 else functional.avg_pool3d
+        kernel = [min(3, n - 1 + n % 2) for n in spatial]
+        smooth = pool(image, kernel, stride=1, padding=[n // 2 for n in kernel], count_include_pad=False)
+        image = torch.lerp(image, smooth, blur.sigmoid().view(-1, *(1,) * (image.ndim - 1)))
+        mode = "bilinear" if len(spatial) == 2 else "trilinear"
+        return image + BIAS * functional.interpolate(bias, size=spatial, mode=mode)
+
+    def learn(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, float]:
+        """Measures the spreads within the classes of real pairs; see `Generator.learn`."""
+        classes = self.layout.scene_classes - 1
+        member = condition[:, :classes].flatten(2)
+        intensities = image.flatten(2).transpose(1, 2)
+        size = member.sum(dim=2)[..., None]
+        mean = member @ intensities / size.clamp(min=1)
+        variance = (member @ intensities.square() / size.clamp(min=1) - mean.square()).clamp(min=0)
+        shown = (size > 1).float()
+        weight = shown.sum(dim=0) / len(condition)
+        measured = (variance.sqrt() * shown).sum(dim=0) / len(condition)
+        self.synchronise([weight, measured])
+        self.observed = MOMENTUM * self.observed.to(weight) + (1 - MOMENTUM) * weight
+        self.spread = MOMENTUM * self.spread.to(measured) + (1 - MOMENTUM) * measured
+        return {"spread": float((self.spread.sum(dim=0) / self.observed.sum(dim=0).clamp(min=1e-12)).mean())}
+
+    def architecture(self) -> list[nn.Parameter]:
+        """None."""
+        return []
+
+    def weights(self) -> list[nn.Parameter]:
+        """None: feedback can move the drawing policy only."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """The measured spreads."""
+        return {"spread": self.spread, "observed": self.observed}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.spread, self.observed = state["spread"], state["observed"]

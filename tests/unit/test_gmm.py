@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from nnunetv2_genseg.conditioning import ConditionLayout, condition
+from nnunetv2_genseg.config import GeneratorConfig
+from nnunetv2_genseg.generators import NetworkPlan, build_generator
+
+CPU = torch.device("cpu")
+EVERY_SHAPE = pytest.mark.parametrize("spatial", [(24, 20), (10, 12, 14), (2, 16, 16)])
+CHANNELS = pytest.mark.parametrize("channels", [1, 3])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def setting(spatial, channels, spread=0.5, count=6):
+    """Conditions of two foreground and three tissue classes, and images with a spread known for each class."""
+    layout = ConditionLayout(2, 3, channels)
+    plan = NetworkPlan(spatial, (8, 8), ((1,) * len(spatial), (2,) * len(spatial)), ((3,) * len(spatial),) * 2)
+    generator = build_generator(GeneratorConfig(name="gmm"), plan, layout, seed=0, device=CPU, separate_architecture=False)
+    scene = torch.randint(1, 6, (count, *spatial), generator=seeded())
+    intensities = torch.randn(count, 6, channels, generator=seeded(1))
+    deviation = spread * torch.arange(6.0)
+    noise = torch.randn(count, channels, *spatial, generator=seeded(2)) * deviation[scene][:, None]
+    painted = torch.stack([intensities[i][scene[i]].movedim(-1, 0) for i in range(count)])
+    return generator, condition(scene, intensities, layout), painted + noise, scene
+
+
+def style_of(generator, image, seed=3):
+    return torch.randn(len(image), *generator.style_shape(image.shape[2:]), generator=seeded(seed))
+
+
+@CHANNELS
+@EVERY_SHAPE
+def test_drawn_images_have_the_shape_of_real_ones_and_are_finite(spatial, channels):
+    generator, conditions, image, _ = setting(spatial, channels)
+    style = style_of(generator, image)
+    fresh = generator.draw(conditions, style)
+    generator.learn(conditions, image, style)
+    drawn = generator.draw(conditions, style)
+    assert fresh.shape == drawn.shape == image.shape
+    assert torch.isfinite(fresh).all()
+    assert torch.isfinite(drawn).all()
+    assert torch.equal(drawn, generator.draw(conditions, style))
+    assert not torch.allclose(drawn, generator.draw(conditions, style_of(generator, image, 4)))
+
+
+@CHANNELS
+@EVERY_SHAPE
+def test_the_spreads_within_the_classes_are_measured(spatial, channels):
+    generator, conditions, image, _ = setting(spatial, channels, count=16)
+    for _ in range(3):
+        generator.learn(conditions, image, style_of(generator, image))
+    found = generator.spread / generator.observed
+    expected = 0.5 * torch.arange(1.0, 6.0)[:, None].expand_as(found)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.05)
+
+
+def test_a_class_that_is_never_seen_has_no_spread():
+    generator, conditions, image, _ = setting((12, 12), 1)
+    conditions[:, 4] = 0
+    generator.learn(conditions, image, style_of(generator, image))
+    assert generator.observed[4] == 0
+    assert torch.isfinite(generator.draw(conditions, style_of(generator, image))).all()
+
+
+@CHANNELS
+@EVERY_SHAPE
+def test_the_condition_is_obeyed(spatial, channels):
+    generator, conditions, image, scene = setting(spatial, channels)
+    generator.learn(conditions, image, style_of(generator, image))
+    style = style_of(generator, image)
+    brighter = conditions.clone()
+    brighter[:, 5:] += 2.0 * (scene == 1)[:, None]
+    change = generator.draw(brighter, style) - generator.draw(conditions, style)
+    torch.testing.assert_close(change.mean(), 2.0 * (scene == 1).float().mean(), rtol=0.05, atol=0.02)
+
+
+def test_a_class_with_a_wide_spread_is_drawn_with_one():
+    generator, conditions, image, scene = setting((64, 64), 1)
+    generator.learn(conditions, image, style_of(generator, image))
+    rest = generator.draw(conditions, style_of(generator, image)) - conditions[:, 5:]
+    narrow, wide = (rest[:, 0][scene == label].std() for label in (1, 5))
+    assert wide > 1.5 * narrow
+
+
+def test_images_are_differentiable_in_style_and_intensities():
+    generator, conditions, image, _ = setting((12, 12), 1)
+    generator.learn(conditions, image, style_of(generator, image))
+    style = style_of(generator, image).requires_grad_()
+    conditions.requires_grad_()
+    slopes = torch.autograd.grad(generator.draw(conditions, style).square().sum(), [style, conditions])
+    assert all(torch.isfinite(slope).all() and slope.any() for slope in slopes)
+
+
+def test_state_makes_an_equal_generator():
+    generator, conditions, image, _ = setting((12, 12), 3)
+    style = style_of(generator, image)
+    generator.learn(conditions, image, style)
+    other, *_ = setting((12, 12), 3)
+    assert not torch.equal(other.draw(conditions, style), generator.draw(conditions, style))
+    other.restore(generator.state())
+    assert torch.equal(other.draw(conditions, style), generator.draw(conditions, style))
+
+
+def test_conditions_without_intensities_are_refused():
+    plan = NetworkPlan((8, 8), (8,), ((1, 1),), ((3, 3),))
+    with pytest.raises(ValueError, match=r"'gmm' needs the intensities.*'tissue' or 'differential'"):
+        build_generator(
+            GeneratorConfig(name="gmm"), plan, ConditionLayout(2, 0, 1), seed=0, device=CPU, separate_architecture=False
+        )
+
+
+def test_there_is_nothing_for_the_feedback_but_the_policy():
+    generator, *_ = setting((12, 12), 1)
+    assert generator.weights() == generator.architecture() == []
