@@ -12,6 +12,10 @@ from nnunetv2_genseg.config import Settings
 BUDGET = {"101": 20, "102": 20, "103": 20, "104": 10}
 ITERATIONS = {"101": 1000, "102": 1000, "103": 1000, "104": 600}
 """At the scale `mini`, configuration 2d."""
+ITERATIONS_3D = 300
+SEEDS = range(3)
+RIVALS = "stock stock_doubled_batch da5 genseg_deformation genseg_gmm"
+OURS = "genseg genseg_no_feedback"
 
 
 @dataclass(frozen=True)
@@ -34,25 +38,38 @@ def deformation(masks: Settings | None = None, conditioning: Settings | None = N
 
 
 OFF: Settings = {"enabled": False}
-RECOLOUR: Settings = {"intensity_shift": 1.0}
+MILD: Settings = {"elastic": 0.04, "rotation": 10.0, "scaling": 0.1, "growth": 0.2, "recombination": 0.0}
+STRONG: Settings = MILD | {"elastic": 0.08, "rotation": 30.0, "scaling": 0.25, "growth": 0.0}
+TRANSPLANT: Settings = {"recombination": 0.5, "margin": 0.05}
+PLAIN: Settings = {"intensity_shift": 0.3, "tone": 0.0}
 TONE: Settings = {"tone": 0.5}
-TRANSPLANT: Settings = {"recombination": 0.5}
-STRONG: Settings = {"elastic": 0.08, "rotation": 30.0, "scaling": 0.25}
+RECOLOUR: Settings = PLAIN | {"mode": "differential", "intensity_shift": 1.0}
 ARMS: dict[str, Arm] = {
     "stock": Arm("nnUNetTrainerShort"),
     "stock_doubled_batch": Arm("nnUNetTrainerShort", batch_factor=2),
     "da5": Arm("nnUNetTrainerDA5Short"),
     "da5_doubled_batch": Arm("nnUNetTrainerDA5Short", batch_factor=2),
-    "deformation": deformation(),
-    "differential_no_feedback": genseg(conditioning={"mode": "differential"}, feedback=OFF),
-    "strong_deformation": deformation(masks=STRONG),
-    "deformation_transplant": deformation(masks=TRANSPLANT),
-    "deformation_tone": deformation(conditioning=TONE),
-    "deformation_all": deformation(masks=STRONG | TRANSPLANT, conditioning=TONE),
-    "recolour": genseg(conditioning=RECOLOUR, masks={"growth": 0.0}, feedback=OFF),
-    "recolour_all": genseg(conditioning=RECOLOUR | TONE, masks=STRONG | TRANSPLANT | {"growth": 0.0}, feedback=OFF),
-    "mask_no_feedback": genseg(conditioning={"mode": "mask"}, feedback=OFF),
-    "tissue_no_feedback": genseg(conditioning={"mode": "tissue"}, feedback=OFF),
+    "genseg": genseg(),
+    "genseg_no_feedback": genseg(feedback=OFF),
+    "genseg_deformation": deformation(),
+    "genseg_gmm": genseg(generator={"name": "gmm"}, conditioning={"mode": "tissue"}, feedback=OFF),
+    "genseg_fixed_cases": genseg(feedback={"turns": 1}),
+    "genseg_weights": genseg(feedback={"parameters": "weights"}),
+    "genseg_policy": genseg(feedback={"parameters": "policy"}),
+    "genseg_half_gamma": genseg(mixing={"gamma": 0.5}, feedback=OFF),
+    "genseg_half_share": genseg(mixing={"share": 0.5}, feedback=OFF),
+    "genseg_no_tail": genseg(schedule={"tail": 0.0}, feedback=OFF),
+    # screening, whatever the defaults have become since
+    "deformation": deformation(masks=MILD, conditioning=PLAIN),
+    "strong_deformation": deformation(masks=STRONG, conditioning=PLAIN),
+    "deformation_transplant": deformation(masks=MILD | TRANSPLANT, conditioning=PLAIN),
+    "deformation_tone": deformation(masks=MILD, conditioning=PLAIN | TONE),
+    "deformation_all": deformation(masks=STRONG | TRANSPLANT, conditioning=PLAIN | TONE),
+    "differential_no_feedback": genseg(masks=MILD, conditioning=PLAIN | {"mode": "differential"}, feedback=OFF),
+    "mask_no_feedback": genseg(masks=MILD, conditioning=PLAIN | {"mode": "mask"}, feedback=OFF),
+    "tissue_no_feedback": genseg(masks=MILD, conditioning=PLAIN | {"mode": "tissue"}, feedback=OFF),
+    "recolour": genseg(masks=MILD | {"growth": 0.0}, conditioning=RECOLOUR, feedback=OFF),
+    "recolour_all": genseg(masks=STRONG | TRANSPLANT, conditioning=RECOLOUR | TONE, feedback=OFF),
 }
 
 
@@ -94,6 +111,48 @@ class Cell:
         return folder / f"{self.name}.json" if "test" in self.parts else folder / "screening" / f"{self.name}.json"
 
 
+def comparison(arms: str, seeds: range, scale: str = "mini", datasets: str = "101 102 103 104") -> list[Cell]:
+    """Cells on the test part, seed after seed; the chest X-rays also of the other hospital."""
+    return [
+        Cell(dataset, BUDGET[dataset], "2d", arm, seed, length(dataset, "2d", scale), parts(dataset), scale)
+        for seed in seeds
+        for arm in arms.split()
+        for dataset in datasets.split()
+    ]
+
+
+def parts(dataset: str) -> tuple[str, ...]:
+    """What final figures are taken on."""
+    return ("test", "montgomery") if dataset == "103" else ("test",)
+
+
+def length(dataset: str, configuration: str, scale: str) -> int:
+    """Iterations: at the scale `full` a tenth of nnU-Net's default."""
+    if scale == "full":
+        return 25_000
+    return ITERATIONS[dataset] if configuration == "2d" else ITERATIONS_3D
+
+
+def volumes(arms: str, seeds: range, scale: str = "mini") -> list[Cell]:
+    """Hippocampus in 3D, on the test part."""
+    return [
+        Cell("104", 10, "3d_fullres", arm, seed, length("104", "3d_fullres", scale), ("test",), scale)
+        for seed in seeds
+        for arm in arms.split()
+    ]
+
+
+def curve(arms: str, seeds: range, scale: str = "mini") -> list[Cell]:
+    """All label budgets, on the test part."""
+    return [
+        Cell(dataset, budget, "2d", arm, seed, length(dataset, "2d", scale), parts(dataset), scale)
+        for seed in seeds
+        for budget in (5, 10, 20, 40, 100)
+        for arm in arms.split()
+        for dataset in BUDGET
+    ]
+
+
 def screening(datasets: str, arms: str, longer: int = 1) -> list[Cell]:
     """Cells on the validation part, one seed, `longer` times as long as usual."""
     return [
@@ -105,10 +164,21 @@ def screening(datasets: str, arms: str, longer: int = 1) -> list[Cell]:
 
 ALL = "101 102 103 104"
 GRIDS: dict[str, list[Cell]] = {
-    "stock": screening(ALL, "stock"),
-    "rivals": screening(ALL, "stock_doubled_batch da5"),
-    "modes": screening(ALL, "deformation differential_no_feedback"),
-    "strength": screening("101 102", "deformation_all deformation_transplant deformation_tone strong_deformation"),
+    # final figures
+    "final": comparison(f"{RIVALS} {OURS}", SEEDS),
+    "volumes": volumes(f"stock genseg_deformation {OURS}", SEEDS),
+    "curve": curve("stock genseg", SEEDS),
+    "full": [
+        *comparison(f"{RIVALS} {OURS} genseg_weights genseg_policy", SEEDS, "full"),
+        *volumes(f"{RIVALS} {OURS}", SEEDS, "full"),
+        *curve("stock genseg", SEEDS, "full"),
+    ],
+    # what the defaults were chosen by
+    "feedback": screening(ALL, "genseg_no_feedback genseg genseg_fixed_cases genseg_weights genseg_policy"),
+    "mixing": screening(ALL, "genseg_half_gamma genseg_half_share genseg_no_tail"),
+    "modes": screening(ALL, "stock deformation differential_no_feedback mask_no_feedback tissue_no_feedback"),
+    "changes": screening(ALL, "deformation_all deformation_transplant deformation_tone strong_deformation"),
+    "recolour": screening(ALL, "recolour_all recolour"),
     "length": screening("101 102", "deformation_all stock", longer=3),
-    "recolour": screening("101 102", "recolour_all") + screening("104", "recolour_all") + screening("101 102", "recolour"),
+    "sensitive": screening("104 103", "deformation_all") + screening("103", "recolour_all") + screening("104 103", "stock_doubled_batch"),
 }

@@ -62,6 +62,13 @@ def demo(arguments: Sequence[str]) -> None:
     run_demo(DemoSettings(folder=chosen.folder, device=chosen.device, iterations=100 if chosen.full else 10))
 
 
+def generators() -> None:
+    """Prints the registered generator families, one name a line."""
+    from nnunetv2_genseg.generators import registered
+
+    print("\n".join(registered()))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. A user's error is one message and exit status 2; with GENSEG_TRACEBACK=1 the traceback too."""
     parser = argparse.ArgumentParser(prog="genseg", description="GenSeg for nnU-Net v2")
@@ -69,12 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_parser("env", help="print the export line that makes nnU-Net find the trainers")
     commands.add_parser("train", help="nnUNetv2_train with GenSegTrainer", add_help=False)
     commands.add_parser("demo", help="run everything on phantoms made on the spot", add_help=False)
+    commands.add_parser("generators", help="list the generator families, one name a line")
     chosen, rest = parser.parse_known_args(arguments)
-    if chosen.command == "env" and rest:
-        parser.error(f"genseg env takes no arguments, found {' '.join(rest)}")
+    if chosen.command in ("env", "generators") and rest:
+        parser.error(f"genseg {chosen.command} takes no arguments, found {' '.join(rest)}")
     try:
         if chosen.command == "env":
             env()
+        elif chosen.command == "generators":
+            generators()
         elif chosen.command == "train":
             train(rest)
         else:

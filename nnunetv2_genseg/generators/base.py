@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 import torch
@@ -55,6 +56,9 @@ class GeneratorFactory(Protocol):
         ...
 
 
+ENTRY_POINTS = "nnunetv2_genseg.generators"
+"""Group of the entry points by which other packages register their families: `my_family = "my_package.my_module"`."""
+
 _REGISTRY: dict[str, GeneratorFactory] = {}
 
 
@@ -68,6 +72,24 @@ def register(name: str) -> Callable[[GeneratorFactory], GeneratorFactory]:
         return factory
 
     return add
+
+
+def registered() -> list[str]:
+    """Names of all families, sorted; imports the modules that other packages' entry points name.
+
+    Raises:
+        ImportError: a package's module does not import, or does not register the name of its entry point.
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in _REGISTRY:
+            continue
+        try:
+            point.load()
+        except Exception as error:
+            raise ImportError(f"generator {point.name!r}: {point.value} does not import: {error}") from error
+        if point.name not in _REGISTRY:
+            raise ImportError(f"generator {point.name!r}: {point.value} does not register it; decorate its class with @register")
+    return sorted(_REGISTRY)
 
 
 def build_generator(
@@ -94,8 +116,8 @@ def build_generator(
     Raises:
         ValueError: no family has that name.
     """
-    if config.name not in _REGISTRY:
-        raise ValueError(f"generator.name: no generator {config.name!r}; registered are {', '.join(sorted(_REGISTRY))}")
+    if config.name not in registered():
+        raise ValueError(f"generator.name: no generator {config.name!r}; registered are {', '.join(registered())}")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
         return _REGISTRY[config.name](

@@ -6,7 +6,7 @@ import torch
 from nnunetv2_genseg.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators import NetworkPlan, build_generator
-from nnunetv2_genseg.generators.base import register
+from nnunetv2_genseg.generators.base import register, registered
 from nnunetv2_genseg.generators.networks import MixedKernelCell, MixedKernelUNet, PatchDiscriminator, StyleModulation
 
 CPU = torch.device("cpu")
@@ -242,3 +242,61 @@ def test_unet_of_the_condition_alone_can_copy_it_to_the_image():
         network.head.bias.zero_()
         network.head.weight[0, -1] = 1.0
     torch.testing.assert_close(network(condition, style), condition[:, -1:])
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Installs a package with an entry point: its metadata and its module, as pip would lay them out."""
+
+    def install(name, module, text):
+        metadata = tmp_path / f"{module}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[nnunetv2_genseg.generators]\n{name} = {module}\n")
+        (tmp_path / f"{module}.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    monkeypatch.setattr("nnunetv2_genseg.generators.base._REGISTRY", dict(registry()))
+    return install
+
+
+def registry():
+    from nnunetv2_genseg.generators import base
+
+    return base._REGISTRY
+
+
+FLAT = """
+import torch
+from nnunetv2_genseg.generators import register
+
+@register("flat")
+class Flat:
+    def __init__(self, config, plan, layout, *, separate_architecture, synchronise):
+        self.channels = layout.image_channels
+
+    def style_shape(self, spatial):
+        return (1,)
+
+    def draw(self, condition, style):
+        return torch.zeros(len(condition), self.channels, *condition.shape[2:])
+"""
+
+
+def test_another_package_s_family_is_found_by_its_entry_point(installed):
+    installed("flat", "somebodys_flat_generator", FLAT)
+    assert registered() == ["flat", "gan", "gmm"]
+    generator = build_generator(
+        GeneratorConfig(name="flat"), PLANS["2d"], ConditionLayout(1, 0, 3), seed=0, device=CPU, separate_architecture=False
+    )
+    assert generator.draw(noise(2, 1, 4, 4), noise(2, 1)).shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "text, said", [("import not_there_at_all", "does not import"), ("ready = True", "does not register it")]
+)
+def test_a_package_whose_family_is_broken_is_named(installed, text, said):
+    module = f"somebodys_broken_generator_{len(text)}"
+    installed("broken", module, text)
+    with pytest.raises(ImportError, match=f"'broken': {module} {said}"):
+        registered()
