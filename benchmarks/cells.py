@@ -180,5 +180,5 @@ GRIDS: dict[str, list[Cell]] = {
     "changes": screening(ALL, "deformation_all deformation_transplant deformation_tone strong_deformation"),
     "recolour": screening(ALL, "recolour_all recolour"),
     "length": screening("101 102", "deformation_all stock", longer=3),
-    "sensitive": screening("104 103", "deformation_all") + screening("103", "recolour_all") + screening("104 103", "stock_doubled_batch"),
+    "single": screening("104", "deformation_tone deformation_transplant") + screening("103", "deformation_tone"),
 }

@@ -1,0 +1,108 @@
+"""The parts of the benchmarks that could be wrong without anybody noticing."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.io import imread, imsave
+
+from nnunetv2_genseg.config import GenSegConfig, checked
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    yield
+    for name in ("cells", "raw_datasets", "gain_report"):
+        sys.modules.pop(name, None)
+
+
+def result(arm, seed, dice, dataset="101"):
+    cases = {f"case{i}": {"1": {"Dice": value, "IoU": 0.0}} for i, value in enumerate(dice)}
+    known = [value for value in dice if value is not None]
+    return {
+        **{"dataset": dataset, "budget": 20, "configuration": "2d", "scale": "mini", "iterations": 10, "cpu_seconds": 2.0},
+        **{"arm": arm, "seed": seed, "parts": {"test": {"dice": float(np.mean(known)), "cases": cases}}},
+    }
+
+
+def test_every_arm_is_a_valid_configuration_and_every_cell_has_its_own_name():
+    import cells
+
+    for name, arm in cells.ARMS.items():
+        checked(GenSegConfig, arm.settings, name)
+    every = {cell for grid in cells.GRIDS.values() for cell in grid}
+    assert len({cell.name for cell in every}) == len(every)
+    assert all(cell.arm in cells.ARMS for cell in every)
+    assert all(cells.Cell.from_json(json.dumps(asdict(cell))) == cell for cell in every)
+    judged_by_choice = [cell for cell in every if "screening" in str(cell.result(Path()))]
+    assert judged_by_choice
+    assert all(cell.parts == ("validation",) and cell.budget <= 40 for cell in judged_by_choice)
+
+
+def test_validation_cases_belong_to_no_budget_that_choices_are_made_at():
+    import cells
+    import raw_datasets
+
+    assert max(cells.BUDGET.values()) <= raw_datasets.VALIDATION_RANKS.start
+
+
+def test_the_difference_is_paired_by_case_and_seed():
+    import gain_report
+
+    stock = [result("stock", 0, [0.1, 0.5, 0.9]), result("stock", 1, [0.2, 0.6, 0.8])]
+    better = [result("ours", seed, [d + 0.1 for d in dice]) for seed, dice in ((0, [0.1, 0.5, 0.9]), (1, [0.2, 0.6, 0.8]))]
+    mean, low, high = gain_report.paired_difference(better, stock, "test")
+    assert np.allclose([mean, low, high], 0.1)
+    assert gain_report.paired_difference([result("ours", 7, [0.5])], stock, "test") is None
+
+
+def test_the_interval_widens_with_the_spread_over_cases():
+    import gain_report
+
+    stock = [result("stock", 0, [0.5] * 40)]
+    mean, low, high = gain_report.paired_difference([result("ours", 0, [0.4, 0.8] * 20)], stock, "test")
+    assert np.isclose(mean, 0.1)
+    standard_error = 0.2 / np.sqrt(40)
+    assert np.isclose(high - low, 2 * 1.96 * standard_error, rtol=0.15)
+
+
+def test_cases_without_any_foreground_are_left_out_and_an_arm_without_stock_has_no_difference():
+    import gain_report
+
+    assert gain_report.case_dice(result("stock", 0, [0.5, None]), "test") == {"case0": 0.5}
+    text = gain_report.table([result("ours", 0, [0.5], "102"), result("stock", 0, [0.25]), result("ours", 0, [0.5])], "test")
+    lines = text.splitlines()[2:]
+    assert [line.split("|")[5].strip() for line in lines] == ["stock", "ours", "ours"]
+    assert "+0.250" in lines[1]
+    assert "[" not in lines[2]
+    assert "| ours | +0.250 | 1 |" in gain_report.mean_gains([result("stock", 0, [0.25]), result("ours", 0, [0.5])], "test")
+
+
+@pytest.mark.parametrize("shape", [(120, 256, 3), (256, 120)])
+def test_images_and_labels_are_resampled_alike_and_labels_stay_labels(tmp_path, shape):
+    import raw_datasets
+
+    image, label = np.zeros(shape, np.uint8), np.zeros(shape[:2], np.uint8)
+    image[40:80, 40:100] = 200
+    label[40:80, 40:100] = 1
+    for name, values in (("image.png", image), ("label.png", label)):
+        imsave(tmp_path / name, values, check_contrast=False)
+    out = tmp_path / "out"
+    out.mkdir()
+    raw_datasets.copy_image(tmp_path / "image.png", out, "mini", order=1)
+    raw_datasets.copy_image(tmp_path / "label.png", out, "mini", order=0)
+    small, small_label = imread(out / "image.png"), imread(out / "label.png")
+    assert max(small.shape[:2]) == raw_datasets.MINI_SIDE
+    assert small.shape[:2] == small_label.shape
+    assert small.shape[2:] == shape[2:]
+    assert set(np.unique(small_label)) == {0, 1}
+    bright = small.reshape(*small.shape[:2], -1)[..., 0] > 100
+    assert (bright != (small_label == 1)).mean() < 0.02
+    raw_datasets.copy_image(tmp_path / "label.png", out, "full", order=0)
+    assert (out / "label.png").read_bytes() == (tmp_path / "label.png").read_bytes()
