@@ -15,7 +15,7 @@ ITERATIONS = {"101": 1000, "102": 1000, "103": 1000, "104": 600}
 ITERATIONS_3D = 300
 SEEDS = range(3)
 RIVALS = "stock stock_doubled_batch da5 genseg_deformation genseg_gmm"
-OURS = "genseg genseg_no_feedback"
+OURS = "genseg_no_feedback genseg"
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,8 @@ GRIDS: dict[str, list[Cell]] = {
         *volumes(f"{RIVALS} {OURS}", SEEDS, "full"),
         *curve("stock genseg", SEEDS, "full"),
     ],
+    "first": comparison(f"stock genseg_deformation {OURS}", range(1), datasets="103 102 101")
+    + comparison(f"stock genseg_deformation {OURS}", range(1), datasets="104"),
     # what the defaults were chosen by
     "feedback": screening(ALL, "genseg_no_feedback genseg genseg_fixed_cases genseg_weights genseg_policy"),
     "mixing": screening(ALL, "genseg_half_gamma genseg_half_share genseg_no_tail"),
@@ -180,5 +182,5 @@ GRIDS: dict[str, list[Cell]] = {
     "changes": screening(ALL, "deformation_all deformation_transplant deformation_tone strong_deformation"),
     "recolour": screening(ALL, "recolour_all recolour"),
     "length": screening("101 102", "deformation_all stock", longer=3),
-    "single": screening("104", "deformation_tone deformation_transplant") + screening("103", "deformation_tone"),
+    "singly": screening("104", "deformation_tone deformation_transplant") + screening("103", "deformation_tone"),
 }

@@ -2,6 +2,8 @@
 
 Nothing has to be set. Precedence: the preset trainer's class, then the file named in the environment variable
 `nnUNet_genseg_config`, then nothing else.
+
+What each default rests on: docs/benchmarks.md, section Defaults, a line a setting.
 """
 
 from __future__ import annotations
@@ -66,9 +68,9 @@ class MaskConfig(Topic):
     """Largest rotation, in degrees."""
     scaling: float = Field(0.1, ge=0, lt=0.9)
     """Largest relative change of size, log-uniform in [1 - scaling, 1 / (1 - scaling)]."""
-    growth: float = Field(0.2, ge=0, lt=0.5)
+    growth: float = Field(0.0, ge=0, lt=0.5)
     """Largest bias for or against a class when its boundary is moved; 0.5 would move it by one voxel."""
-    recombination: float = Field(0.1, ge=0, le=1)
+    recombination: float = Field(0.0, ge=0, le=1)
     """Probability that a patch receives structures of a patch of the batch (another, or itself), turned and resized."""
     margin: float = Field(0.05, ge=0, le=0.5)
     """Largest width of the surroundings that come along, as a fraction of the longest patch extent."""
@@ -85,9 +87,9 @@ class ConditioningConfig(Topic):
     image plus the difference of two generated ones, after and before the change."""
     tissue_classes: int = Field(6, ge=2, le=32)
     """Intensity clusters of the unlabelled part (modes `tissue` and `differential`)."""
-    intensity_shift: float = Field(0.3, ge=0, le=3)
+    intensity_shift: float = Field(0.1, ge=0, le=3)
     """Standard deviation of the shift of every class's mean intensity, in units of nnU-Net's normalised intensities."""
-    tone: float = Field(0.0, ge=0, le=2)
+    tone: float = Field(0.5, ge=0, le=2)
     """Standard deviation of the log slopes of a random monotone curve over the synthetic image's intensities; 0: none."""
 
 
@@ -127,7 +129,7 @@ class FeedbackConfig(Topic):
     """Adam's learning rate for φ."""
     cases: float = Field(0.2, gt=0, le=0.5)
     """Fraction of the fold's training cases that is held aside, at least one case."""
-    turns: int = Field(1, ge=1, le=20)
+    turns: int = Field(5, ge=1, le=20)
     """Into how many parts of equal length the time of the feedback is divided, each with other cases held aside. With 1
     they are the same from the first iteration on; with more, all cases train before the feedback starts."""
     release_in_tail: bool = True

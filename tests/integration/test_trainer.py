@@ -60,7 +60,7 @@ def test_before_mixing_the_segmenter_is_bit_identical_to_stock(nnunet, settings,
 
 
 def test_before_mixing_with_feedback_it_is_stock_on_the_cases_that_are_not_held_aside(nnunet, settings, monkeypatch):
-    settings({"schedule": {"warmup": 0.8, "ramp": 0.1, "tail": 0.0}, "feedback": {"start": 0.8}})
+    settings({"schedule": {"warmup": 0.8, "ramp": 0.1, "tail": 0.0}, "feedback": {"start": 0.8, "turns": 1}})
     ours = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,3")
     stop_after(ours, 4)
     with pytest.raises(StoppedError):
@@ -183,7 +183,7 @@ def test_the_checkpoint_names_the_stock_trainer(nnunet, settings):
 
 
 def test_held_aside_cases_are_not_trained_on_until_the_tail(nnunet, settings):
-    settings({})
+    settings({"feedback": {"turns": 1}})
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "10,2,1,9,0")
     trainer.initialize()
     training, validation = trainer.do_split()
