@@ -81,7 +81,7 @@ EVIDENCE = {
     "conditioning.mode": "`differential_no_feedback` against `deformation`; `mask` and `tissue` in the trial of the design",
     "conditioning.tissue_classes": "not measured",
     "conditioning.intensity_shift": "`recolour_all` (1.0) against `deformation_all` (none), and `differential_no_feedback` (0.3)",
-    "conditioning.tone": "`deformation_tone` against `deformation`",
+    "conditioning.tone": "`deformation_tone` (0.5) against `deformation` (none): better on 104, worse on 103, so half of it",
     "generator.name": "not measured (grid `final` holds `genseg_gmm`)",
     "generator.width": "not measured",
     "generator.style_channels": "not measured",

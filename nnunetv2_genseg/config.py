@@ -89,7 +89,7 @@ class ConditioningConfig(Topic):
     """Intensity clusters of the unlabelled part (modes `tissue` and `differential`)."""
     intensity_shift: float = Field(0.1, ge=0, le=3)
     """Standard deviation of the shift of every class's mean intensity, in units of nnU-Net's normalised intensities."""
-    tone: float = Field(0.5, ge=0, le=2)
+    tone: float = Field(0.25, ge=0, le=2)
     """Standard deviation of the log slopes of a random monotone curve over the synthetic image's intensities; 0: none."""
 
 

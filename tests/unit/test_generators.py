@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -300,3 +301,29 @@ def test_a_package_whose_family_is_broken_is_named(installed, text, said):
     installed("broken", module, text)
     with pytest.raises(ImportError, match=f"'broken': {module} {said}"):
         registered()
+
+
+def test_the_generator_of_the_documentation_learns_and_resumes(monkeypatch):
+    monkeypatch.setattr("nnunetv2_genseg.generators.base._REGISTRY", dict(registry()))
+    page = (Path(__file__).parents[2] / "docs" / "how-to-generator.md").read_text(encoding="utf-8")
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    for plan in (PLANS["2d"], PLANS["3d"]):
+
+        def build(plan=plan):
+            return build_generator(
+                GeneratorConfig(name="linear", learning_rate=0.05),
+                plan,
+                ConditionLayout(2, 3, 1),
+                seed=0,
+                device=CPU,
+                separate_architecture=False,
+            )
+
+        generator = build()
+        condition = noise(2, 6, *plan.patch_size)
+        image, style = condition[:, 5:], noise(2, *generator.style_shape(plan.patch_size), seed=1)
+        losses = [generator.learn(condition, image, style)["l1"] for _ in range(40)]
+        assert losses[-1] < 0.5 * losses[0]
+        other = build()
+        other.restore(generator.state())
+        assert torch.equal(other.draw(condition, style), generator.draw(condition, style))
