@@ -31,14 +31,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_genseg.cli import external_trainers
-
 from cells import ARMS, GRIDS, Cell
 from raw_datasets import budgeted_dataset, part_of
 
+from nnunetv2_genseg.cli import external_trainers
+
 RESULTS = Path(__file__).parent / "results" / "gain"
 EPOCHS = 20
-LOCAL_EPOCHS_BETWEEN_CHECKPOINTS = 10
+EPOCHS_BETWEEN_CHECKPOINTS = 10
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
     os.environ["nnUNet_n_proc_DA"] = "0" if place.device == "cpu" else os.environ.get("nnUNet_n_proc_DA", "12")
     arm = ARMS[cell.arm]
     iterations = cell.iterations // EPOCHS
-    os.environ["nnUNet_genseg_short"] = f"{EPOCHS},{iterations},1,{LOCAL_EPOCHS_BETWEEN_CHECKPOINTS},{cell.seed}"
+    os.environ["nnUNet_genseg_short"] = f"{EPOCHS},{iterations},1,{EPOCHS_BETWEEN_CHECKPOINTS},{cell.seed}"
     settings = arm.settings | {"seed": cell.seed}
     model.mkdir(parents=True, exist_ok=True)
     (model / "settings.json").write_text(json.dumps(settings))
@@ -128,7 +128,6 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
     import nnunetv2_genseg.trainers as trainers
 
     torch.set_num_threads(1 if place.device == "cpu" else torch.get_num_threads())
-    torch.use_deterministic_algorithms(False)
     random.seed(cell.seed)
     np.random.seed(cell.seed)
     name = convert_id_to_dataset_name(int(cell.dataset))
@@ -174,7 +173,7 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
         "parts": parts,
         **json.loads(trained.read_text()),
         "command": command,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, device {place.device}, one torch thread; other jobs ran beside",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, device {place.device}; one torch thread, other jobs beside",
         "versions": {package: version(package) for package in ("nnunetv2-genseg", "nnunetv2", "torch")},
     }
     if "test" in parts:

@@ -22,6 +22,11 @@ def load(folder: Path) -> list[Result]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
+def setting_of(result: Result) -> Setting:
+    """What two results must have in common to be compared."""
+    return (result["dataset"], result["budget"], result["configuration"], result["scale"], result["iterations"])
+
+
 def case_dice(result: Result, part: str) -> dict[str, float]:
     """Mean foreground Dice of every case; classes that are neither there nor predicted are left out."""
     means = {}
@@ -53,8 +58,7 @@ def table(results: list[Result], part: str, rival: str = "stock") -> str:
     settings: dict[Setting, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         if part in result["parts"]:
-            key = tuple(result[name] for name in ("dataset", "budget", "configuration", "scale", "iterations"))
-            settings[key][result["arm"]].append(result)
+            settings[setting_of(result)][result["arm"]].append(result)
     lines = [
         "| dataset | N | configuration | iterations | arm | seeds | Dice | difference to stock [95 %] | CPU time / stock |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -76,14 +80,14 @@ def table(results: list[Result], part: str, rival: str = "stock") -> str:
 def mean_gains(results: list[Result], part: str, rival: str = "stock") -> str:
     """Markdown: every arm's mean difference to stock over the datasets on which both were run at equal settings."""
     gains: dict[str, dict[str, float]] = defaultdict(dict)
-    settings = {tuple(r[name] for name in ("dataset", "budget", "configuration", "scale", "iterations")) for r in results}
-    for setting in settings:
-        here = [r for r in results if tuple(r[n] for n in ("dataset", "budget", "configuration", "scale", "iterations")) == setting]
-        stock = [r for r in here if r["arm"] == rival and part in r["parts"]]
-        for arm in {r["arm"] for r in here} - {rival}:
-            found = paired_difference([r for r in here if r["arm"] == arm and part in r["parts"]], stock, part)
+    there = [result for result in results if part in result["parts"]]
+    for setting in {setting_of(result) for result in there}:
+        here = [result for result in there if setting_of(result) == setting]
+        stock = [result for result in here if result["arm"] == rival]
+        for arm in {result["arm"] for result in here} - {rival}:
+            found = paired_difference([result for result in here if result["arm"] == arm], stock, part)
             if found:
-                gains[arm][f"{setting[0]} N={setting[1]}"] = found[0]
+                gains[arm][f"{setting[0]} N={setting[1]} {setting[4]} it"] = found[0]
     lines = ["| arm | mean difference to stock | of | on |", "| --- | --- | --- | --- |"]
     for arm, values in sorted(gains.items(), key=lambda item: -float(np.mean(list(item[1].values())))):
         each = ", ".join(f"{where}: {value:+.3f}" for where, value in sorted(values.items()))

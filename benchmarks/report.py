@@ -149,7 +149,8 @@ def main() -> None:
     page = HEAD
     if final:
         page += "\n### Test part\n\n" + table(final, "test") + "\n" + mean_gains(final, "test")
-        page += "\n### Chest X-ray, the other hospital\n\nTrained in Shenzhen, tested in Montgomery.\n\n" + table(final, "montgomery")
+        page += "\n### Chest X-ray, the other hospital\n\nTrained in Shenzhen, tested in Montgomery.\n\n"
+        page += table(final, "montgomery")
         page += "\n" + arms(final)
     if screened:
         page += SCREENING.format(validation=60) + table(screened, "validation") + "\n" + mean_gains(screened, "validation")

@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from nnunetv2_genseg.config import MaskConfig
 
-
 COVERED = 0.9
 """A transplant replaces a patch's own structures if it covers this fraction of their voxels."""
 

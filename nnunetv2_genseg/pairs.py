@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,6 @@ from nnunetv2_genseg.generators import Generator
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.masks import MaskChange
 from nnunetv2_genseg.policy import Policy
-
 
 STAYING = {"deformation": {"growth": 0.0}}
 """Changes of masks that a mode cannot show."""
@@ -154,7 +154,7 @@ def _shift(shape: torch.Size, rng: torch.Generator) -> Tensor:
     """(B, classes, C) of unit variance, most of it common to all channels: brighter or darker rather than of another hue."""
     common = torch.randn(*shape[:2], 1, generator=rng, device=rng.device)
     own = torch.randn(shape, generator=rng, device=rng.device)
-    return COMMON_SHIFT**0.5 * common + (1 - COMMON_SHIFT) ** 0.5 * own
+    return math.sqrt(COMMON_SHIFT) * common + math.sqrt(1 - COMMON_SHIFT) * own
 
 
 def _with_transplants(content: Callable[[Tensor, Tensor], Tensor], change: MaskChange) -> Tensor:

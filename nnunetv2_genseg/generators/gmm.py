@@ -71,7 +71,7 @@ class GmmGenerator:
         """See `Generator.draw`."""
         spatial = condition.shape[2:]
         parts = self._style_parts(spatial)
-        pieces = style.split([math.prod(shape) for shape in parts], dim=1)
+        pieces = torch.split(style, [math.prod(shape) for shape in parts], dim=1)
         noise, change, blur, bias = (piece.view(-1, *shape) for piece, shape in zip(pieces, parts, strict=True))
         classes = self.layout.scene_classes - 1
         member, means = condition[:, :classes], condition[:, classes:]

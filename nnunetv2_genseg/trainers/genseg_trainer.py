@@ -269,7 +269,8 @@ class GenSegMixin(nnUNetTrainer):
         return stage_at(self._progress_of(iteration), self.genseg)
 
     def _progress_of(self, iteration: int) -> float:
-        return iteration / max(1, self.num_epochs * self.num_iterations_per_epoch)
+        total = int(self.num_epochs * self.num_iterations_per_epoch)
+        return iteration / max(1, total)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step on the real patches and, after the warm-up, synthetic ones; then generator and feedback."""

@@ -12,9 +12,9 @@ MODES = ["mask", "tissue", "differential"]
 STILL = {"elastic": 0.0, "rotation": 0.0, "scaling": 0.0, "growth": 0.0, "recombination": 0.0}
 
 
-def setting(mode="differential", dims=2, channels=1, ignore=False, shift=0.3, changes=None):
+def setting(mode="differential", dims=2, channels=1, ignore=False, shift=0.3, changes=None, tone=0.0):
     codec = LabelCodec.from_labels([1, 2], 3 if ignore else None)
-    conditioning = ConditioningConfig(mode=mode, tissue_classes=3, intensity_shift=shift)
+    conditioning = ConditioningConfig(mode=mode, tissue_classes=3, intensity_shift=shift, tone=tone)
     source = PairSource(codec, channels, conditioning, MaskConfig(**(changes or {})), (True,) * dims, CPU)
     spatial = (16,) * dims if dims == 2 else (8,) * dims
     plan = NetworkPlan(spatial, (8, 8), ((1,) * dims, (2,) * dims), ((3,) * dims,) * 2)
@@ -135,6 +135,20 @@ def test_a_transplant_brings_its_texture_along(mode, dims):
     assert core.any()
     torch.testing.assert_close(pairs.image[core].detach(), donors[core], rtol=0, atol=1e-4)
     torch.testing.assert_close(pairs.image[far].detach(), image[far], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["deformation", *MODES])
+def test_a_tone_curve_changes_the_contrast_alone_and_has_a_gradient_to_the_policy(mode):
+    source, generator, image, labels = setting(mode, shift=0.0, changes=STILL, tone=0.8)
+    plain = setting(mode, shift=0.0, changes=STILL)
+    generator, other = (None, None) if mode == "deformation" else (generator, plain[1])
+    bent, straight = source.draw(generator, image, labels, seeded()), plain[0].draw(other, image, labels, seeded())
+    assert torch.equal(bent.labels, straight.labels)
+    assert not torch.allclose(bent.image, straight.image)
+    order = straight.image.flatten(2).argsort(dim=2)
+    assert (bent.image.flatten(2).gather(2, order).diff(dim=2) > -1e-5).all()
+    (slope,) = torch.autograd.grad(bent.image.pow(3).sum(), [source.policy.log_style])
+    assert slope != 0
 
 
 @pytest.mark.parametrize("mode", ["tissue", "differential"])
