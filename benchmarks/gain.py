@@ -62,8 +62,7 @@ def prepare(cell: Cell, place: Place) -> None:
     done = folder / f"planned_{cell.configuration}"
     if done.exists():
         return
-    if not (folder / "raw").exists():
-        budgeted_dataset(cell, place.raw, folder / "raw")
+    budgeted_dataset(cell, place.raw, folder / "raw")
     with open(folder / "plan.txt", "a") as log:
         subprocess.run(
             [
@@ -143,9 +142,10 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
         device=torch.device(place.device),
     )
     trained = model / "trained.json"
-    if not trained.is_file():
+    resolved = trainer.genseg.to_json() if isinstance(trainer, trainers.GenSegTrainer) else None
+    if not trained.is_file() or json.loads(trained.read_text()).get("resolved_settings") != resolved:
         shutil.rmtree(trainer.output_folder, ignore_errors=True)
-        trained.write_text(json.dumps(measured_training(trainer, place)))
+        trained.write_text(json.dumps(measured_training(trainer, place) | {"resolved_settings": resolved}))
     predictor = nnUNetPredictor(
         use_mirroring=False, device=torch.device(place.device), perform_everything_on_device=place.device == "cuda"
     )
@@ -173,7 +173,7 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
         "parts": parts,
         **json.loads(trained.read_text()),
         "command": command,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, device {place.device}; one torch thread, other jobs beside",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, device {place.device}; one CPU thread, other jobs beside",
         "versions": {package: version(package) for package in ("nnunetv2-genseg", "nnunetv2", "torch")},
     }
     if "test" in parts:

@@ -34,6 +34,7 @@ def budgeted_dataset(cell: Cell, raw: Path, into: Path) -> None:
     """Copies the first N training cases by rank, at the cell's scale."""
     source = source_of(cell.dataset, raw)
     target = into / source.name
+    shutil.rmtree(target, ignore_errors=True)
     description = json.loads((source / "dataset.json").read_text())
     chosen = ranked_cases(source)[: cell.budget]
     copy_cases(source, "Tr", chosen, target / "imagesTr", target / "labelsTr", cell.scale)
@@ -56,14 +57,17 @@ def part_of(cell: Cell, part: str, raw: Path, into: Path) -> tuple[Path, Path]:
 
 
 def copy_cases(source: Path, suffix: str, cases: list[str], images: Path, labels: Path, scale: str) -> None:
-    """Copies cases of one part of a dataset, 2D images resampled at the scale `mini`."""
+    """Copies cases of one part of a dataset, 2D images resampled at the scale `mini`; `labels` appears last and whole."""
     ending = json.loads((source / "dataset.json").read_text())["file_ending"]
-    images.mkdir(parents=True)
-    labels.mkdir(parents=True)
+    unfinished = labels.with_name(f"{labels.name}_unfinished")
+    for folder in (images, unfinished):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
     for case in cases:
         for path in source.glob(f"images{suffix}/{case}_[0-9][0-9][0-9][0-9]{ending}"):
             copy_image(path, images, scale, order=1)
-        copy_image(source / f"labels{suffix}" / f"{case}{ending}", labels, scale, order=0)
+        copy_image(source / f"labels{suffix}" / f"{case}{ending}", unfinished, scale, order=0)
+    unfinished.rename(labels)
 
 
 def copy_image(path: Path, folder: Path, scale: str, order: int) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile)
 """What reading a damaged file raises."""

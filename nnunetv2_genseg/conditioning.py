@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnunetv2_genseg.masks import one_hot, warp_one_hot
+from nnunetv2_genseg.masks import neighbourhood_mean, one_hot, warp_one_hot
 
 KMEANS_STEPS = 5
 KMEANS_VOXELS = 32768
@@ -136,8 +136,5 @@ def condition(scene: Tensor, intensities: Tensor, layout: ConditionLayout, grid:
     if not layout.tissues:
         return channels[:, 1:]
     # borders are a voxel wide, as in real images: a shifted class must not be told by a hard edge
-    pool = functional.avg_pool2d if scene.ndim == 3 else functional.avg_pool3d
-    kernel = [min(3, n - 1 + n % 2) for n in scene.shape[1:]]
-    soft = pool(channels, kernel, stride=1, padding=[n // 2 for n in kernel], count_include_pad=False)
-    painted = (intensities.transpose(1, 2) @ soft.flatten(2)).view(len(scene), -1, *scene.shape[1:])
+    painted = (intensities.transpose(1, 2) @ neighbourhood_mean(channels).flatten(2)).view(len(scene), -1, *scene.shape[1:])
     return torch.cat([channels[:, 1:], painted], dim=1)

@@ -69,7 +69,8 @@ class MaskConfig(Topic):
     scaling: float = Field(0.1, ge=0, lt=0.9)
     """Largest relative change of size, log-uniform in [1 - scaling, 1 / (1 - scaling)]."""
     growth: float = Field(0.0, ge=0, lt=0.5)
-    """Largest bias for or against a class when its boundary is moved; 0.5 would move it by one voxel."""
+    """Largest bias for or against a class when its boundary is moved; 0.5 would move it by one voxel. Not in mode
+    `deformation`."""
     recombination: float = Field(0.0, ge=0, le=1)
     """Probability that a patch receives structures of a patch of the batch (another, or itself), turned and resized."""
     margin: float = Field(0.05, ge=0, le=0.5)
@@ -97,7 +98,7 @@ class GeneratorConfig(Topic):
     """The generator and how it learns from the real pairs."""
 
     name: str = "gan"
-    """A registered generator family: `gan`, or `gmm`, which has no weights (feedback then moves the policy)."""
+    """A registered generator family: `gan`, or `gmm`, which has no weights (set `feedback.parameters` to `policy`)."""
     width: float = Field(0.5, gt=0, le=2)
     """Channels of the generator's stages relative to those that nnU-Net planned for the segmenter."""
     style_channels: int = Field(8, ge=1, le=256)
@@ -129,9 +130,10 @@ class FeedbackConfig(Topic):
     """Adam's learning rate for φ."""
     cases: float = Field(0.2, gt=0, le=0.5)
     """Fraction of the fold's training cases that is held aside, at least one case."""
-    turns: int = Field(5, ge=1, le=20)
+    turns: int = Field(1, ge=1, le=20)
     """Into how many parts of equal length the time of the feedback is divided, each with other cases held aside. With 1
-    they are the same from the first iteration on; with more, all cases train before the feedback starts."""
+    they are the same from the first iteration on and never trained on before the tail. With more, all cases train before the
+    feedback starts and in the other turns: nothing is lost to the segmenter, but it has seen what it is judged on."""
     release_in_tail: bool = True
     """Give the held-aside cases back to the segmenter in the real-only tail."""
     lookahead: bool = False

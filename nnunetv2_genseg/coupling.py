@@ -108,6 +108,12 @@ class Coupling:
                 f"feedback.parameters is {self.config.feedback.parameters!r}, but conditioning.mode 'deformation' has no "
                 "generator; choose feedback.parameters 'policy' or another mode"
             )
+        if not self.pairs.shows_generator:
+            raise ValueError(
+                f"feedback.parameters is {self.config.feedback.parameters!r}, but in mode 'differential' without "
+                "conditioning.intensity_shift, masks.growth and masks.recombination what the generator draws cancels; set one "
+                "of them above 0, or feedback.parameters to 'policy'"
+            )
         architecture = self.config.feedback.parameters == "architecture"
         phi = self.generator.architecture() if architecture else self.generator.weights()
         if not phi:
@@ -131,7 +137,7 @@ class Coupling:
         source = torch.arange(count, device=image.device) % len(image)
         pairs = self.pairs.draw(self.generator, image[source], labels[source], self.rng)
         if not torch.isfinite(pairs.image).all():
-            raise FloatingPointError("the generator drew NaN or infinity; lower generator.learning_rate")
+            raise FloatingPointError("a synthetic image holds NaN or infinity; lower generator.learning_rate")
         return pairs
 
     def learn(self, image: Tensor, labels: Tensor) -> None:

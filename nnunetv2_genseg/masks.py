@@ -58,7 +58,8 @@ def draw_change(
         largest: (classes,) most voxels of every class seen in one real patch.
         rng: on the device of `labels`.
         amount: factor on the elastic displacement; the grid is differentiable in it.
-        movable_axes: False for an axis along which nothing is displaced or rotated (anisotropic 3D); all by default.
+        movable_axes: False for an axis along which nothing is deformed (anisotropic 3D); all by default. A transplant may be
+            moved along it, by whole voxels.
         frozen_class: a class that neither grows nor moves between patches (the ignore label).
     """
     count, spatial = len(labels), labels.shape[1:]
@@ -149,7 +150,7 @@ def recombine(
         positions = affine(identity, theta)
         moved = warp(labels[partner], positions)
         there = (positions.abs() <= 1).all(dim=-1) & ~frozen & ~warp(frozen[partner].long(), positions).bool()
-        return moved, _dilate((moved > 0) & there, margin) & there & _per_patch(taken, labels)
+        return moved, _dilate((moved > 0) & there, margin, movable) & there & _per_patch(taken, labels)
 
     replacing = _about(to_donor, centre, offset)
     moved, region = transplant(replacing)
@@ -174,11 +175,12 @@ def _about(theta: Tensor, pivot: Tensor, offset: Tensor) -> Tensor:
     return torch.cat([matrix, (pivot + offset - (matrix @ pivot[..., None])[..., 0])[..., None]], dim=2)
 
 
-def _dilate(region: Tensor, margin: Tensor) -> Tensor:
-    """Grows (B, *spatial) regions by (B,) voxels, a box a step."""
+def _dilate(region: Tensor, margin: Tensor, movable: Sequence[bool]) -> Tensor:
+    """Grows (B, *spatial) regions by (B,) voxels along the movable axes, a box a step."""
     pool = functional.max_pool2d if region.ndim == 3 else functional.max_pool3d
+    kernel = [3 if free and n > 1 else 1 for free, n in zip(movable, region.shape[1:], strict=True)]
     for step in range(int(margin.max())):
-        wider = pool(region[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
+        wider = pool(region[:, None].float(), kernel, stride=1, padding=[n // 2 for n in kernel])[:, 0] > 0
         region = torch.where(_per_patch(step < margin.floor(), region), wider, region)
     return region
 
@@ -201,8 +203,7 @@ def grow(labels: Tensor, classes: int, amount: float, rng: torch.Generator, froz
     dims = labels.ndim - 1
     bias = amount * (2 * torch.rand(len(labels), classes, generator=rng, device=rng.device) - 1)
     bias[:, 0] = 0
-    pool = functional.avg_pool2d if dims == 2 else functional.avg_pool3d
-    share = pool(one_hot(labels, classes), 3, stride=1, padding=1, count_include_pad=False)
+    share = neighbourhood_mean(one_hot(labels, classes))
     present = share > 0
     scores = share + bias.view(*bias.shape, *(1,) * dims)
     grown = scores.masked_fill(~present, -math.inf).argmax(dim=1)
@@ -210,6 +211,13 @@ def grow(labels: Tensor, classes: int, amount: float, rng: torch.Generator, froz
         frozen = labels == frozen_class
         grown = torch.where(frozen | (grown == frozen_class), labels, grown)
     return grown
+
+
+def neighbourhood_mean(maps: Tensor) -> Tensor:
+    """Mean of the 3-voxel neighbourhood of every voxel of (B, C, *spatial), of what lies within the patch."""
+    pool = functional.avg_pool2d if maps.ndim == 4 else functional.avg_pool3d
+    kernel = [min(3, n - 1 + n % 2) for n in maps.shape[2:]]  # avg_pool3d takes no kernel larger than the patch
+    return pool(maps, kernel, stride=1, padding=[n // 2 for n in kernel], count_include_pad=False)
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""How a synthetic pair is drawn from a real one: a new mask, its condition, and an image in one of three modes."""
+"""How a synthetic pair is drawn from a real one: a new mask, its condition, and an image in one of four modes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from nnunetv2_genseg import conditioning, masks
 from nnunetv2_genseg.appearance import tone_curve
@@ -67,6 +66,12 @@ class PairSource:
         self.policy = Policy(codec.foreground).to(device)
         self.largest = torch.zeros(codec.classes, device=device)
         """(classes,) most voxels of every class in one real patch so far: the dataset's own bound on new masks."""
+
+    @property
+    def shows_generator(self) -> bool:
+        """Whether what the generator draws can differ between before and after a change: else `differential` cancels it."""
+        changes = self.config.intensity_shift, self.mask_config.growth, self.mask_config.recombination
+        return self.config.mode != "differential" or any(changes)
 
     @property
     def needs_generator(self) -> bool:
@@ -169,5 +174,4 @@ def _with_transplants(content: Callable[[Tensor, Tensor], Tensor], change: MaskC
         return receivers
     donors = content(change.donors, masks.affine(change.grid, change.to_donor))
     inside = masks.warp(change.exchanged.long(), change.grid.detach())[:, None].float()
-    pool = functional.avg_pool2d if inside.ndim == 4 else functional.avg_pool3d
-    return torch.lerp(receivers, donors, pool(inside, 3, stride=1, padding=1, count_include_pad=False))
+    return torch.lerp(receivers, donors, masks.neighbourhood_mean(inside))

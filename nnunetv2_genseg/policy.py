@@ -33,7 +33,7 @@ class Policy(nn.Module):
 
     @property
     def style(self) -> Tensor:
-        """Factor on the style noise and the shift of class intensities."""
+        """Factor on the style noise, the shift of class intensities and the tone curve."""
         return self._factor(self.log_style)
 
     def worth(self, sizes: Tensor) -> Tensor:

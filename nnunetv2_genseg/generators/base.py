@@ -75,21 +75,22 @@ def register(name: str) -> Callable[[GeneratorFactory], GeneratorFactory]:
 
 
 def registered() -> list[str]:
-    """Names of all families, sorted; imports the modules that other packages' entry points name.
+    """Names of all families, sorted, those of other packages' entry points among them."""
+    return sorted({*_REGISTRY, *(point.name for point in entry_points(group=ENTRY_POINTS))})
 
-    Raises:
-        ImportError: a package's module does not import, or does not register the name of its entry point.
-    """
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name in _REGISTRY:
-            continue
+
+def _family(name: str) -> GeneratorFactory:
+    """The family of that name, its package imported if need be."""
+    for point in entry_points(group=ENTRY_POINTS, name=name) if name not in _REGISTRY else ():
         try:
             point.load()
         except Exception as error:
-            raise ImportError(f"generator {point.name!r}: {point.value} does not import: {error}") from error
-        if point.name not in _REGISTRY:
-            raise ImportError(f"generator {point.name!r}: {point.value} does not register it; decorate its class with @register")
-    return sorted(_REGISTRY)
+            raise ImportError(f"generator {name!r}: {point.value} does not import: {error}") from error
+        if name not in _REGISTRY:
+            raise ImportError(f"generator {name!r}: {point.value} does not register it; decorate its class with @register")
+    if name not in _REGISTRY:
+        raise ValueError(f"generator.name: no generator {name!r}; registered are {', '.join(registered())}")
+    return _REGISTRY[name]
 
 
 def build_generator(
@@ -115,12 +116,12 @@ def build_generator(
 
     Raises:
         ValueError: no family has that name.
+        ImportError: another package's family does not import or does not register itself.
     """
-    if config.name not in registered():
-        raise ValueError(f"generator.name: no generator {config.name!r}; registered are {', '.join(registered())}")
+    family = _family(config.name)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
-        return _REGISTRY[config.name](
+        return family(
             config,
             plan,
             layout,

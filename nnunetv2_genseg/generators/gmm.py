@@ -18,6 +18,7 @@ from nnunetv2_genseg.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators.base import register
 from nnunetv2_genseg.generators.networks import NetworkPlan
+from nnunetv2_genseg.masks import neighbourhood_mean
 
 BIAS_POINTS = 4
 """Control points of the bias field along every axis."""
@@ -78,10 +79,7 @@ class GmmGenerator:
         spread = self.spread / self.observed.clamp(min=torch.finfo(self.observed.dtype).tiny)
         deviation = (SPREAD_CHANGE * change).exp() * spread
         image = means + (deviation.transpose(1, 2) @ member.flatten(2)).view_as(means) * noise
-        pool = functional.avg_pool2d if len(spatial) == 2 else functional.avg_pool3d
-        kernel = [min(3, n - 1 + n % 2) for n in spatial]
-        smooth = pool(image, kernel, stride=1, padding=[n // 2 for n in kernel], count_include_pad=False)
-        image = torch.lerp(image, smooth, blur.sigmoid().view(-1, *(1,) * (image.ndim - 1)))
+        image = torch.lerp(image, neighbourhood_mean(image), blur.sigmoid().view(-1, *(1,) * (image.ndim - 1)))
         mode = "bilinear" if len(spatial) == 2 else "trilinear"
         return image + BIAS * functional.interpolate(bias, size=spatial, mode=mode)
 

@@ -157,7 +157,8 @@ class GenSegMixin(nnUNetTrainer):
             ValueError: there is not.
         """
         training, validation = super().get_tr_and_val_datasets()
-        if not any(_has_foreground(training, case) for case in training.identifiers):
+        first = self.dataloader_train is None and not self._turn  # a later turn may do without, for a while
+        if first and not any(_has_foreground(training, case) for case in training.identifiers):
             raise ValueError(
                 "no training case of this fold holds a voxel of a foreground class; check labelsTr and dataset.json"
             )
@@ -202,7 +203,8 @@ class GenSegMixin(nnUNetTrainer):
         folder = Path(self.output_folder)
         if self._resume_from is not None:
             self._require_same_configuration(folder / CONFIG_FILE)
-        self._turn = self._turn_at(self.current_epoch * self.num_iterations_per_epoch)
+        # as before the first epoch began: if cases are exchanged now, that happens after the random state is restored
+        self._turn = self._turn_at(max(0, self.current_epoch * self.num_iterations_per_epoch - 1))
         state = None
         if self._resume_from is not None:
             path, epoch = self._resume_from
@@ -217,7 +219,7 @@ class GenSegMixin(nnUNetTrainer):
         if self.local_rank == 0:
             settings = {"genseg_version": __version__, "trainer": type(self).__name__, **self.genseg.to_json()}
             (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            if self._carving is not None:
+            if self._carving is not None and self._resume_from is None:
                 feedback = self.genseg.feedback
                 self._carving.write(folder, feedback.cases, self.genseg.seed, feedback.turns)
         self._announce()

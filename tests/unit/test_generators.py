@@ -299,8 +299,12 @@ def test_another_package_s_family_is_found_by_its_entry_point(installed):
 def test_a_package_whose_family_is_broken_is_named(installed, text, said):
     module = f"somebodys_broken_generator_{len(text)}"
     installed("broken", module, text)
+    assert registered() == ["broken", "gan", "gmm"]
+    gan(PLANS["2d"])  # does not mind
     with pytest.raises(ImportError, match=f"'broken': {module} {said}"):
-        registered()
+        build_generator(
+            GeneratorConfig(name="broken"), PLANS["2d"], ConditionLayout(1, 0, 3), seed=0, device=CPU, separate_architecture=False
+        )
 
 
 def test_the_generator_of_the_documentation_learns_and_resumes(monkeypatch):
