@@ -61,6 +61,7 @@ class Coupling:
         device: where everything lives.
         rank: number of this process in a distributed training; processes draw differently and learn alike.
         synchronise: averages tensors over the processes, in place.
+        masked_channels: image channels that are 0 outside of the subject.
     """
 
     def __init__(
@@ -72,12 +73,13 @@ class Coupling:
         device: torch.device,
         rank: int = 0,
         synchronise: Callable[[Iterable[Tensor]], None] = lambda tensors: None,
+        masked_channels: tuple[int, ...] = (),
     ) -> None:
         self.config = config
         self.codec = codec
         self.synchronise = synchronise
         self.pairs = PairSource(
-            codec, image_channels, config.conditioning, config.masks, plan.movable_axes, device
+            codec, image_channels, config.conditioning, config.masks, plan.movable_axes, device, masked_channels
         )
         feedback = config.feedback
         self.generator: Generator | None = None

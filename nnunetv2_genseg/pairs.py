@@ -46,6 +46,7 @@ class PairSource:
         mask_config: how masks are changed.
         movable_axes: False for an axis along which masks are not deformed.
         device: where everything lives.
+        masked_channels: channels that are 0 outside of the subject (nnU-Net's `use_mask_for_norm`), and stay so.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class PairSource:
         mask_config: MaskConfig,
         movable_axes: tuple[bool, ...],
         device: torch.device,
+        masked_channels: tuple[int, ...] = (),
     ) -> None:
         self.codec = codec
         self.config = conditioning_config
@@ -63,6 +65,7 @@ class PairSource:
         self.movable_axes = movable_axes
         tissues = conditioning_config.tissue_classes if conditioning_config.mode in ("tissue", "differential") else 0
         self.layout = ConditionLayout(codec.foreground, tissues, image_channels)
+        self.masked_channels = torch.tensor([i in masked_channels for i in range(image_channels)], device=device)
         self.policy = Policy(codec.foreground).to(device)
         self.largest = torch.zeros(codec.classes, device=device)
         """(classes,) most voxels of every class in one real patch so far: the dataset's own bound on new masks."""
@@ -117,7 +120,15 @@ class PairSource:
         drawn = self._image(generator, image, labels, change, rng)
         if self.config.tone:
             drawn = tone_curve(drawn, self.policy.style * self.config.tone, rng)
+        if self.masked_channels.any():
+            drawn = drawn.masked_fill(self._outside(image, change), 0)
         return Pairs(drawn, masks.warp(change.labels, change.grid.detach()))
+
+    def _outside(self, image: Tensor, change: MaskChange) -> Tensor:
+        """(B, C, *spatial) booleans: where the masked channels of a changed image must be 0."""
+        outside = (image[:, self.masked_channels] == 0).all(dim=1).long()
+        warped = _with_transplants(lambda source, grid: masks.warp(outside[source], grid.detach())[:, None].float(), change)
+        return (warped > 0.5) & self.masked_channels.view(-1, *(1,) * (image.ndim - 2))
 
     def _image(
         self, generator: Generator | None, image: Tensor, labels: Tensor, change: MaskChange, rng: torch.Generator

@@ -86,6 +86,7 @@ class GenSegMixin(nnUNetTrainer):
             self.device,
             rank=self.local_rank,
             synchronise=_average if self.is_ddp else lambda tensors: None,
+            masked_channels=tuple(i for i, masked in enumerate(self.configuration_manager.use_mask_for_norm) if masked),
         )
         if self._do_i_compile():
             # two batch sizes occur, real and mixed: compile each once instead of one slower graph for any size

@@ -137,6 +137,25 @@ def test_a_transplant_brings_its_texture_along(mode, dims):
     torch.testing.assert_close(pairs.image[far].detach(), image[far], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("mode", ["deformation", *MODES])
+def test_channels_that_are_zero_outside_of_the_subject_stay_so(mode, dims):
+    source, generator, image, labels = setting(mode, dims, channels=3, changes={"recombination": 0.5}, tone=0.5)
+    source.masked_channels = torch.tensor([True, False, True])
+    outside = torch.zeros_like(labels, dtype=torch.bool)
+    outside[..., -4:] = True
+    image = image + 2
+    image[:, [0, 2]] = image[:, [0, 2]].masked_fill(outside[:, None], 0)
+    for seed in range(4):
+        drawn = source.draw(None if mode == "deformation" else generator, image, labels, seeded(seed)).image
+        zero = drawn == 0
+        assert torch.equal(zero[:, 0], zero[:, 2])
+        assert not zero[:, 1].any()
+        share = zero[:, 0].float().mean()
+        assert 0.5 * outside.float().mean() < share < 1.5 * outside.float().mean()
+        assert not zero[:, 0][labels == 2].all()
+
+
 @pytest.mark.parametrize("mode", ["deformation", *MODES])
 def test_a_tone_curve_changes_the_contrast_alone_and_has_a_gradient_to_the_policy(mode):
     source, generator, image, labels = setting(mode, shift=0.0, changes=STILL, tone=0.8)
@@ -206,3 +225,9 @@ def test_style_is_wider_by_the_policy_s_factor():
     wide = source.style(generator, image, seeded())
     torch.testing.assert_close(wide, plain * source.policy.style)
     assert source.policy.style > 1.3
+
+
+def test_masked_channels_are_those_that_were_named():
+    codec = LabelCodec.from_labels([1], None)
+    source = PairSource(codec, 3, ConditioningConfig(), MaskConfig(), (True, True), CPU, masked_channels=(0, 2))
+    assert source.masked_channels.tolist() == [True, False, True]
