@@ -178,9 +178,8 @@ GRIDS: dict[str, list[Cell]] = {
     # what the defaults were chosen by
     "feedback": screening(ALL, "genseg_no_feedback genseg genseg_turns genseg_weights genseg_policy"),
     "mixing": screening(ALL, "genseg_half_gamma genseg_half_share genseg_no_tail"),
-    "modes": screening(ALL, "stock deformation differential_no_feedback mask_no_feedback tissue_no_feedback"),
+    "modes": screening(ALL, "stock stock_doubled_batch deformation differential_no_feedback mask_no_feedback tissue_no_feedback"),
     "changes": screening(ALL, "deformation_all deformation_transplant deformation_tone strong_deformation"),
     "recolour": screening(ALL, "recolour_all recolour"),
     "length": screening("101 102", "deformation_all stock", longer=3),
-    "single": screening("104", "deformation_tone deformation_transplant") + screening("103", "deformation_tone"),
 }

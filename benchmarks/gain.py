@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import ARMS, GRIDS, Cell
-from raw_datasets import budgeted_dataset, part_of
+from raw_datasets import budgeted_dataset, part_of, source_of
 
 from nnunetv2_genseg.cli import external_trainers
 
@@ -62,7 +62,7 @@ def prepare(cell: Cell, place: Place) -> None:
     done = folder / f"planned_{cell.configuration}"
     if done.exists():
         return
-    budgeted_dataset(cell, place.raw, folder / "raw")
+    budgeted_dataset(source_of(cell.dataset, place.raw), cell.budget, cell.scale, folder / "raw")
     with open(folder / "plan.txt", "a") as log:
         subprocess.run(
             [
@@ -163,8 +163,7 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
         if source.is_file():
             shutil.copy(source, model / picture)
     measured = {
-        **{key: value for key, value in asdict(cell).items() if key not in ("parts", "arm")},
-        "arm": cell.arm,
+        **{key: value for key, value in asdict(cell).items() if key != "parts"},
         "trainer": arm.trainer,
         "settings": arm.settings,
         "batch_factor": arm.batch_factor,

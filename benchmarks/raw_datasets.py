@@ -30,14 +30,13 @@ def source_of(number: str, raw: Path) -> Path:
     return next(raw.glob(f"Dataset{number}_*"))
 
 
-def budgeted_dataset(cell: Cell, raw: Path, into: Path) -> None:
-    """Copies the first N training cases by rank, at the cell's scale."""
-    source = source_of(cell.dataset, raw)
+def budgeted_dataset(source: Path, budget: int, scale: str, into: Path) -> None:
+    """Makes a raw dataset of the first N training cases by rank, of the same name, in the folder `into`."""
     target = into / source.name
     shutil.rmtree(target, ignore_errors=True)
     description = json.loads((source / "dataset.json").read_text())
-    chosen = ranked_cases(source)[: cell.budget]
-    copy_cases(source, "Tr", chosen, target / "imagesTr", target / "labelsTr", cell.scale)
+    chosen = ranked_cases(source)[:budget]
+    copy_cases(source, "Tr", chosen, target / "imagesTr", target / "labelsTr", scale)
     (target / "dataset.json").write_text(json.dumps(description | {"numTraining": len(chosen)}))
 
 

@@ -11,7 +11,6 @@ checkpoints without `nnUNet_extTrainer`. One JSON a cell; a finished cell is not
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -25,6 +24,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from raw_datasets import budgeted_dataset
 
 from nnunetv2_genseg.cli import external_trainers
 
@@ -53,23 +54,6 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "stock": ("nnUNetTrainerShort", {}),
     "genseg_tissue": ("GenSegTrainerShort", {"conditioning": {"mode": "tissue"}}),
 }
-
-
-def budgeted_dataset(task: Task, raw: Path, into: Path) -> Path:
-    """Copies the first N training cases by rank; returns the new dataset's folder."""
-    source, target = raw / task.dataset, into / task.dataset
-    description = json.loads((source / "dataset.json").read_text())
-    with open(source / "cases.csv", newline="") as file:
-        cases = [row for row in csv.DictReader(file) if row["part"] == "Tr"]
-    chosen = [row["case"] for row in sorted(cases, key=lambda row: int(row["rank"]))[: task.budget]]
-    for part in ("imagesTr", "labelsTr"):
-        (target / part).mkdir(parents=True, exist_ok=True)
-    for case in chosen:
-        for path in source.glob(f"imagesTr/{case}_[0-9][0-9][0-9][0-9]{description['file_ending']}"):
-            shutil.copy(path, target / "imagesTr")
-        shutil.copy(source / "labelsTr" / f"{case}{description['file_ending']}", target / "labelsTr")
-    (target / "dataset.json").write_text(json.dumps(description | {"numTraining": len(chosen)}))
-    return target
 
 
 def run(arguments: list[str], environment: dict[str, str], log: Path, kill_at: Path | None = None) -> float:
@@ -105,7 +89,7 @@ def cell(name: str, arm: str, raw: Path, work: Path, device: str) -> dict[str, A
     }
     number = str(int(task.dataset[7:10]))
     if not (folder / "planned").exists():
-        budgeted_dataset(task, raw, folder / "raw")
+        budgeted_dataset(raw / task.dataset, task.budget, "full", folder / "raw")
         planning = ["-d", number, "-c", task.configuration, "-np", "1", "-npfp", "1", "--verify_dataset_integrity"]
         run(["nnUNetv2_plan_and_preprocess", *planning], environment, folder / "plan.txt")
         (folder / "planned").touch()
