@@ -12,6 +12,7 @@ from nnunetv2_genseg.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators.base import register
 from nnunetv2_genseg.generators.networks import MixedKernelUNet, NetworkPlan, PatchDiscriminator
+from nnunetv2_genseg.generators.optimisation import descend
 
 
 @register("gan")
@@ -57,22 +58,12 @@ class GanGenerator:
         real_score = self.discriminator(condition, image)
         drawn_score = self.discriminator(condition, drawn.detach())
         judge = (1 - real_score).relu().mean() + (1 + drawn_score).relu().mean()
-        self._step(self.discriminator_optimizer, judge, list(self.discriminator.parameters()))
+        descend(self.discriminator_optimizer, judge, list(self.discriminator.parameters()), self.synchronise)
 
         distance = (drawn - image).abs().mean()
         adversarial = -self.discriminator(condition, drawn).mean()
-        self._step(self.network_optimizer, adversarial + self.l1 * distance, self.learned)
+        descend(self.network_optimizer, adversarial + self.l1 * distance, self.learned, self.synchronise)
         return {"generator": adversarial.item(), "l1": distance.item(), "discriminator": judge.item()}
-
-    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the generator's training loss is {loss.item()}")
-        gradients = torch.autograd.grad(loss, parameters)
-        self.synchronise(gradients)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     def architecture(self) -> list[nn.Parameter]:
         """The kernel mixtures α."""

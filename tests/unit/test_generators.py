@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_moves_nothing():
     image[0, 0, 0, 0] = float("nan")
     generator = gan(plan)
     before = weights(generator)
-    with pytest.raises(FloatingPointError, match="training loss is nan"):
+    with pytest.raises(FloatingPointError, match="not finite; its loss is nan"):
         generator.learn(condition, image, style)
     assert same(before, weights(generator))
 
