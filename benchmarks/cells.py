@@ -174,7 +174,7 @@ GRIDS: dict[str, list[Cell]] = {
         *curve("stock genseg", SEEDS, "full"),
     ],
     "first": comparison(f"stock genseg_deformation {OURS}", range(1))
-    + comparison("genseg_turns", range(1), datasets="103 102 101"),
+    + comparison("genseg_turns", range(1)),
     # what the defaults were chosen by
     "feedback": screening(ALL, "genseg_no_feedback genseg genseg_turns genseg_weights genseg_policy"),
     "mixing": screening(ALL, "genseg_half_gamma genseg_half_share genseg_no_tail"),

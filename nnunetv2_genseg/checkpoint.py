@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile)
 """What reading a damaged file raises."""

@@ -20,10 +20,21 @@ from nnunetv2_genseg.generators import Generator, NetworkPlan, build_generator
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.masks import class_sizes
 from nnunetv2_genseg.pairs import Pairs, PairSource
+from nnunetv2_genseg.recovery import Recovery
 
-SegmentationLoss = Callable[[hypergradient.Logits, Any], Tensor]
-ToTarget = Callable[[Tensor], Any]
-"""(B, *spatial) class maps to the target of the segmentation loss, a list with deep supervision."""
+
+@dataclass(frozen=True)
+class Segmenter:
+    """The segmentation network as the feedback needs it: looked at, never changed, differentiable twice."""
+
+    network: nn.Module
+    """Neither compiled nor distributed, in float32."""
+    loss: Callable[[hypergradient.Logits, Any], Tensor]
+    """Of logits and targets, on this process alone."""
+    to_input: Callable[[Tensor, Tensor], Tensor]
+    """(B, C, *spatial) images and (B, *spatial) class maps to the network's input, which holds more channels in a cascade."""
+    to_target: Callable[[Tensor], Any]
+    """(B, *spatial) class maps to the target of the loss, a list with deep supervision."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,7 @@ class Coupling:
         self.phi = self._phi() if feedback.enabled else []
         self.pairs.policy.requires_grad_(feedback.enabled and feedback.parameters == "policy")
         self.phi_optimizer = torch.optim.Adam(self.phi, feedback.learning_rate, (0.5, 0.999)) if self.phi else None
+        self.recovery = Recovery(self._learned, self._restore_learned)
         self.losses: dict[str, list[float]] = defaultdict(list)
         """What was measured since `report` was last called."""
 
@@ -139,7 +151,7 @@ class Coupling:
         source = torch.arange(count, device=image.device) % len(image)
         pairs = self.pairs.draw(self.generator, image[source], labels[source], self.rng)
         if not torch.isfinite(pairs.image).all():
-            raise FloatingPointError("a synthetic image holds NaN or infinity; lower generator.learning_rate")
+            raise FloatingPointError("a synthetic image holds NaN or infinity")
         return pairs
 
     def learn(self, image: Tensor, labels: Tensor) -> None:
@@ -152,25 +164,23 @@ class Coupling:
             style = self.pairs.style(self.generator, image, self.rng)
         self._note(self.generator.learn(condition, image, style))
 
-    def synthetic_loss(self, logits: hypergradient.Logits, labels: Tensor, loss: SegmentationLoss, to_target: ToTarget) -> Tensor:
+    def synthetic_loss(self, logits: hypergradient.Logits, labels: Tensor, segmenter: Segmenter) -> Tensor:
         """L_syn: the segmentation loss of synthetic pairs, each with its worth where the policy weighs classes."""
         if self.config.feedback.parameters != "policy" or not self.config.feedback.enabled:
-            return loss(logits, to_target(labels))
+            return segmenter.loss(logits, segmenter.to_target(labels))
         worth = self.pairs.policy.worth(class_sizes(labels, self.codec.classes)[:, 1 : 1 + self.codec.foreground])
         single = []
         for i in range(len(labels)):
             own = logits[i : i + 1] if isinstance(logits, Tensor) else [part[i : i + 1] for part in logits]
-            single.append(worth[i] * loss(own, to_target(labels[i : i + 1])))
+            single.append(worth[i] * segmenter.loss(own, segmenter.to_target(labels[i : i + 1])))
         return torch.stack(single).mean()
 
     def feedback(
         self,
-        network: nn.Module,
-        loss: SegmentationLoss,
-        to_target: ToTarget,
+        segmenter: Segmenter,
         image: Tensor,
         labels: Tensor,
-        held_image: Tensor,
+        held_input: Tensor,
         held_labels: Tensor,
         gamma: float,
         step_size: float,
@@ -178,43 +188,45 @@ class Coupling:
         """One feedback step: moves φ so that the segmenter's next step lowers the loss on held-aside cases.
 
         Args:
-            network: the un-compiled segmenter, in float32; its weights are read only.
-            loss: nnU-Net's.
-            to_target: class maps to the loss's target.
+            segmenter: the network, its loss and its targets.
             image: (B, C, *spatial) real training patches, from which synthetic pairs are drawn.
             labels: (B, *spatial) their class maps.
-            held_image: (B', C, *spatial) patches of held-aside cases.
+            held_input: (B', channels of the network's input, *spatial) patches of held-aside cases.
             held_labels: (B', *spatial) their class maps.
             gamma: weight of the synthetic loss at this moment.
             step_size: the segmenter's learning rate, η.
 
         Raises:
-            RuntimeError: the hypergradient is detached, zero or not finite.
+            RuntimeError: the hypergradient is detached or zero.
+            FloatingPointError: it is not finite, on any process and then on all of them; φ was not moved.
         """
         if self.phi_optimizer is None:
             raise RuntimeError("feedback is not enabled")
         settings = self.config.feedback
-        theta = dict(network.named_parameters())
+        network, theta = segmenter.network, dict(segmenter.network.named_parameters())
         with torch.enable_grad():
             pairs = self.pairs.draw(self.generator, image, labels, self.rng)
+            synthetic = segmenter.to_input(pairs.image, pairs.labels)
 
             def on_synthetic(logits: hypergradient.Logits) -> Tensor:
-                return gamma * self.synthetic_loss(logits, pairs.labels, loss, to_target)
+                return gamma * self.synthetic_loss(logits, pairs.labels, segmenter)
 
             def on_held(logits: hypergradient.Logits) -> Tensor:
-                value = loss(logits, to_target(held_labels))
+                value = segmenter.loss(logits, segmenter.to_target(held_labels))
                 self._note({"feedback": value.item()})
                 return value
 
             point: hypergradient.Parameters = theta
             if settings.lookahead:
-                slope = hypergradient.segmenter_gradient(network, theta, pairs.image.detach(), on_synthetic)
+                slope = hypergradient.segmenter_gradient(network, theta, synthetic.detach(), on_synthetic)
+                self.synchronise(slope.values())
                 point = hypergradient.step_ahead(theta, slope, step_size)
-            direction = hypergradient.segmenter_gradient(network, point, held_image, on_held)
+            direction = hypergradient.segmenter_gradient(network, point, held_input, on_held)
+            self.synchronise(direction.values())
             if settings.method == "last_layers":
                 direction = hypergradient.last_layers(theta, direction)
             method = hypergradient.finite_difference if settings.method == "finite_difference" else hypergradient.exact
-            gradient = method(network, theta, direction, self.phi, pairs.image, on_synthetic, step_size)
+            gradient = method(network, theta, direction, self.phi, synthetic, on_synthetic, step_size)
         self.synchronise(gradient)
         self._note({"hypergradient": hypergradient.require_alive(gradient)})
         for parameter, part in zip(self.phi, gradient, strict=True):
@@ -236,24 +248,29 @@ class Coupling:
         self.losses.clear()
         return means
 
-    def state(self) -> dict[str, Any]:
-        """Everything that a resumed training needs, in tensors, numbers, strings, lists and dictionaries."""
+    def _learned(self) -> dict[str, Any]:
         return {
             "generator": self.generator.state() if self.generator else None,
             "policy": dict(self.pairs.policy.state_dict()),
-            "largest": self.pairs.largest,
             "phi_optimizer": self.phi_optimizer.state_dict() if self.phi_optimizer else None,
-            "rng": self.rng.get_state(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+    def _restore_learned(self, state: dict[str, Any]) -> None:
         if self.generator is not None:
             self.generator.restore(state["generator"])
         self.pairs.policy.load_state_dict(state["policy"])
-        self.pairs.largest.copy_(state["largest"])
         if self.phi_optimizer is not None:
             self.phi_optimizer.load_state_dict(state["phi_optimizer"])
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed training needs, in tensors, numbers, strings, lists and dictionaries."""
+        return {"learned": self._learned(), "largest": self.pairs.largest, "rng": self.rng.get_state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self._restore_learned(state["learned"])
+        self.recovery.keep()
+        self.pairs.largest.copy_(state["largest"])
         self.rng.set_state(state["rng"].cpu())
         if self.rank:  # the state is the first process's
             drawn = int(torch.randint(2**31, (), generator=self.rng, device=self.rng.device))

@@ -131,11 +131,12 @@ def require_alive(parts: Sequence[Tensor], what: str = "the hypergradient") -> f
     """The norm of a vector that is alive.
 
     Raises:
-        RuntimeError: it is zero or not finite, with the reason.
+        RuntimeError: it is zero, with the reason.
+        FloatingPointError: it is not finite, with the reason.
     """
     norm = float(torch.stack([part.detach().double().norm() for part in parts]).norm())
     if not math.isfinite(norm):
-        raise RuntimeError(f"feedback is not finite: {what} holds NaN or infinity")
+        raise FloatingPointError(f"feedback is not finite: {what} holds NaN or infinity")
     if norm == 0:
         raise RuntimeError(f"feedback is zero: {what} vanishes, so nothing would be learnt from the held-aside cases")
     return norm

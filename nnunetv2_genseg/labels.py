@@ -22,24 +22,29 @@ class LabelCodec:
     has_ignore: bool
     regions: Tensor | None = None
     """(classes, R[+1]) booleans: the regions of every class, the ignore label's last; None if targets are labels."""
+    labels: tuple[int, ...] = ()
+    """A label of every class, 0 for the background and for the ignore label."""
 
     @classmethod
     def from_labels(cls, foreground_labels: Sequence[int], ignore_label: int | None) -> LabelCodec:
         """For targets of shape (B, 1, *spatial) with nnU-Net's consecutive labels."""
         if list(foreground_labels) != list(range(1, len(foreground_labels) + 1)):
             raise ValueError(f"nnU-Net's labels must be consecutive from 1 on, found {list(foreground_labels)}")
-        return cls(len(foreground_labels), ignore_label is not None)
+        ignored = [] if ignore_label is None else [0]
+        return cls(len(foreground_labels), ignore_label is not None, labels=(0, *foreground_labels, *ignored))
 
     @classmethod
     def from_regions(cls, regions: Sequence[int | Sequence[int]], has_ignore: bool) -> LabelCodec:
         """For boolean targets of shape (B, R[+1], *spatial), the ignore label's channel last."""
         members = [{region} if isinstance(region, int) else set(region) for region in regions]
-        labels = sorted(set().union(*members) - {0})
-        patterns = sorted({tuple(label in region for region in members) for label in labels}, reverse=True)
+        labels = sorted(set().union(*members) - {0}, reverse=True)
+        label_of = {tuple(label in region for region in members): label for label in labels}
+        patterns = sorted(label_of, reverse=True)
         rows = [(False,) * len(members), *patterns]
+        representatives = [0, *(label_of[pattern] for pattern in patterns), *([0] if has_ignore else [])]
         if has_ignore:
             rows = [(*row, False) for row in rows] + [(False,) * len(members) + (True,)]
-        return cls(len(patterns), has_ignore, torch.tensor(rows, dtype=torch.bool))
+        return cls(len(patterns), has_ignore, torch.tensor(rows, dtype=torch.bool), tuple(representatives))
 
     @property
     def classes(self) -> int:

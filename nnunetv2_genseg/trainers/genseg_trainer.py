@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from nnunetv2_genseg import __version__, checkpoint
 from nnunetv2_genseg.config import GenSegConfig, Settings, checked, resolve
-from nnunetv2_genseg.coupling import Coupling, Stage, stage_at
+from nnunetv2_genseg.coupling import Coupling, Segmenter, Stage, stage_at
 from nnunetv2_genseg.generators import NetworkPlan
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.pictures.progress import ProgressRecord
 from nnunetv2_genseg.pictures.samples import save_samples
 from nnunetv2_genseg.trainers.carving import Carving, carve
+from nnunetv2_genseg.trainers.cascade import PreviousStage
 from nnunetv2_genseg.trainers.mixing import MixedLoss, Target, joined
 
 CONFIG_FILE = "genseg_config.json"
@@ -40,6 +41,7 @@ class GenSegMixin(nnUNetTrainer):
     Until synthetic pairs are mixed in, the segmenter trains bit for bit as the other trainer's would on the same cases.
     """
 
+    is_ddp: bool
     preset: ClassVar[Settings] = {}
     """Settings of a preset trainer; the file named in `nnUNet_genseg_config` goes before them."""
     preset_epochs: int | None = None
@@ -55,11 +57,6 @@ class GenSegMixin(nnUNetTrainer):
     ) -> None:
         self.genseg = resolve(self.preset)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.is_cascaded:
-            raise NotImplementedError(
-                f"GenSegTrainer does not train cascades yet ({configuration} takes the previous stage's segmentation as "
-                "input channels); train 2d, 3d_fullres or 3d_lowres, or this configuration with nnUNetTrainer"
-            )
         if not self.label_manager.foreground_labels:
             raise ValueError("dataset.json declares no foreground label: there is nothing to segment or to draw")
         if self.preset_epochs is not None:
@@ -68,6 +65,8 @@ class GenSegMixin(nnUNetTrainer):
         self.progress = ProgressRecord()
         self._carving: Carving | None = None
         self._feedback_loader: nnUNetDataLoader | None = None
+        self._previous_stage: PreviousStage | None = None
+        self._building_feedback_loss = False
         self._resume_from: tuple[Path, int] | None = None
         self._iteration = 0
         self._turn: int | None = 0
@@ -78,11 +77,15 @@ class GenSegMixin(nnUNetTrainer):
     def initialize(self) -> None:
         """Builds the generator beside nnU-Net's network."""
         super().initialize()
+        self._feedback_loss = self._build_feedback_loss()
+        codec = self._codec()
+        if self.is_cascaded:
+            self._previous_stage = PreviousStage(self._cascade_transforms(), codec.labels)
         self.coupling = Coupling(
             self.genseg,
             self._network_plan(),
-            self._codec(),
-            self.num_input_channels,
+            codec,
+            self._image_channels,
             self.device,
             rank=self.local_rank,
             synchronise=_average if self.is_ddp else lambda tensors: None,
@@ -92,8 +95,39 @@ class GenSegMixin(nnUNetTrainer):
             # two batch sizes occur, real and mixed: compile each once instead of one slower graph for any size
             torch._dynamo.config.automatic_dynamic_shapes = False
 
+    @property
+    def _image_channels(self) -> int:
+        """Channels of the network's input that are image; in a cascade the previous stage's segmentation follows them."""
+        return int(self.num_input_channels) - (len(self.label_manager.foreground_labels) if self.is_cascaded else 0)
+
     def _build_loss(self) -> nn.Module:
-        return MixedLoss(super()._build_loss())
+        return MixedLoss(super()._build_loss(), self._on_any_process)
+
+    def _build_feedback_loss(self) -> nn.Module:
+        """nnU-Net's loss for one process, not compiled: feedback differentiates it twice, which neither would survive."""
+        distributed, self.is_ddp, self._building_feedback_loss = self.is_ddp, False, True
+        try:
+            loss: nn.Module = super()._build_loss()
+            return loss
+        finally:
+            self.is_ddp, self._building_feedback_loss = distributed, False
+
+    def _do_i_compile(self) -> bool:
+        return not self._building_feedback_loss and bool(super()._do_i_compile())
+
+    def _on_any_process(self, flag: bool) -> bool:
+        if not self.is_ddp:
+            return flag
+        flags = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def _cascade_transforms(self) -> Any:
+        labels = self.label_manager
+        patch_size = self.configuration_manager.patch_size
+        return self.get_training_transforms(
+            patch_size, 0.0, None, None, False, is_cascaded=True, foreground_labels=labels.foreground_labels
+        )
 
     def _network_plan(self) -> NetworkPlan:
         arguments = self.configuration_manager.network_arch_init_kwargs
@@ -135,10 +169,11 @@ class GenSegMixin(nnUNetTrainer):
         feedback, tail = self.genseg.feedback, self.genseg.schedule.tail
         progress = self._progress_of(iteration)
         in_tail = progress >= 1 - tail
-        before = feedback.turns > 1 and progress < feedback.start
+        start = max(feedback.start, self.genseg.schedule.warmup)
+        before = feedback.turns > 1 and progress < start
         if not feedback.enabled or before or (in_tail and feedback.release_in_tail):
             return None
-        elapsed = (progress - feedback.start) / max(1 - tail - feedback.start, 1e-9)
+        elapsed = (progress - start) / max(1 - tail - start, 1e-9)
         return min(max(0, int(elapsed * feedback.turns + 1e-6)), feedback.turns - 1)
 
     def _require_enough_cases(self) -> None:
@@ -166,19 +201,24 @@ class GenSegMixin(nnUNetTrainer):
         return training, validation
 
     def _feedback_batch(self) -> tuple[Tensor, Tensor]:
-        """A micro-batch of held-aside cases, not augmented: (B', C, *spatial) images, (B', *spatial) class maps."""
+        """A micro-batch of held-aside cases, not augmented: (B', C, *spatial) network inputs, (B', *spatial) class maps."""
         assert self._carving is not None
         if self._feedback_loader is None:
             labels = self.label_manager
             transforms = self.get_validation_transforms(
                 None,
+                is_cascaded=self.is_cascaded,
                 foreground_labels=labels.foreground_labels,
                 regions=labels.foreground_regions if labels.has_regions else None,
                 ignore_label=labels.ignore_label,
             )
             patch_size = self.configuration_manager.patch_size
             self._feedback_loader = nnUNetDataLoader(
-                self.dataset_class(self.preprocessed_dataset_folder, self._carving.feedback),
+                self.dataset_class(
+                    self.preprocessed_dataset_folder,
+                    self._carving.feedback,
+                    folder_with_segs_from_previous_stage=self.folder_with_segs_from_previous_stage,
+                ),
                 min(self.genseg.feedback.patches, self.batch_size),
                 patch_size,
                 patch_size,
@@ -187,9 +227,12 @@ class GenSegMixin(nnUNetTrainer):
                 transforms=transforms,
             )
         # nnU-Net's loader draws from the global generators: lend it its own, so that the training's stay as they are
-        with checkpoint.own_random_state(self.genseg.seed + self._global_iteration() * 131 + self.local_rank):
+        with self._own_random_state():
             batch = next(self._feedback_loader)
         return batch["data"].to(self.device), self._codec_on_device(batch["target"].to(self.device))
+
+    def _own_random_state(self) -> Any:
+        return checkpoint.own_random_state(self.genseg.seed + self._global_iteration() * 131 + self.local_rank)
 
     def _codec_on_device(self, target: Target) -> Tensor:
         assert self.coupling is not None
@@ -248,15 +291,16 @@ class GenSegMixin(nnUNetTrainer):
         """Holds other cases aside, or none in the real-only tail, when it is time."""
         super().on_train_epoch_start()
         self._iteration = 0
-        turn = self._turn_at(self._global_iteration())
-        if turn != self._turn:
-            self._turn = turn
-            self._exchange_cases()
+        self._exchange_cases_if_due()
         if self.local_rank == 0:
             self._bar = tqdm(total=self.num_iterations_per_epoch, desc=f"epoch {self.current_epoch}", disable=None, leave=False)
 
-    def _exchange_cases(self) -> None:
-        """Loads from the cases that train now."""
+    def _exchange_cases_if_due(self) -> None:
+        """Loads from the cases that train from this iteration on."""
+        turn = self._turn_at(self._global_iteration())
+        if turn == self._turn:
+            return
+        self._turn = turn
         for loader in (self.dataloader_train, self.dataloader_val):  # type: ignore[has-type]
             if isinstance(loader, NonDetMultiThreadedAugmenter):
                 loader._finish()
@@ -276,39 +320,81 @@ class GenSegMixin(nnUNetTrainer):
         return iteration / max(1, total)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's step on the real patches and, after the warm-up, synthetic ones; then generator and feedback."""
-        assert self.coupling is not None and isinstance(self.loss, MixedLoss)
-        iteration = self._global_iteration()
-        stage = self._stage_of(iteration)
-        image = batch["data"].to(self.device, non_blocking=True)
-        target = _to_device(batch["target"], self.device)
+        """nnU-Net's step on the real patches and, after the warm-up, synthetic ones; then generator and feedback.
+
+        Raises:
+            FloatingPointError: the generator's numbers were NaN or infinite again and again.
+        """
+        stage = self._stage_of(self._global_iteration())
         if stage.tail:
             result: dict[str, Any] = super().train_step(batch)
         else:
-            labels = self._codec_on_device(target)
-            result = self._segmenter_step(batch, image, target, labels, stage.gamma)
-            if iteration % self.genseg.generator.interval == 0:
-                self.coupling.learn(image, labels)
-            if stage.feedback and self._turn is not None and iteration % self.genseg.feedback.interval == 0:
-                self._feedback_step(image, labels, stage.gamma)
+            real_input = batch["data"].to(self.device, non_blocking=True)
+            target = _to_device(batch["target"], self.device)
+            image, labels = real_input[:, : self._image_channels], self._codec_on_device(target)
+            result, fault = self._segmenter_step(batch, real_input, target, image, labels, stage.gamma)
+            fault = fault or self._generator_step(image, labels, stage)
+            if fault:
+                self._undo(fault)
         self._iteration += 1
+        if self._iteration < self.num_iterations_per_epoch:
+            self._exchange_cases_if_due()
         if self._bar is not None:
             self._bar.update()
         return result
 
     def _segmenter_step(
-        self, batch: dict[str, Any], image: Tensor, target: Target, labels: Tensor, gamma: float
-    ) -> dict[str, Any]:
+        self, batch: dict[str, Any], real_input: Tensor, target: Target, image: Tensor, labels: Tensor, gamma: float
+    ) -> tuple[dict[str, Any], str]:
+        """nnU-Net's step, on real patches alone if the synthetic ones are not finite; what was wrong with them."""
         assert self.coupling is not None and isinstance(self.loss, MixedLoss)
         if gamma == 0:
-            result: dict[str, Any] = super().train_step(batch)
-            return result
-        pairs = self.coupling.draw(image, labels, self.coupling.synthetic_count(len(image)))
-        mixed = {"data": torch.cat([image, pairs.image]), "target": joined(target, self._to_target(pairs.labels))}
+            return super().train_step(batch), ""
+        pairs, fault = None, ""
+        try:
+            pairs = self.coupling.draw(image, labels, self.coupling.synthetic_count(len(image)))
+        except FloatingPointError as error:
+            fault = str(error)
+        if self._on_any_process(pairs is None) or pairs is None:
+            return super().train_step(batch), fault or "a synthetic image of another process holds NaN or infinity"
+        synthetic_input = self._to_input(pairs.image, pairs.labels)
+        mixed = {"data": torch.cat([real_input, synthetic_input]), "target": joined(target, self._to_target(pairs.labels))}
         with self.loss.mixing(len(image), gamma):
             result = super().train_step(mixed)
-        self.coupling.note("synthetic", float(self.loss.synthetic))
-        return {**result, "loss": self.loss.real.cpu().numpy()}
+        real, synthetic = float(self.loss.real), float(self.loss.synthetic)
+        self.coupling.note("synthetic", synthetic)
+        if self.loss.left_out:
+            fault = f"the segmentation loss of synthetic patches is {synthetic:g}, that of the real ones {real:g}"
+        return {**result, "loss": self.loss.real.cpu().numpy()}, fault
+
+    def _generator_step(self, image: Tensor, labels: Tensor, stage: Stage) -> str:
+        """The generator's own step and that of the feedback, where they are due; what was wrong with them."""
+        assert self.coupling is not None
+        iteration = self._global_iteration()
+        try:
+            if iteration % self.genseg.generator.interval == 0:
+                self.coupling.learn(image, labels)
+            if stage.feedback and self._turn is not None and iteration % self.genseg.feedback.interval == 0:
+                self._feedback_step(image, labels, stage.gamma)
+        except FloatingPointError as error:
+            return str(error)
+        return ""
+
+    def _undo(self, cause: str) -> None:
+        """Puts the generator back to its last good state; the segmenter has seen nothing of the fault."""
+        assert self.coupling is not None
+        self.print_to_log_file(
+            f"GenSeg: epoch {self.current_epoch}, iteration {self._iteration}: {cause}. The generator goes back to its last "
+            "good state"
+        )
+        self.coupling.recovery.undo(cause)
+
+    def _to_input(self, image: Tensor, labels: Tensor) -> Tensor:
+        """(B, C, *spatial) images to the network's input: in a cascade with a previous stage's segmentation of `labels`."""
+        if self._previous_stage is None:
+            return image
+        with self._own_random_state():
+            return torch.cat([image, self._previous_stage.draw(labels)], dim=1)
 
     def _to_target(self, labels: Tensor) -> Target:
         """(B, *spatial) class maps to targets, down-sampled for deep supervision by nnU-Net's own transform."""
@@ -322,20 +408,12 @@ class GenSegMixin(nnUNetTrainer):
         return [level.unflatten(0, target.shape[:2]) for level in levels]
 
     def _feedback_step(self, image: Tensor, labels: Tensor, gamma: float) -> None:
-        assert self.coupling is not None and isinstance(self.loss, MixedLoss)
+        assert self.coupling is not None
+        segmenter = Segmenter(self._plain_network(), self._feedback_loss, self._to_input, self._to_target)
         patches = min(self.genseg.feedback.patches, len(image))
-        held_image, held_labels = self._feedback_batch()
-        self.coupling.feedback(
-            self._plain_network(),
-            self.loss.loss,
-            self._to_target,
-            image[:patches],
-            labels[:patches],
-            held_image,
-            held_labels,
-            gamma,
-            self.optimizer.param_groups[0]["lr"],
-        )
+        held_input, held_labels = self._feedback_batch()
+        step_size = self.optimizer.param_groups[0]["lr"]
+        self.coupling.feedback(segmenter, image[:patches], labels[:patches], held_input, held_labels, gamma, step_size)
 
     def _plain_network(self) -> nn.Module:
         network: nn.Module = self.network
@@ -354,6 +432,10 @@ class GenSegMixin(nnUNetTrainer):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        try:
+            self.coupling.recovery.end_stretch()
+        except FloatingPointError as error:
+            self._undo(str(error))
         values = self.coupling.report()
         self.progress.add(self.current_epoch, self._stage_of(self._global_iteration() - 1).gamma, values)
         if values:
@@ -376,11 +458,17 @@ class GenSegMixin(nnUNetTrainer):
             with checkpoint.own_random_state(self.genseg.seed):
                 batch = next(self.dataloader_val)
             image, labels = batch["data"].to(self.device), self._codec_on_device(_to_device(batch["target"], self.device))
+        image = image[:4, : self._image_channels]
         kept = self.coupling.rng.get_state()
-        pairs = self.coupling.draw(image[:4], labels[:4], min(4, len(image)))
-        self.coupling.rng.set_state(kept)
+        try:
+            pairs = self.coupling.draw(image, labels[:4], len(image))
+        except FloatingPointError as error:
+            self.print_to_log_file(f"GenSeg: no picture of samples: {error}")
+            return
+        finally:
+            self.coupling.rng.set_state(kept)
         title, foreground = f"epoch {self.current_epoch}", self.coupling.codec.foreground
-        save_samples(folder / SAMPLES_FILE, image[:4], labels[:4], pairs, foreground, title)
+        save_samples(folder / SAMPLES_FILE, image, labels[:4], pairs, foreground, title)
 
     # ------------------------------------------------------------------ files
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,19 +15,23 @@ Target = Tensor | list[Tensor]
 class MixedLoss(nn.Module):
     """Wraps nnU-Net's loss, so that nnU-Net's own training step serves mixed batches unchanged.
 
-    Outside of `mixing` it is the wrapped loss.
+    Outside of `mixing` it is the wrapped loss. A synthetic loss that is NaN or infinite is left out.
 
     Args:
         loss: nnU-Net's, with deep supervision's wrapper where there is one.
+        on_any_process: whether a flag is set on any process of a distributed training.
     """
 
-    def __init__(self, loss: nn.Module) -> None:
+    def __init__(self, loss: nn.Module, on_any_process: Callable[[bool], bool] = bool) -> None:
         super().__init__()
         self.loss = loss
+        self.on_any_process = on_any_process
         self._real_patches = 0
         self._gamma = 0.0
         self.real = self.synthetic = torch.zeros(())
         """Detached parts of the last mixed loss."""
+        self.left_out = False
+        """Whether the synthetic part of the last mixed loss was not finite, on any process."""
 
     @contextlib.contextmanager
     def mixing(self, real_patches: int, gamma: float) -> Iterator[None]:
@@ -47,7 +51,8 @@ class MixedLoss(nn.Module):
         real = self.loss(_patches(output, slice(n)), _patches(target, slice(n)))
         synthetic = self.loss(_patches(output, slice(n, None)), _patches(target, slice(n, None)))
         self.real, self.synthetic = real.detach(), synthetic.detach()
-        mixed: Tensor = real + self._gamma * synthetic
+        self.left_out = self.on_any_process(not bool(torch.isfinite(synthetic)))
+        mixed: Tensor = real if self.left_out else real + self._gamma * synthetic
         return mixed
 
 
