@@ -99,12 +99,18 @@ def seed_everything(seed: int) -> None:
 
 
 def make_trainer(
-    kind: type[nnUNetTrainer], dataset: str, configuration: str, length: str, fold: Any = 0, resume: bool = False
+    kind: type[nnUNetTrainer],
+    dataset: str,
+    configuration: str,
+    length: str,
+    fold: Any = 0,
+    resume: bool = False,
+    plans_name: str = "nnUNetPlans",
 ) -> nnUNetTrainer:
     """A trainer as nnU-Net's command line makes it, with everything seeded."""
     os.environ["nnUNet_genseg_short"] = length
     folder = Path(os.environ["nnUNet_preprocessed"]) / dataset
-    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans = json.loads((folder / f"{plans_name}.json").read_text())
     plans["continue_training"] = resume
     seed_everything(0)
     description = json.loads((folder / "dataset.json").read_text())
@@ -115,3 +121,26 @@ def make_trainer(
 
 def weights_of(trainer: nnUNetTrainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.network.state_dict().items()}
+
+
+class StoppedError(Exception):
+    """Ends a training in the middle."""
+
+
+def stop_after(trainer: nnUNetTrainer, epochs: int) -> None:
+    """Makes a training end abruptly before its epoch of that number begins."""
+    begin = trainer.on_epoch_start
+
+    def checked() -> None:
+        if trainer.current_epoch == epochs:
+            raise StoppedError
+        begin()
+
+    trainer.on_epoch_start = checked
+
+
+def resume(kind: type[nnUNetTrainer], dataset: str, configuration: str, length: str, **options: Any) -> nnUNetTrainer:
+    """A trainer as nnU-Net's command line makes it with `--c`."""
+    trainer = make_trainer(kind, dataset, configuration, length, resume=True, **options)
+    trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    return trainer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,33 +13,11 @@ from PIL import Image
 from nnunetv2_genseg.trainers import GenSegTrainer, GenSegTrainerNoFeedback, GenSegTrainerShort, nnUNetTrainerShort
 from nnunetv2_genseg.trainers import GenSegTrainer_5epochs as FiveEpochs  # type: ignore[attr-defined]
 
-from .conftest import make_trainer, weights_of
+from .conftest import StoppedError, make_trainer, resume, stop_after, weights_of
 
 PHANTOM_2D = ("Dataset901_Phantom2D", "2d")
 PHANTOM_3D = ("Dataset902_Phantom3D", "3d_fullres")
 EVERY_STEP = {"feedback": {"interval": 1}}
-
-
-class StoppedError(Exception):
-    """Ends a training in the middle."""
-
-
-def stop_after(trainer: nnUNetTrainer, epochs: int) -> None:
-    """Makes a training end abruptly before its epoch of that number begins."""
-    begin = trainer.on_epoch_start
-
-    def checked() -> None:
-        if trainer.current_epoch == epochs:
-            raise StoppedError
-        begin()
-
-    trainer.on_epoch_start = checked
-
-
-def resume(kind: type[nnUNetTrainer], dataset: str, configuration: str, length: str, **options: Any) -> nnUNetTrainer:
-    trainer = make_trainer(kind, dataset, configuration, length, resume=True, **options)
-    trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
-    return trainer
 
 
 @pytest.mark.parametrize(("dataset", "configuration"), [PHANTOM_2D, PHANTOM_3D])
