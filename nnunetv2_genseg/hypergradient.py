@@ -143,12 +143,13 @@ def require_alive(parts: Sequence[Tensor], what: str = "the hypergradient") -> f
 
 
 def _output(network: nn.Module, weights: Parameters, image: Tensor) -> Any:
-    """The network's output at given weights.
+    """The network's output at given weights; running statistics, as of batch norm, stay as they are.
 
     nnU-Net's networks register modules under several names (the decoder holds the encoder). With its default, torch's
     `functional_call` would exchange such a module's weights once a name and put the wrong ones back.
     """
-    return functional_call(network, dict(weights), (image,), tie_weights=False)
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    return functional_call(network, {**buffers, **weights}, (image,), tie_weights=False)
 
 
 def _gradient(value: Tensor, phi: Sequence[Tensor], retain_graph: bool = False) -> list[Tensor]:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
     nnUNetTrainerNoDeepSupervision,
 )
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch._dynamo import OptimizedModule
 
-from nnunetv2_genseg.trainers import GenSegMixin, GenSegTrainerShort
+from nnunetv2_genseg.cli import external_trainers
+from nnunetv2_genseg.trainers import GenSegMixin, GenSegTrainerShort, presets
 from nnunetv2_genseg.trainers.short import ShortTraining
 
 from .conftest import StoppedError, make_trainer, resume, stop_after
@@ -272,40 +275,78 @@ def phantom(folder: Path, settings: Callable[[dict[str, Any]], None]) -> tuple[s
 
 
 def test_a_compiled_network_trains_and_feedback_looks_through_it(phantom, folder, monkeypatch):
-    """Compiled to torch's own kernels, by the same path as on a GPU: nnU-Net does not compile on a CPU by itself."""
+    """Compiled by torch as on a GPU, up to the code generator: nnU-Net itself does not compile on a CPU."""
     compiled = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="aot_eager"))
-    monkeypatch.setattr(GenSegTrainerShort, "_do_i_compile", lambda self: True)
+    monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda self: True)
     monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", True)
     trainer = train_and_resume(GenSegTrainerShort, *phantom)
     assert isinstance(trainer.network, OptimizedModule)
-    assert not isinstance(trainer._plain_network(), OptimizedModule)
     assert not any(name.startswith("_orig_mod") for name in checkpoint_of(trainer)["network_weights"])
     predict(trainer, folder / "predictions")
 
 
-def test_feedback_is_in_float32_where_the_segmenter_runs_in_bfloat16(phantom, monkeypatch):
+class Watched(GenSegTrainerShort):
+    """Records in which types of numbers its network trains, in its own steps and in the feedback."""
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.phase = "step"
+        self.seen: set[tuple[str, torch.dtype]] = set()
+        self.network.register_forward_hook(self._watch)
+
+    def _watch(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if module.training:
+            self.seen.add((self.phase, output[0].dtype))
+
+    def _feedback_step(self, *arguments: Any) -> None:
+        self.phase = "feedback"
+        super()._feedback_step(*arguments)
+        self.phase = "step"
+
+
+def test_feedback_is_in_float32_where_the_segmenter_trains_in_bfloat16(phantom, monkeypatch):
     monkeypatch.setattr(trainer_module, "dummy_context", lambda: torch.autocast("cpu", torch.bfloat16))
-    seen = set()
+    trainer = train_and_resume(Watched, *phantom)
+    assert trainer.seen == {("step", torch.bfloat16), ("feedback", torch.float32)}
 
-    class Watched(GenSegTrainerShort):
-        def _feedback_step(self, *arguments: Any) -> None:
-            assert not torch.is_autocast_enabled("cpu")
-            super()._feedback_step(*arguments)
 
-        def initialize(self) -> None:
-            super().initialize()
-            self.network.register_forward_hook(lambda module, inputs, output: seen.add(output[0].dtype))
-            held = self.coupling.feedback
+class WatchedOnCuda(Watched):
+    """On the first GPU."""
 
-            def watched(network: torch.nn.Module, *arguments: Any) -> None:
-                before = set(seen)
-                seen.clear()
-                held(network, *arguments)
-                assert seen == {torch.float32}
-                seen.update(before)
+    def __init__(
+        self, plans: dict[str, Any], configuration: str, fold: int, dataset_json: dict[str, Any], device: torch.device
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, torch.device("cuda"))
 
-            self.coupling.feedback = watched
 
-    train_and_resume(Watched, *phantom)
-    assert torch.bfloat16 in seen
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 and nnU-Net's GradScaler need a GPU")
+def test_feedback_is_in_float32_where_the_segmenter_trains_in_float16(phantom, folder, monkeypatch):
+    monkeypatch.setenv("nnUNet_compile", "0")
+    trainer = train_and_resume(WatchedOnCuda, *phantom)
+    assert trainer.seen == {("step", torch.float16), ("feedback", torch.float32)}
+    assert trainer.grad_scaler.get_scale() > 0
+    predict(trainer, folder / "predictions")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "GenSegTrainer": {},
+    "GenSegTrainerDiffusion": {"generator.name": "diffusion"},
+    "GenSegTrainerGMM": {"generator.name": "gmm", "conditioning.mode": "tissue", "feedback.parameters": "policy"},
+    "GenSegTrainerNoFeedback": {"feedback.enabled": False},
+    "GenSegTrainerVAE": {"generator.name": "vae"},
+    **{f"GenSegTrainer_{epochs}epochs": {"num_epochs": epochs} for epochs in (5, 50, 100, 250)},
+}
+"""What a preset sets; without a number of epochs it has nnU-Net's 1000."""
+
+
+@pytest.mark.parametrize("name", ["GenSegTrainer", *presets.__all__])
+def test_nnunet_finds_every_preset_and_it_sets_what_its_name_says(phantom, monkeypatch, name):
+    monkeypatch.delenv("nnUNet_genseg_config")
+    monkeypatch.setenv("nnUNet_extTrainer", external_trainers())
+    trainer = make_trainer(recursive_find_trainer_class_by_name(name), *phantom, LENGTH)
+    trainer.initialize()
+    expected = {"num_epochs": 1000, **PRESETS[name]}
+    found = {key: attrgetter(key)(trainer if key == "num_epochs" else trainer.genseg) for key in expected}
+    assert found == expected
+    assert trainer.output_folder_base.endswith(f"{name}__nnUNetPlans__2d")

@@ -207,11 +207,12 @@ def test_nothing_is_changed_and_no_gradient_is_left(method):
         assert weight.requires_grad
 
 
-def nnunet(dims, deep):
+def nnunet(dims, deep, batch_norm=False):
     """nnU-Net's network, whose blocks are registered under several names each."""
+    norm = (nn.BatchNorm2d, nn.BatchNorm3d) if batch_norm else (nn.InstanceNorm2d, nn.InstanceNorm3d)
     return PlainConvUNet(
         1, 3, (4, 8, 8), convolution(dims), 3, (1, 2, 2), 1, CLASSES, 1, conv_bias=True,
-        norm_op=nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d, norm_op_kwargs={"affine": True},
+        norm_op=norm[dims - 2], norm_op_kwargs={"affine": True},
         nonlin=nn.LeakyReLU, deep_supervision=deep,
     ).double()  # fmt: skip
 
@@ -231,6 +232,20 @@ def test_networks_of_nnunet_keep_the_very_same_parameters(dims, method):
         assert weight is theta[name], name
         assert torch.equal(weight, before[name]), name
         assert weight.grad is None
+
+
+@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
+def test_running_statistics_stay_as_they_are(method):
+    network, problem = nnunet(2, deep=False, batch_norm=True).train(), Problem(2, extent=8)
+    theta, statistics = dict(network.named_parameters()), dict(network.named_buffers())
+    before = {name: values.clone() for name, values in statistics.items()}
+    direction = hypergradient.segmenter_gradient(network, theta, problem.held, lambda z: (z**2).mean())
+    image = problem.generator(problem.noise)
+    assert method(network, theta, direction, problem.phi, image, lambda z: (z**2).mean(), ETA)[0].any()
+    assert statistics
+    for name, values in network.named_buffers():
+        assert values is statistics[name], name
+        assert torch.equal(values, before[name]), name
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["one output", "deep supervision"])
