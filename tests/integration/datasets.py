@@ -16,12 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from nnunetv2.evaluation import evaluate_predictions
 from nnunetv2.experiment_planning import plan_and_preprocess_api
 from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
-from nnunetv2.preprocessing.preprocessors import default_preprocessor
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
-from nnunetv2.utilities import utils as nnunet_utils
 
 from nnunetv2_genseg.phantoms import LABELS, PhantomDataset
 
@@ -33,6 +29,13 @@ INTENSITIES: dict[str, Callable[[Array], Array]] = {
 """By channel name: what is made of the phantom's intensities, in about [0, 1]."""
 REGIONS = {"background": 0, "whole": [1, 2], "inner": 2}
 IGNORED = 3
+WITH_POOLS = (
+    "experiment_planning.dataset_fingerprint.fingerprint_extractor",
+    "preprocessing.preprocessors.default_preprocessor",
+    "training.nnUNetTrainer.nnUNetTrainer",
+    "evaluation.evaluate_predictions",
+)
+"""Modules of nnU-Net that start processes."""
 WITH_INNER = 2
 """Training cases that keep their inner structure where that label is rare."""
 
@@ -103,9 +106,9 @@ def _write(array: Array, spacing: tuple[float, ...], path: Path) -> None:
 def use_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes nnU-Net's pools threads of this process: starting a process costs more than all that the pool does here."""
     threads = SimpleNamespace(get_context=lambda method: multiprocessing.dummy)
-    for module in (fingerprint_extractor, default_preprocessor, trainer_module, evaluate_predictions):
-        monkeypatch.setattr(module, "multiprocessing", threads)
-    monkeypatch.setattr(nnunet_utils, "Pool", multiprocessing.dummy.Pool)
+    for module in WITH_POOLS:
+        monkeypatch.setattr(f"nnunetv2.{module}.multiprocessing", threads)
+    monkeypatch.setattr("nnunetv2.utilities.utils.Pool", multiprocessing.dummy.Pool)
 
 
 def plan(

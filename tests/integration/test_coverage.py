@@ -18,7 +18,6 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.robust_ce_loss import TopKLoss
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
@@ -306,7 +305,8 @@ class Watched(GenSegTrainerShort):
 
 
 def test_feedback_is_in_float32_where_the_segmenter_trains_in_bfloat16(phantom, monkeypatch):
-    monkeypatch.setattr(trainer_module, "dummy_context", lambda: torch.autocast("cpu", torch.bfloat16))
+    context = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer.dummy_context"
+    monkeypatch.setattr(context, lambda: torch.autocast("cpu", torch.bfloat16))
     trainer = train_and_resume(Watched, *phantom)
     assert trainer.seen == {("step", torch.bfloat16), ("feedback", torch.float32)}
 
