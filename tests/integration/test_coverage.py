@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from nnunetv2.experiment_planning import plan_and_preprocess_api
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -69,6 +70,13 @@ def add_lowres(plans: dict[str, Any]) -> None:
         "patch_size": [8, 16, 16],
         "batch_dice": True,
     }
+
+
+def add_cascade(plans: dict[str, Any]) -> None:
+    """3d_lowres, and 3d_fullres once more behind it."""
+    add_lowres(plans)
+    plans["configurations"]["3d_lowres"]["next_stage"] = "3d_cascade_fullres"
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
 
 
 def set_batch_size(size: int) -> Callable[[dict[str, Any]], None]:
@@ -174,13 +182,21 @@ def train_and_resume(kind: type[nnUNetTrainer], *arguments: Any, **options: Any)
     return trainer
 
 
-def predict(trainer: nnUNetTrainer, output: Path) -> None:
-    """Predicts the test case with stock nnU-Net from the trainer's folder; shape and labels must be the dataset's."""
+def predict(trainer: nnUNetTrainer, output: Path, previous: Path | None = None) -> None:
+    """Predicts the test case with stock nnU-Net from the trainer's folder; shape and labels must be the dataset's.
+
+    Args:
+        trainer: after its training.
+        output: folder for the prediction.
+        previous: in a cascade the folder of the previous stage's prediction.
+    """
     predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=False, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (trainer.fold,))
     images = Path(os.environ["nnUNet_raw"]) / trainer.plans_manager.dataset_name / "imagesTs"
     output.mkdir()
-    predictor.predict_from_files_sequential(str(images), str(output))
+    predictor.predict_from_files_sequential(
+        str(images), str(output), folder_with_segs_from_prev_stage=None if previous is None else str(previous)
+    )
     ending = trainer.dataset_json["file_ending"]
     mask = sitk.ReadImage(str(output / f"ts_000{ending}"))
     assert mask.GetSize() == sitk.ReadImage(str(next(images.iterdir()))).GetSize()
@@ -201,6 +217,19 @@ def test_trains_resumes_validates_and_predicts(folder, settings, row):
     assert row.holds(trainer)
     assert checkpoint_of(trainer)["trainer_name"] == "nnUNetTrainer"
     predict(trainer, folder / "predictions")
+
+
+@pytest.mark.parametrize("kind", [Kind(dims=3), Kind(dims=3, regions=True, ignore=True)], ids=["labels", "regions and ignore"])
+def test_a_cascade_trains_stage_after_stage(folder, settings, kind):
+    settings(STAGES)
+    raw = kind.write(folder / "nnUNet_raw", DATASET_ID)
+    plans = plan(DATASET_ID, "3d_lowres", edit=add_cascade)
+    plan_and_preprocess_api.preprocess([DATASET_ID], plans, ["3d_fullres"], [1])
+    first = train_and_resume(GenSegTrainerShort, raw.name, "3d_lowres", fold="all")
+    predict(first, folder / "lowres")
+    second = train_and_resume(GenSegTrainerShort, raw.name, "3d_cascade_fullres", fold="all")
+    assert second.num_input_channels == 3, "an image channel and one for every label"
+    predict(second, folder / "fullres", previous=folder / "lowres")
 
 
 def with_genseg(host: type[nnUNetTrainer]) -> type[nnUNetTrainer]:

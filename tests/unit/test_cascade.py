@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunetv2_genseg.trainers.cascade import PreviousStage
+
+
+def previous_stage(labels=(0, 1, 2), is_cascaded=True):
+    foreground = sorted({label for label in labels if label})
+    transforms = nnUNetTrainer.get_training_transforms(
+        (16, 16), 0.0, None, None, False, is_cascaded=is_cascaded, foreground_labels=foreground
+    )
+    return PreviousStage(transforms, labels)
+
+
+def squares():
+    classes = torch.zeros(8, 16, 16, dtype=torch.long)
+    classes[:, 2:8, 2:8] = 1
+    classes[:, 9:14, 9:14] = 2
+    return classes
+
+
+def seeded(draw, seed=0):
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return draw()
+
+
+def test_some_patches_show_the_mask_and_some_show_it_spoilt():
+    classes = squares()
+    channels = seeded(lambda: previous_stage().draw(classes))
+    assert channels.shape == (8, 2, 16, 16)
+    assert channels.dtype == torch.float32
+    assert set(channels.unique().tolist()) == {0.0, 1.0}
+    mask = torch.stack([classes == 1, classes == 2], dim=1).float()
+    spoilt = (channels != mask).flatten(1).any(dim=1)
+    assert spoilt.any()
+    assert not spoilt.all()
+    assert ((channels * mask).sum() > 0.5 * mask.sum()), "spoilt, not another mask"
+
+
+def test_equal_seeds_give_equal_channels():
+    stage = previous_stage()
+    first, second, other = (seeded(lambda: stage.draw(squares()), seed) for seed in (0, 0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_classes_of_regions_become_their_labels_and_what_is_ignored_becomes_nothing():
+    classes = squares()
+    classes[:, :, 15] = 3
+    channels = seeded(lambda: previous_stage(labels=(0, 2, 5, 0)).draw(classes))
+    assert channels.shape[1] == 2
+    assert (channels[:, 0, 4, 4] == 1).any(), "class 1 is label 2, the first channel"
+    assert (channels[:, 1, 11, 11] == 1).any(), "class 2 is label 5"
+    assert channels[..., 15].mean() < 0.1
+
+
+def test_transforms_of_another_configuration_are_refused():
+    with pytest.raises(ValueError, match="previous stage's segmentation"):
+        previous_stage(is_cascaded=False)
+
+
+def test_an_empty_list_of_transforms_is_refused():
+    with pytest.raises(ValueError, match="previous stage's segmentation"):
+        PreviousStage(ComposeTransforms([]), (0, 1))
