@@ -94,21 +94,64 @@ class ConditioningConfig(Topic):
     """Standard deviation of the log slopes of a random monotone curve over the synthetic image's intensities; 0: none."""
 
 
+class DiffusionConfig(Topic):
+    """What generator `diffusion` alone reads."""
+
+    sampling_steps: int = Field(2, ge=1, le=50)
+    """Steps from noise to image; a pair takes as many passes of the network, twice as many in mode `differential`."""
+    feedback_steps: int = Field(1, ge=1, le=50)
+    """The last steps that feedback is propagated through; the steps before are constants to it."""
+    ema: float = Field(0.999, ge=0, lt=1)
+    """Decay of the moving average of the weights that images are drawn with, lower in the first iterations; 0: none."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> DiffusionConfig:
+        if self.feedback_steps > self.sampling_steps:
+            raise ValueError(
+                f"feedback_steps is {self.feedback_steps}, but there are {self.sampling_steps} sampling_steps; choose no more"
+            )
+        return self
+
+
+class VaeConfig(Topic):
+    """What generator `vae` alone reads."""
+
+    kl: float = Field(0.1, gt=0, le=100)
+    """Weight of the Kullback-Leibler divergence of the latents (nats a patch) beside `l1` times the L1 distance."""
+    introspection: float = Field(1.0, ge=0, le=10)
+    """Weight of the encoder as a judge of drawn images; 0 makes a plain conditional VAE."""
+
+
 class GeneratorConfig(Topic):
-    """The generator and how it learns from the real pairs."""
+    """The generator and how it learns from the real pairs.
+
+    Settings of one family stand in the topic of its name, and another family's are refused. `gmm` reads none of them.
+    """
 
     name: str = "gan"
-    """A registered generator family: `gan`, or `gmm`, which has no weights (set `feedback.parameters` to `policy`)."""
+    """A registered generator family: `gan`, `vae`, `diffusion` (set `feedback.parameters` to `weights`), or `gmm`, which
+    has no weights (`feedback.parameters`: `policy`)."""
     width: float = Field(0.5, gt=0, le=2)
     """Channels of the generator's stages relative to those that nnU-Net planned for the segmenter."""
     style_channels: int = Field(8, ge=1, le=256)
-    """Length of the style noise vector."""
+    """Length of the style noise vector (`gan`, `vae`; the style of `diffusion` is an image of noise)."""
     learning_rate: float = Field(5e-4, gt=0, le=0.1)
-    """Adam's learning rate for generator and discriminator."""
+    """Adam's learning rate for all networks of the generator."""
     l1: float = Field(10.0, ge=0, le=1000)
-    """Weight of the L1 distance to the real image beside the adversarial loss."""
+    """Weight of the L1 distance to the real image beside the other losses (`gan`, `vae`)."""
     interval: int = Field(1, ge=1)
-    """Generator and discriminator take a step every so many iterations (k)."""
+    """The generator takes a step every so many iterations (k)."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """Settings of `diffusion`."""
+    vae: VaeConfig = VaeConfig()
+    """Settings of `vae`."""
+
+    @model_validator(mode="after")
+    def _read_by_the_family(self) -> GeneratorConfig:
+        for family, default in (("diffusion", DiffusionConfig()), ("vae", VaeConfig())):
+            if family != self.name and getattr(self, family) != default:
+                raise ValueError(f"settings in generator.{family} are not read by generator {self.name!r}; remove them")
+        return self
 
 
 class FeedbackConfig(Topic):

@@ -1,7 +1,5 @@
-"""Generator families; importing this package registers those that it ships."""
+"""Generator families, each in a module that is imported when the family is built."""
 
-from nnunetv2_genseg.generators import gan as gan
-from nnunetv2_genseg.generators import gmm as gmm
 from nnunetv2_genseg.generators.base import Generator, build_generator, register, registered
 from nnunetv2_genseg.generators.networks import NetworkPlan
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
@@ -56,8 +57,10 @@ class GeneratorFactory(Protocol):
         ...
 
 
+BUILT_IN = {name: f"nnunetv2_genseg.generators.{name}" for name in ("diffusion", "gan", "gmm", "vae")}
+"""Modules of the families that this package ships."""
 ENTRY_POINTS = "nnunetv2_genseg.generators"
-"""Group of the entry points by which other packages register their families: `my_family = "my_package.my_module"`."""
+"""Group of the entry points by which other packages add theirs: `my_family = "my_package.my_module"`."""
 
 _REGISTRY: dict[str, GeneratorFactory] = {}
 
@@ -74,20 +77,26 @@ def register(name: str) -> Callable[[GeneratorFactory], GeneratorFactory]:
     return add
 
 
+def _modules() -> dict[str, str]:
+    """Modules by the name of the family that they register. A module is imported when its family is built, not before."""
+    return {point.name: point.module for point in entry_points(group=ENTRY_POINTS)} | BUILT_IN
+
+
 def registered() -> list[str]:
     """Names of all families, sorted, those of other packages' entry points among them."""
-    return sorted({*_REGISTRY, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+    return sorted({*_REGISTRY, *_modules()})
 
 
 def _family(name: str) -> GeneratorFactory:
-    """The family of that name, its package imported if need be."""
-    for point in entry_points(group=ENTRY_POINTS, name=name) if name not in _REGISTRY else ():
+    """The family of that name, its module imported if need be."""
+    module = _modules().get(name)
+    if module:
         try:
-            point.load()
+            import_module(module)
         except Exception as error:
-            raise ImportError(f"generator {name!r}: {point.value} does not import: {error}") from error
+            raise ImportError(f"generator {name!r}: {module} does not import: {error}") from error
         if name not in _REGISTRY:
-            raise ImportError(f"generator {name!r}: {point.value} does not register it; decorate its class with @register")
+            raise ImportError(f"generator {name!r}: {module} does not register it; decorate its class with @register")
     if name not in _REGISTRY:
         raise ValueError(f"generator.name: no generator {name!r}; registered are {', '.join(registered())}")
     return _REGISTRY[name]
@@ -116,7 +125,7 @@ def build_generator(
 
     Raises:
         ValueError: no family has that name.
-        ImportError: another package's family does not import or does not register itself.
+        ImportError: the family's module does not import or does not register it.
     """
     family = _family(config.name)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):

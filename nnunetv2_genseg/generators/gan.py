@@ -12,7 +12,7 @@ from nnunetv2_genseg.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators.base import register
 from nnunetv2_genseg.generators.networks import MixedKernelUNet, NetworkPlan, PatchDiscriminator
-from nnunetv2_genseg.generators.optimisation import descend
+from nnunetv2_genseg.generators.optimisation import descend, without
 
 
 @register("gan")
@@ -37,8 +37,7 @@ class GanGenerator:
         channels, image_channels = layout.channels, layout.image_channels
         self.network = MixedKernelUNet(plan, channels, image_channels, config.style_channels, config.width)
         self.discriminator = PatchDiscriminator(plan, channels, image_channels, config.width)
-        left_out = {id(alpha) for alpha in self.architecture()} if separate_architecture else set()
-        self.learned = [weight for weight in self.weights() if id(weight) not in left_out]
+        self.learned = without(self.weights(), self.architecture() if separate_architecture else [])
         betas = (0.5, 0.999)
         self.network_optimizer = torch.optim.Adam(self.learned, config.learning_rate, betas)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), config.learning_rate, betas)

@@ -1,4 +1,4 @@
-"""The networks of the GAN, built from nnU-Net's own plan: a mixed-kernel U-Net and a patch discriminator."""
+"""The networks of the generators, built from nnU-Net's own plan: a mixed-kernel U-Net and a patch discriminator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One optimisation step of a generator's networks, on one process or several."""
+"""Which weights a generator's own training moves, and one step of it, on one process or several."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+
+def without(weights: Iterable[nn.Parameter], left_out: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """The weights that are not among those left out, in their order."""
+    identities = {id(weight) for weight in left_out}
+    return [weight for weight in weights if id(weight) not in identities]
 
 
 def descend(

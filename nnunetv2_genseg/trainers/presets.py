@@ -26,6 +26,21 @@ class GenSegTrainerGMM(GenSegTrainer):
     }
 
 
+class GenSegTrainerDiffusion(GenSegTrainer):
+    """Images by flow matching in a few steps; feedback moves the weights, for in 2D the network has no architecture.
+
+    Half the default width, so that drawing a pair takes about two forward passes of the segmenter.
+    """
+
+    preset: ClassVar[Settings] = {"generator": {"name": "diffusion", "width": 0.25}, "feedback": {"parameters": "weights"}}
+
+
+class GenSegTrainerVAE(GenSegTrainer):
+    """Images from a conditional variational autoencoder."""
+
+    preset: ClassVar[Settings] = {"generator": {"name": "vae"}}
+
+
 def _short(epochs: int) -> type[GenSegTrainer]:
     name = f"GenSegTrainer_{epochs}epochs"
     members = {"__module__": __name__, "__doc__": f"GenSegTrainer for {epochs} epochs.", "preset_epochs": epochs}
@@ -34,4 +49,10 @@ def _short(epochs: int) -> type[GenSegTrainer]:
 
 globals().update({trainer.__name__: trainer for trainer in map(_short, SHORT_TRAININGS)})
 
-__all__ = ["GenSegTrainerGMM", "GenSegTrainerNoFeedback", *(f"GenSegTrainer_{epochs}epochs" for epochs in SHORT_TRAININGS)]
+__all__ = [
+    "GenSegTrainerDiffusion",
+    "GenSegTrainerGMM",
+    "GenSegTrainerNoFeedback",
+    "GenSegTrainerVAE",
+    *(f"GenSegTrainer_{epochs}epochs" for epochs in SHORT_TRAININGS),
+]

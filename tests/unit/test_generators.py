@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -225,12 +227,19 @@ def test_building_is_seeded_and_leaves_the_global_random_state(outside_random_st
     assert not same(weights(first), weights(other))
 
 
+def test_a_family_is_imported_when_it_is_built_and_not_before():
+    code = "import sys; from nnunetv2_genseg.cli import main; main(['generators']); assert 'diffusers' not in sys.modules"
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"diffusion", "gan", "gmm", "vae"} <= set(listed)
+
+
 def test_unknown_generator_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"no generator 'gann'; registered are .*gan"):
         gan(PLANS["2d"], name="gann")
 
 
 def test_a_name_is_registered_once():
+    gan(PLANS["2d"])
     with pytest.raises(RuntimeError, match="'gan' is registered twice"):
         register("gan")(lambda *args, **settings: None)
 
@@ -261,6 +270,12 @@ def installed(tmp_path, monkeypatch):
     return install
 
 
+@pytest.fixture(autouse=True, scope="module")
+def built_in_families():
+    """Imported before a test replaces the registry, for a module registers its family once a process."""
+    gan(PLANS["2d"])
+
+
 def registry():
     from nnunetv2_genseg.generators import base
 
@@ -286,7 +301,7 @@ class Flat:
 
 def test_another_package_s_family_is_found_by_its_entry_point(installed):
     installed("flat", "somebodys_flat_generator", FLAT)
-    assert registered() == ["flat", "gan", "gmm"]
+    assert registered() == ["diffusion", "flat", "gan", "gmm", "vae"]
     generator = build_generator(
         GeneratorConfig(name="flat"), PLANS["2d"], ConditionLayout(1, 0, 3), seed=0, device=CPU, separate_architecture=False
     )
@@ -299,7 +314,7 @@ def test_another_package_s_family_is_found_by_its_entry_point(installed):
 def test_a_package_whose_family_is_broken_is_named(installed, text, said):
     module = f"somebodys_broken_generator_{len(text)}"
     installed("broken", module, text)
-    assert registered() == ["broken", "gan", "gmm"]
+    assert registered() == ["broken", "diffusion", "gan", "gmm", "vae"]
     gan(PLANS["2d"])  # does not mind
     with pytest.raises(ImportError, match=f"'broken': {module} {said}"):
         build_generator(

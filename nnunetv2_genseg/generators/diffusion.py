@@ -1,0 +1,186 @@
+"""Flow matching with diffusers: an image is noise that a network moves along nearly straight lines, in a few steps.
+
+The network learns the velocity noise − image at (1 − σ) image + σ noise, 0 < σ ≤ 1 (Lipman et al., arXiv 2210.02747, and
+Liu et al., arXiv 2209.03003, both ICLR 2023). In 2D it is diffusers' own `UNet2DModel`, in 3D the GAN's U-Net, told σ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin, UNet2DModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nnunetv2_genseg.conditioning import ConditionLayout
+from nnunetv2_genseg.config import GeneratorConfig
+from nnunetv2_genseg.generators.base import register
+from nnunetv2_genseg.generators.networks import MixedKernelUNet, NetworkPlan
+from nnunetv2_genseg.generators.optimisation import descend, without
+
+TIME_CHANNELS = 32
+"""Length of the embedding of σ in 3D."""
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+
+class TimedUNet(ModelMixin, ConfigMixin):
+    """The mixed-kernel U-Net with σ in the place of the style; called, saved and loaded as diffusers' `UNet2DModel`.
+
+    Args:
+        in_channels: of the noisy image and the condition together.
+        out_channels: of the image.
+        patch_size: see `NetworkPlan`, as the rest.
+        features: channels of every stage, not scaled any more.
+        strides: of every stage.
+        kernels: of every stage.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        patch_size: Sequence[int],
+        features: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        kernels: Sequence[Sequence[int]],
+    ) -> None:
+        super().__init__()
+        plan = NetworkPlan(tuple(patch_size), tuple(features), tuple(map(tuple, strides)), tuple(map(tuple, kernels)))
+        self.frequencies = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.embedding = TimestepEmbedding(TIME_CHANNELS, TIME_CHANNELS)
+        self.unet = MixedKernelUNet(plan, in_channels, out_channels, TIME_CHANNELS, width=1.0)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
+        """(B, in_channels, *spatial) and () or (B,) timesteps 1000 σ to the velocity, (B, out_channels, *spatial)."""
+        frequencies = self.frequencies(timestep.to(sample.device).expand(len(sample)))
+        return UNet2DOutput(sample=self.unet(sample, self.embedding(frequencies.to(sample.dtype))))
+
+
+def flow_network(plan: NetworkPlan, layout: ConditionLayout, width: float) -> nn.Module:
+    """The network from (noisy image, condition) and timestep to velocity, with the plan's channels times `width`.
+
+    diffusers' 2D network halves both axes from level to level, so it has as many of the plan's stages as the shorter
+    axis, or the one with fewer factors of two, can be halved.
+    """
+    features, inputs = plan.scaled(width), layout.image_channels + layout.channels
+    network: nn.Module
+    if plan.dims == 3:
+        network = TimedUNet(inputs, layout.image_channels, plan.patch_size, features, plan.strides, plan.kernels)
+    else:
+        halvings = min((extent & -extent).bit_length() - 1 for extent in plan.patch_size)
+        features = features[: 1 + halvings]
+        network = UNet2DModel(
+            sample_size=plan.patch_size,
+            in_channels=inputs,
+            out_channels=layout.image_channels,
+            block_out_channels=features,
+            down_block_types=("DownBlock2D",) * len(features),
+            up_block_types=("UpBlock2D",) * len(features),
+            layers_per_block=1,
+            norm_num_groups=1,
+            add_attention=False,
+        )
+    return network
+
+
+@register("diffusion")
+class DiffusionGenerator:
+    """Draws by Euler steps of diffusers' flow matching scheduler from the style, which is the noise.
+
+    Images are drawn with a moving average of the learned weights. It is kept as its lag behind them: average = weight +
+    lag. So what the feedback does to the weights, it does to the average alike, and learning goes on from there.
+
+    Args: as in `build_generator`.
+    """
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        plan: NetworkPlan,
+        layout: ConditionLayout,
+        *,
+        separate_architecture: bool,
+        synchronise: Callable[[Iterable[Tensor]], None],
+    ) -> None:
+        self.config = config.diffusion
+        self.image_channels = layout.image_channels
+        self.synchronise = synchronise
+        self.network = flow_network(plan, layout, config.width)
+        self.scheduler = FlowMatchEulerDiscreteScheduler()
+        self.learned = without(self.weights(), self.architecture() if separate_architecture else [])
+        self.optimizer = torch.optim.Adam(self.learned, config.learning_rate)
+        self.lag = {name: torch.zeros_like(weight) for name, weight in self.network.named_parameters()}
+        self.steps = 0
+        """Steps learned so far."""
+
+    def style_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """The noise that the image is made of."""
+        return (self.image_channels, *spatial)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The weights that images are drawn with, by name, with graph to `weights`."""
+        return {name: weight + self.lag[name] for name, weight in self.network.named_parameters()}
+
+    def draw(self, condition: Tensor, style: Tensor) -> Tensor:
+        """See `Generator.draw`; velocities of all but the last `feedback_steps` steps are constants to the gradient."""
+        weights, steps = self.averaged(), self.config.sampling_steps
+        self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
+        self.scheduler.set_begin_index(0)
+        image = style
+        for left, timestep in zip(range(steps, 0, -1), self.scheduler.timesteps, strict=True):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and left <= self.config.feedback_steps):
+                sample = torch.cat([image, condition], dim=1)
+                velocity = functional_call(self.network, weights, (sample, timestep)).sample
+            image = self.scheduler.step(velocity, timestep, image, return_dict=False)[0]
+        return image
+
+    def learn(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, float]:
+        """A step towards the velocities at one σ a patch; see `Generator.learn`."""
+        sigma = self._sigma(len(image)).to(image)
+        fraction = sigma.view(-1, *(1,) * (image.ndim - 1))
+        noisy = torch.lerp(image, style, fraction)
+        timestep = sigma * self.scheduler.config.num_train_timesteps
+        velocity = self.network(torch.cat([noisy, condition], dim=1), timestep).sample
+        loss = (velocity - (style - image)).square().mean()
+        average = {name: weight.detach() for name, weight in self.averaged().items()}
+        descend(self.optimizer, loss, self.learned, self.synchronise)
+        decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
+        self.lag = {name: decay * (average[name] - weight.detach()) for name, weight in self.network.named_parameters()}
+        self.steps += 1
+        distance = (noisy - fraction * velocity.detach() - image).abs().mean()
+        return {"flow": loss.item(), "l1": distance.item()}
+
+    def _sigma(self, count: int) -> Tensor:
+        """(count,) in (0, 1], float64, spread more evenly over patches and iterations than random numbers."""
+        first = self.steps * count
+        return 1 - torch.arange(first, first + count, dtype=torch.float64).mul(GOLDEN_RATIO).frac()
+
+    def architecture(self) -> list[nn.Parameter]:
+        """The kernel mixtures α in 3D; none in 2D."""
+        return self.network.unet.architecture() if isinstance(self.network, TimedUNet) else []
+
+    def weights(self) -> list[nn.Parameter]:
+        """All parameters of the network."""
+        return list(self.network.parameters())
+
+    def state(self) -> dict[str, Any]:
+        """Network, optimiser, the average's lag and the number of steps."""
+        return {
+            "network": dict(self.network.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "lag": self.lag,
+            "steps": self.steps,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lag, self.steps = dict(state["lag"]), state["steps"]
