@@ -6,7 +6,9 @@ Liu et al., arXiv 2209.03003, both ICLR 2023). In 2D it is diffusers' own `UNet2
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d import UNet2DOutput
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -26,6 +29,8 @@ from nnunetv2_genseg.generators.optimisation import descend, without
 
 TIME_CHANNELS = 32
 """Length of the embedding of σ in 3D."""
+NETWORK, SCHEDULER = "unet", "scheduler"
+"""Sub-folders of a trained generator, as in diffusers' pipelines."""
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
@@ -63,14 +68,14 @@ class TimedUNet(ModelMixin, ConfigMixin):
         return UNet2DOutput(sample=self.unet(sample, self.embedding(frequencies.to(sample.dtype))))
 
 
-def flow_network(plan: NetworkPlan, layout: ConditionLayout, width: float) -> nn.Module:
+def flow_network(plan: NetworkPlan, layout: ConditionLayout, width: float) -> ModelMixin:
     """The network from (noisy image, condition) and timestep to velocity, with the plan's channels times `width`.
 
     diffusers' 2D network halves both axes from level to level, so it has as many of the plan's stages as the shorter
     axis, or the one with fewer factors of two, can be halved.
     """
     features, inputs = plan.scaled(width), layout.image_channels + layout.channels
-    network: nn.Module
+    network: ModelMixin
     if plan.dims == 3:
         network = TimedUNet(inputs, layout.image_channels, plan.patch_size, features, plan.strides, plan.kernels)
     else:
@@ -184,3 +189,19 @@ class DiffusionGenerator:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lag, self.steps = dict(state["lag"]), state["steps"]
+
+    def save_weights(self, folder: Path) -> None:
+        """See `Pretrainable.save_weights`; diffusers' classes read the sub-folders.
+
+        `sampling_steps` Euler steps at sigmas 1, …, 1 / `sampling_steps` from noise draw the same images as `draw`. The
+        network's input is the noisy image, then the condition.
+        """
+        network = copy.deepcopy(self.network)
+        network.load_state_dict(self.averaged())
+        network.save_pretrained(folder / NETWORK)
+        self.scheduler.save_pretrained(folder / SCHEDULER)
+
+    def load_weights(self, folder: Path) -> None:
+        """See `Pretrainable.load_weights`."""
+        self.network.load_state_dict(load_file(folder / NETWORK / "diffusion_pytorch_model.safetensors"))
+        self.lag = {name: torch.zeros_like(weight) for name, weight in self.network.named_parameters()}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nnunetv2_genseg.conditioning import ConditionLayout
@@ -13,6 +15,7 @@ from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators.base import register
 from nnunetv2_genseg.generators.networks import MixedKernelUNet, NetworkPlan, PatchDiscriminator
 from nnunetv2_genseg.generators.optimisation import descend, without
+from nnunetv2_genseg.generators.pretrained import WEIGHTS
 
 
 @register("gan")
@@ -88,3 +91,11 @@ class GanGenerator:
         """The inverse of `state`."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+
+    def save_weights(self, folder: Path) -> None:
+        """See `Pretrainable.save_weights`."""
+        save_file(self.network.state_dict(), folder / WEIGHTS)
+
+    def load_weights(self, folder: Path) -> None:
+        """See `Pretrainable.load_weights`."""
+        self.network.load_state_dict(load_file(folder / WEIGHTS))

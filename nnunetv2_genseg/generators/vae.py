@@ -8,9 +8,11 @@ images, and the decoder is not asked to reconstruct what it drew (weighted by 1e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,6 +21,7 @@ from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators.base import register
 from nnunetv2_genseg.generators.networks import MixedKernelCell, MixedKernelUNet, NetworkPlan
 from nnunetv2_genseg.generators.optimisation import descend, without
+from nnunetv2_genseg.generators.pretrained import WEIGHTS
 
 
 class LatentEncoder(nn.Module):
@@ -137,3 +140,11 @@ class VaeGenerator:
         """The inverse of `state`."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+
+    def save_weights(self, folder: Path) -> None:
+        """See `Pretrainable.save_weights`."""
+        save_file(self.network.state_dict(), folder / WEIGHTS)
+
+    def load_weights(self, folder: Path) -> None:
+        """See `Pretrainable.load_weights`."""
+        self.network.load_state_dict(load_file(folder / WEIGHTS))

@@ -1,0 +1,113 @@
+"""A trained generator as a folder: `config.json` says what it fits, safetensors hold the weights that it draws with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from safetensors import SafetensorError
+
+from nnunetv2_genseg.conditioning import ConditionLayout
+from nnunetv2_genseg.config import GeneratorConfig
+from nnunetv2_genseg.generators.base import Generator
+from nnunetv2_genseg.generators.networks import NetworkPlan
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+SPACING_TOLERANCE = 0.05
+"""Relative difference of spacings that are taken for the same."""
+
+
+@runtime_checkable
+class Pretrainable(Protocol):
+    """A generator whose weights can be kept apart from what only its training needs."""
+
+    def save_weights(self, folder: Path) -> None:
+        """Writes the weights that `draw` runs through into an existing folder, as safetensors."""
+
+    def load_weights(self, folder: Path) -> None:
+        """The inverse of `save_weights`, into the same parameters; the rest of the generator's training starts anew."""
+
+
+def identity(config: GeneratorConfig, plan: NetworkPlan, layout: ConditionLayout, spacing: Sequence[float]) -> dict[str, Any]:
+    """What a folder must have in common with a training that shall use it, JSON-like.
+
+    Args:
+        config: the family and its width.
+        plan: the segmentation network's plan.
+        layout: channels of conditions and images.
+        spacing: of the voxels, mm, per axis of the patch.
+    """
+    return {
+        "family": config.name,
+        "image_channels": layout.image_channels,
+        "foreground": layout.foreground,
+        "tissues": layout.tissues,
+        "spacing": list(spacing),
+        "features": list(plan.scaled(config.width)),
+        "strides": [list(stride) for stride in plan.strides],
+        "kernels": [list(kernel) for kernel in plan.kernels],
+    }
+
+
+def save_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> None:
+    """Writes a generator's weights and, last, what they fit.
+
+    Args:
+        generator: of a family that has weights.
+        folder: made if need be; what is in it of a generator is overwritten.
+        own: the generator's `identity`.
+
+    Raises:
+        ValueError: the family has no weights to save.
+    """
+    _pretrainable(generator, own).save_weights(_made(folder))
+    (folder / CONFIG).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+
+
+def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> None:
+    """Loads what `save_pretrained` wrote; optimisers, discriminator and encoder stay as they are.
+
+    Args:
+        generator: receives the weights.
+        folder: a trained generator's.
+        own: the `identity` of `generator`.
+
+    Raises:
+        ValueError: the folder is not one of a trained generator, or does not fit.
+    """
+    try:
+        there = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder} is not the folder of a trained generator: {CONFIG} cannot be read ({error})") from None
+    for key, here in own.items():
+        if not _agree(key, there.get(key), here):
+            raise ValueError(
+                f"the trained generator in {folder} does not fit: {key} is {there.get(key)!r} there, {here!r} here; use one that "
+                "was trained with the same"
+            )
+    try:
+        _pretrainable(generator, own).load_weights(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"the weights in {folder} are missing, damaged or of other shapes: {error}") from error
+
+
+def _agree(key: str, there: Any, here: Any) -> bool:
+    if key != "spacing" or not isinstance(there, list) or len(there) != len(here):
+        return bool(there == here)
+    return all(math.isclose(one, other, rel_tol=SPACING_TOLERANCE) for one, other in zip(there, here, strict=True))
+
+
+def _pretrainable(generator: Generator, own: dict[str, Any]) -> Pretrainable:
+    if not isinstance(generator, Pretrainable):
+        raise ValueError(f"generator {own['family']!r} has no weights to save or load")
+    return generator
+
+
+def _made(folder: Path) -> Path:
+    (folder / CONFIG).unlink(missing_ok=True)  # a folder that is half overwritten must not look whole
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,135 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+
+from nnunetv2_genseg.conditioning import ConditionLayout
+from nnunetv2_genseg.config import GeneratorConfig
+from nnunetv2_genseg.generators import NetworkPlan, build_generator
+from nnunetv2_genseg.generators.diffusion import TimedUNet
+from nnunetv2_genseg.generators.pretrained import identity, load_pretrained, save_pretrained
+
+LAYOUT = ConditionLayout(2, 3, 1)
+FAMILY = pytest.mark.parametrize("family", ["diffusion", "gan", "vae"])
+DIMS = pytest.mark.parametrize("dims", [2, 3], ids=["2d", "3d"])
+
+
+def planned(dims):
+    return NetworkPlan((8,) * dims, (8, 8), ((1,) * dims, (2,) * dims), ((3,) * dims,) * 2)
+
+
+def build(family, dims=2, seed=0, layout=LAYOUT, **settings):
+    config = GeneratorConfig(name=family, learning_rate=0.01, **settings)
+    generator = build_generator(
+        config, planned(dims), layout, seed=seed, device=torch.device("cpu"), separate_architecture=False
+    )
+    return generator, identity(config, planned(dims), layout, [1.0] * dims)
+
+
+def inputs(generator, dims=2):
+    noise = torch.Generator().manual_seed(0)
+    shapes = (LAYOUT.channels, *(8,) * dims), (1, *(8,) * dims), generator.style_shape((8,) * dims)
+    return [torch.randn(2, *shape, generator=noise) for shape in shapes]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "made" / "on the way"
+
+
+@DIMS
+@FAMILY
+def test_a_loaded_generator_draws_the_same_with_the_same_parameters(family, dims, folder):
+    original, own = build(family, dims)
+    condition, image, style = inputs(original, dims)
+    for _ in range(5):
+        original.learn(condition, image, style)
+    save_pretrained(original, folder, own)
+    other, _ = build(family, dims, seed=1)
+    other.learn(condition, image, style)
+    parameters = other.weights()
+    load_pretrained(other, folder, own)
+    torch.testing.assert_close(other.draw(condition, style), original.draw(condition, style))
+    assert all(one is same for one, same in zip(other.weights(), parameters, strict=True))
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    other.learn(condition, image, style)
+
+
+@DIMS
+def test_diffusers_own_classes_draw_the_same_from_the_folder(dims, folder):
+    generator, own = build("diffusion", dims)
+    condition, image, style = inputs(generator, dims)
+    for _ in range(5):
+        generator.learn(condition, image, style)
+    save_pretrained(generator, folder, own)
+
+    network = (UNet2DModel if dims == 2 else TimedUNet).from_pretrained(folder, subfolder="unet")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 2, 2))
+    sample = style
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            velocity = network(torch.cat([sample, condition], dim=1), timestep).sample
+            sample = scheduler.step(velocity, timestep, sample).prev_sample
+    torch.testing.assert_close(sample, generator.draw(condition, style))
+
+
+@pytest.mark.parametrize(
+    "key, other",
+    [("family", "vae"), ("image_channels", 3), ("spacing", [1.0, 2.0]), ("spacing", [1.0]), ("tissues", 0), ("features", [8])],
+)
+def test_a_generator_that_does_not_fit_is_refused_with_what_differs(key, other, folder):
+    generator, own = build("gan")
+    save_pretrained(generator, folder, own)
+    with pytest.raises(ValueError, match=f"does not fit: {key} is .* there, .* here"):
+        load_pretrained(generator, folder, {**own, key: other})
+
+
+def test_spacings_that_hardly_differ_are_taken_for_the_same(folder):
+    generator, own = build("gan")
+    save_pretrained(generator, folder, own)
+    load_pretrained(generator, folder, {**own, "spacing": [1.04, 0.97]})
+
+
+@FAMILY
+def test_other_shapes_of_weights_and_damage_are_named(family, folder):
+    generator, own = build(family)
+    save_pretrained(generator, folder, own)
+    if family != "diffusion":
+        other, _ = build(family, style_channels=3)
+        with pytest.raises(ValueError, match="missing, damaged or of other shapes"):
+            load_pretrained(other, folder, own)
+    (weights,) = folder.rglob("*.safetensors")
+    for spoil in (lambda: weights.write_bytes(weights.read_bytes()[:100]), weights.unlink):
+        spoil()
+        with pytest.raises(ValueError, match="missing, damaged or of other shapes"):
+            load_pretrained(generator, folder, own)
+
+
+@pytest.mark.parametrize("content", [None, "{", "3"])
+def test_another_folder_is_refused(content, tmp_path):
+    generator, own = build("gan")
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"not the folder of a trained generator: config\.json cannot be read"):
+        load_pretrained(generator, tmp_path, own)
+
+
+def test_a_folder_that_was_left_half_written_does_not_look_whole(folder, monkeypatch):
+    generator, own = build("gan")
+    save_pretrained(generator, folder, own)
+    assert json.loads((folder / "config.json").read_text()) == own
+    monkeypatch.setattr(generator, "save_weights", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_pretrained(generator, folder, own)
+    with pytest.raises(ValueError, match="not the folder"):
+        load_pretrained(generator, folder, own)
+
+
+def test_a_family_without_weights_has_nothing_to_save(folder):
+    generator, own = build("gmm")
+    with pytest.raises(ValueError, match="generator 'gmm' has no weights"):
+        save_pretrained(generator, folder, own)
+    assert not folder.exists()
