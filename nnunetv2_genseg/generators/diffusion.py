@@ -163,9 +163,9 @@ class DiffusionGenerator:
         return {"flow": loss.item(), "l1": distance.item()}
 
     def _sigma(self, count: int) -> Tensor:
-        """(count,) in (0, 1], float64, spread more evenly over patches and iterations than random numbers."""
+        """(count,) in (0, 1], spread more evenly over patches and iterations than random numbers."""
         first = self.steps * count
-        return 1 - torch.arange(first, first + count, dtype=torch.float64).mul(GOLDEN_RATIO).frac()
+        return (1 - torch.arange(first, first + count, dtype=torch.float64).mul(GOLDEN_RATIO).frac()).float()
 
     def architecture(self) -> list[nn.Parameter]:
         """The kernel mixtures α in 3D; none in 2D."""

@@ -10,7 +10,14 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from PIL import Image
 
-from nnunetv2_genseg.trainers import GenSegTrainer, GenSegTrainerNoFeedback, GenSegTrainerShort, nnUNetTrainerShort
+from nnunetv2_genseg.trainers import (
+    GenSegTrainer,
+    GenSegTrainerDiffusion,
+    GenSegTrainerNoFeedback,
+    GenSegTrainerShort,
+    GenSegTrainerVAE,
+    nnUNetTrainerShort,
+)
 from nnunetv2_genseg.trainers import GenSegTrainer_5epochs as FiveEpochs  # type: ignore[attr-defined]
 
 from .conftest import StoppedError, make_trainer, resume, stop_after, weights_of
@@ -64,6 +71,14 @@ def test_trains_through_all_stages_in_2d(nnunet, settings, mode):
 def test_trains_through_all_stages_in_3d(nnunet, settings):
     settings(EVERY_STEP)
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_3D, "10,2,1,4,0")
+    trainer.run_training()
+    assert_all_stages(trainer)
+
+
+@pytest.mark.parametrize("preset", [GenSegTrainerDiffusion, GenSegTrainerVAE])
+def test_other_families_train_through_all_stages(nnunet, settings, preset):
+    settings({"generator": preset.preset["generator"], "feedback": {"interval": 1, "parameters": "weights"}})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "10,2,1,4,0")
     trainer.run_training()
     assert_all_stages(trainer)
 

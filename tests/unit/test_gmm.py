@@ -94,16 +94,6 @@ def test_images_are_differentiable_in_style_and_intensities():
     assert all(torch.isfinite(slope).all() and slope.any() for slope in slopes)
 
 
-def test_state_makes_an_equal_generator():
-    generator, conditions, image, _ = setting((12, 12), 3)
-    style = style_of(generator, image)
-    generator.learn(conditions, image, style)
-    other, *_ = setting((12, 12), 3)
-    assert not torch.equal(other.draw(conditions, style), generator.draw(conditions, style))
-    other.restore(generator.state())
-    assert torch.equal(other.draw(conditions, style), generator.draw(conditions, style))
-
-
 def test_conditions_without_intensities_are_refused():
     plan = NetworkPlan((8, 8), (8,), ((1, 1),), ((3, 3),))
     with pytest.raises(ValueError, match=r"'gmm' needs the intensities.*'tissue' or 'differential'"):
