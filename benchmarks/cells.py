@@ -53,7 +53,7 @@ ARMS: dict[str, Arm] = {
     "genseg_no_feedback": genseg(feedback=OFF),
     "genseg_deformation": deformation(),
     "genseg_gmm": genseg(generator={"name": "gmm"}, conditioning={"mode": "tissue"}, feedback=OFF),
-    "genseg_turns": genseg(feedback={"turns": 5}),
+    "genseg_fixed_cases": genseg(feedback={"turns": 1}),
     "genseg_weights": genseg(feedback={"parameters": "weights"}),
     "genseg_policy": genseg(feedback={"parameters": "policy"}),
     "genseg_half_gamma": genseg(mixing={"gamma": 0.5}, feedback=OFF),
@@ -174,9 +174,9 @@ GRIDS: dict[str, list[Cell]] = {
         *curve("stock genseg", SEEDS, "full"),
     ],
     "first": comparison(f"stock genseg_deformation {OURS}", range(1))
-    + comparison("genseg_turns", range(1)),
+    + comparison("genseg_fixed_cases", range(1)),
     # what the defaults were chosen by
-    "feedback": screening(ALL, "genseg_no_feedback genseg genseg_turns genseg_weights genseg_policy"),
+    "feedback": screening(ALL, "genseg_no_feedback genseg genseg_fixed_cases genseg_weights genseg_policy"),
     "mixing": screening(ALL, "genseg_half_gamma genseg_half_share genseg_no_tail"),
     "modes": screening(ALL, "stock stock_doubled_batch deformation differential_no_feedback mask_no_feedback tissue_no_feedback"),
     "changes": screening(ALL, "deformation_all deformation_transplant deformation_tone strong_deformation"),

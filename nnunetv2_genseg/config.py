@@ -173,7 +173,7 @@ class FeedbackConfig(Topic):
     """Adam's learning rate for φ."""
     cases: float = Field(0.2, gt=0, le=0.5)
     """Fraction of the fold's training cases that is held aside, at least one case."""
-    turns: int = Field(1, ge=1, le=20)
+    turns: int = Field(5, ge=1, le=20)
     """Into how many parts of equal length the time of the feedback is divided, each with other cases held aside. With 1
     they are the same from the first iteration on and never trained on before the tail. With more, all cases train before the
     feedback starts and in the other turns: nothing is lost to the segmenter, but it has seen what it is judged on."""
@@ -203,9 +203,13 @@ class GenSegConfig(Topic):
         """The settings as plain dictionaries, for a JSON file."""
         return self.model_dump(mode="json")
 
+    def flat(self) -> Settings:
+        """The settings by their full names, as in `feedback.turns`."""
+        return _flat(self.to_json())
+
     def differences(self, other: GenSegConfig) -> list[str]:
         """`topic.key: own value, other's value` for every setting in which the two differ."""
-        mine, theirs = _flat(self.to_json()), _flat(other.to_json())
+        mine, theirs = self.flat(), other.flat()
         return [f"{key}: {mine[key]!r}, there {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
 
 
