@@ -13,8 +13,9 @@ import os
 import pickle
 import random
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -24,6 +25,10 @@ FORMAT = 3
 UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile)
 """What reading a damaged file raises."""
+REMEDY = "restore that file, or start anew without --c"
+
+
+PARTIAL = ".partial"
 
 
 def save_atomically(content: Any, path: Path) -> None:
@@ -32,10 +37,22 @@ def save_atomically(content: Any, path: Path) -> None:
     Raises:
         OSError: it could not be written (disk full, no permission); whatever was at `path` before is intact.
     """
-    partial = path.with_name(path.name + ".partial")
+    with _replacing(path) as file:
+        torch.save(content, file)
+
+
+def write_text_atomically(text: str, path: Path) -> None:
+    """The same for text, in UTF-8."""
+    with _replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    partial = path.with_name(path.name + PARTIAL)
     try:
         with open(partial, "wb") as file:
-            torch.save(content, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -48,6 +65,12 @@ def save_atomically(content: Any, path: Path) -> None:
             f"could not write {path}: {error}. What was saved there before is intact; free space or correct the "
             "permissions and continue with --c"
         ) from error
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what a killed process had begun to write."""
+    for path in folder.glob(f"*{PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def sibling(checkpoint: Path, epoch: int) -> Path:
@@ -74,6 +97,20 @@ def remove_siblings(checkpoint: Path, keep: int | None = None) -> None:
             path.unlink(missing_ok=True)
 
 
+def require_intact(path: Path) -> None:
+    """Compares a file that `torch.save` wrote with its checksums, which `torch.load` does not read.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise ValueError("checksum")
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is corrupt ({type(error).__name__}: {error}); {REMEDY}") from error
+
+
 def load_sibling(identity: dict[str, Any], checkpoint: Path, epoch: int, device: torch.device) -> dict[str, Any]:
     """The state that `save_sibling` wrote.
 
@@ -81,26 +118,23 @@ def load_sibling(identity: dict[str, Any], checkpoint: Path, epoch: int, device:
         ValueError: it is missing, corrupt, of another epoch, or belongs to something else than `identity`.
     """
     path = sibling(checkpoint, epoch)
-    remedy = "restore that file, or start anew without --c"
     if not path.is_file():
-        raise ValueError(f"{checkpoint.name} is of epoch {epoch}, but its generator state {path} is missing; {remedy}")
+        raise ValueError(f"{checkpoint.name} is of epoch {epoch}, but its generator state {path} is missing; {REMEDY}")
+    require_intact(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch writes checksums but does not read them
-            if archive.testzip() is not None:
-                raise ValueError("checksum")
         content = torch.load(path, map_location=device, weights_only=True)
         form, found_epoch, found, state = (content[key] for key in ("format", "epoch", "identity", "state"))
     except UNREADABLE as error:
-        raise ValueError(f"generator state {path} is corrupt ({type(error).__name__}); {remedy}") from error
+        raise ValueError(f"generator state {path} is corrupt ({type(error).__name__}); {REMEDY}") from error
     if form != FORMAT:
-        raise ValueError(f"generator state {path} has format {form}, this version reads {FORMAT}; {remedy}")
+        raise ValueError(f"generator state {path} has format {form}, this version reads {FORMAT}; {REMEDY}")
     different = [key for key in identity if found.get(key) != identity[key]]
     if different or found_epoch != epoch:
         key = different[0] if different else "epoch"
         there, here = (found.get(key), identity[key]) if different else (found_epoch, epoch)
-        raise ValueError(f"generator state {path} belongs to another training: {key} is {there!r} there, {here!r} here; {remedy}")
+        raise ValueError(f"generator state {path} belongs to another training: {key} is {there!r} there, {here!r} here; {REMEDY}")
     if not isinstance(state, dict):
-        raise ValueError(f"generator state {path} is corrupt; {remedy}")
+        raise ValueError(f"generator state {path} is corrupt; {REMEDY}")
     return state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,6 +58,8 @@ class GenSegMixin(nnUNetTrainer):
     ) -> None:
         self.genseg = resolve(self.preset)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.output_folder is not None and not os.access(self.output_folder, os.W_OK):
+            raise PermissionError(f"{self.output_folder} is not writable; correct the permissions of the results folder")
         if not self.label_manager.foreground_labels:
             raise ValueError("dataset.json declares no foreground label: there is nothing to segment or to draw")
         if self.preset_epochs is not None:
@@ -262,7 +265,8 @@ class GenSegMixin(nnUNetTrainer):
                 checkpoint.set_global_random_state(state["random"], self.device)
         if self.local_rank == 0:
             settings = {"genseg_version": __version__, "trainer": type(self).__name__, **self.genseg.to_json()}
-            (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            checkpoint.remove_partial(folder)
+            checkpoint.write_text_atomically(json.dumps(settings, indent=2) + "\n", folder / CONFIG_FILE)
             if self._carving is not None and self._resume_from is None:
                 feedback = self.genseg.feedback
                 self._carving.write(folder, feedback.cases, self.genseg.seed, feedback.turns)
@@ -516,7 +520,13 @@ class GenSegMixin(nnUNetTrainer):
         return order[order.index(GenSegMixin) + 1].__name__
 
     def load_checkpoint(self, filename_or_checkpoint: str | dict[str, Any]) -> None:
-        """Loads nnU-Net's checkpoint; the generator's state follows when the training starts again."""
+        """Loads nnU-Net's checkpoint; the generator's state follows when the training starts again.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if isinstance(filename_or_checkpoint, str):
+            checkpoint.require_intact(Path(filename_or_checkpoint))
         super().load_checkpoint(filename_or_checkpoint)
         if isinstance(filename_or_checkpoint, str):
             self._resume_from = (Path(filename_or_checkpoint), self.current_epoch)
