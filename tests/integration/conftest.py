@@ -22,6 +22,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2_genseg.phantoms import PhantomDataset
 
 PROGRAMS = Path(sys.executable).parent
+TINY = "nnUNetPlansTiny"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Workspace:
     """nnU-Net's three folders."""
 
     folder: Path
+
+    def preprocessed(self, dataset: str) -> Path:
+        return self.folder / "preprocessed" / dataset
 
     @property
     def environment(self) -> dict[str, str]:
@@ -44,6 +48,28 @@ class Workspace:
         done = subprocess.run([str(PROGRAMS / command[0]), *command[1:]], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
+    def shrink(self, dataset: str, configuration: str) -> None:
+        """Plans beside nnU-Net's own, for a network of three stages with a few channels: an iteration takes milliseconds."""
+        folder = self.preprocessed(dataset)
+        plans = json.loads((folder / "nnUNetPlans.json").read_text())
+        kwargs = plans["configurations"][configuration]["architecture"]["arch_kwargs"]
+        for name, value in kwargs.items():
+            if isinstance(value, list):
+                kwargs[name] = value[: 2 if name == "n_conv_per_stage_decoder" else 3]
+        kwargs |= {"n_stages": 3, "features_per_stage": [4, 8, 8]}
+        (folder / f"{TINY}.json").write_text(json.dumps(plans | {"plans_name": TINY}))
+
+
+def make_repeatable(patch: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Fixes the choice of nnU-Net's Gaussian blur, which times two algorithms and keeps the faster one, so that equal seeds
+    give images that differ in the last bits; and leaves out nnU-Net's own picture, which takes a second."""
+
+    def direct(self: object, image: torch.Tensor, sigma: float, axis: int) -> torch.Tensor:
+        return gaussian_blur.blur_dimension(image, sigma, axis, force_use_fft=False)
+
+    patch(gaussian_blur.GaussianBlurTransform, "_benchmark_wrapper", direct)
+    patch(MetaLogger, "plot_progress_png", lambda self, folder: None)
+
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
@@ -52,28 +78,32 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     PhantomDataset(901, dims=2, training_cases=8, test_cases=2, extent=32).write(space.folder / "raw")
     PhantomDataset(902, dims=3, training_cases=5, test_cases=2, extent=24).write(space.folder / "raw")
     space.plan(901, "2d", "--verify_dataset_integrity")
+    space.shrink("Dataset901_Phantom2D", "2d")
     space.plan(902, "3d_fullres", "--verify_dataset_integrity")
     return space
 
 
+@pytest.fixture(scope="session")
+def undisturbed(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The final state of the training that the tests of faults disturb."""
+    from .processes import Training
+
+    training = Training(workspace, tmp_path_factory.mktemp("undisturbed"))
+    outcome = training.run()
+    assert outcome.exit_status == 0, outcome.trace
+    return training.final_state()
+
+
 @pytest.fixture
 def nnunet(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """nnU-Net's folders set, results in a folder of the test's own, data loading in this process, blurring repeatable.
-
-    nnU-Net's Gaussian blur times two algorithms and keeps the faster one, so that equal seeds give images that differ in the
-    last bits; the tests fix the choice.
-    """
+    """nnU-Net's folders set, results in a folder of the test's own, data loading in this process, blurring repeatable."""
     for name, value in workspace.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.delenv("nnUNet_genseg_config", raising=False)
 
-    def direct(self: object, image: torch.Tensor, sigma: float, axis: int) -> torch.Tensor:
-        return gaussian_blur.blur_dimension(image, sigma, axis, force_use_fft=False)
-
-    monkeypatch.setattr(gaussian_blur.GaussianBlurTransform, "_benchmark_wrapper", direct)
-    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)  # nnU-Net's own picture takes a second
+    make_repeatable(monkeypatch.setattr)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path

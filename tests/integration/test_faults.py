@@ -1,0 +1,190 @@
+"""Disks that are full or read-only, processes that die, files that are damaged: a clear error, and `--c` goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2_genseg import checkpoint
+
+from .conftest import Workspace
+from .kills import SIBLING
+from .processes import Moment, Training, differences
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def killed(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """A training that was killed in its fifth epoch, after the checkpoint of the fourth."""
+    training = Training(workspace, tmp_path_factory.mktemp("killed"))
+    assert training.run(Moment("train_step", 10)).killed
+    return training
+
+
+@pytest.fixture
+def copy(killed: Training, tmp_path: Path) -> Training:
+    """The same in a folder of the test's own."""
+    shutil.copytree(killed.results, tmp_path / "results")
+    return Training(killed.workspace, tmp_path / "results")
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("checkpoint_*") if path.is_file()}
+
+
+@pytest.mark.parametrize("file", ["checkpoint_latest.pth", SIBLING.format("latest")])
+def test_a_disk_that_is_full_leaves_the_older_checkpoint_and_the_training_goes_on(workspace, tmp_path, undisturbed, file):
+    training = Training(workspace, tmp_path)
+    outcome = training.run(Moment(f"open {file}.partial", 2, "disk full", 50_000))
+    assert outcome.exit_status == 2
+    assert outcome.error.startswith(f"OSError: could not write {training.folder / file.replace('*', '0004')}: [Errno 27]")
+    assert "free space" in outcome.error
+    assert list(training.folder.glob("*.partial")) == []
+    older = training.folder / "checkpoint_latest.pth"
+    checkpoint.require_intact(older)
+    assert torch.load(older, weights_only=False)["current_epoch"] == 2
+    assert checkpoint.sibling(older, 2).is_file()
+    again = training.run(resume=True)
+    assert again.epochs == [2, 3, 4, 5], again.trace
+    assert list(differences(undisturbed, training.final_state())) == []
+
+
+def test_a_read_only_folder_is_named_and_once_writable_the_training_goes_on(copy, undisturbed):
+    before = content_of(copy.folder)
+    copy.folder.chmod(0o555)
+    try:
+        outcome = Training(copy.workspace, copy.results, unprivileged=True).run(resume=True)
+    finally:
+        copy.folder.chmod(0o755)
+    assert outcome.exit_status == 2
+    assert outcome.error == (
+        f"PermissionError: {copy.folder} is not writable; correct the permissions of the results folder"
+    )
+    assert content_of(copy.folder) == before
+    again = copy.run(resume=True)
+    assert again.epochs == [4, 5], again.trace
+    assert list(differences(undisturbed, copy.final_state())) == []
+
+
+def test_a_folder_that_becomes_read_only_is_named_when_saving(workspace, tmp_path, undisturbed):
+    training = Training(workspace, tmp_path, unprivileged=True)
+    outcome = training.run(Moment("open checkpoint_latest.genseg-*.pt.partial", 2, "read-only folder"))
+    training.folder.chmod(0o755)
+    assert outcome.exit_status == 2
+    assert "could not write" in outcome.error
+    assert "Permission denied" in outcome.error
+    again = training.run(resume=True)
+    assert again.epochs == [2, 3, 4, 5], again.trace
+    assert list(differences(undisturbed, training.final_state())) == []
+
+
+def test_a_killed_data_loading_process_ends_the_training_which_goes_on_later(workspace, tmp_path):
+    training = Training(workspace, tmp_path, workers=1)
+    outcome = training.run(Moment("train_step", 6, "kill worker"))
+    assert outcome.exit_status == 2
+    assert "background workers are no longer alive" in outcome.error
+    again = training.run(resume=True)
+    assert again.exit_status == 0, again.trace
+    assert again.epochs == list(range(2, 6))
+
+
+class Malicious:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+def edited(**changes: Any) -> Callable[[Path], None]:
+    """Puts other values into the file."""
+
+    def damage(path: Path) -> None:
+        content = torch.load(path, weights_only=True)
+        identity = {key: value for key, value in changes.items() if key in content["identity"]}
+        content["identity"] |= identity
+        torch.save(content | {key: value for key, value in changes.items() if key not in identity}, path)
+
+    return damage
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "is corrupt"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "is corrupt"),
+    "its first bytes flipped": (
+        lambda path: path.write_bytes(bytes(byte ^ 0xFF for byte in path.read_bytes()[:2000]) + path.read_bytes()[2000:]),
+        "is corrupt",
+    ),
+    "missing": (Path.unlink, "is missing"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is missing"),
+    "of another dataset": (edited(dataset="Dataset999_Other"), "dataset is 'Dataset999_Other' there"),
+    "of other plans": (edited(plans="nnUNetPlans"), "plans is 'nnUNetPlans' there"),
+    "of another configuration": (edited(configuration="3d_fullres"), "configuration is '3d_fullres' there, '2d' here"),
+    "of another fold": (edited(fold="1"), "fold is '1' there, '0' here"),
+    "of another generator": (edited(generator="gmm"), "generator is 'gmm' there, 'gan' here"),
+    "of another number of classes": (edited(classes=7), "classes is 7 there, 3 here"),
+    "of another epoch": (edited(epoch=3), "epoch is 3 there, 4 here"),
+    "of an older format": (edited(format=1), "has format 1, this version reads 2"),
+    "of a newer format": (edited(format=3), "has format 3, this version reads 2"),
+    "code": (lambda path: torch.save(Malicious(f"touch {path.parent / 'executed'}"), path), "is corrupt"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_generator_file_that_does_not_fit_is_refused_and_nothing_is_changed(copy, name):
+    damage, message = DAMAGES[name]
+    path = checkpoint.sibling(copy.folder / "checkpoint_latest.pth", 4)
+    damage(path)
+    before = content_of(copy.folder)
+    outcome = copy.run(resume=True)
+    assert outcome.exit_status == 2
+    assert outcome.error.startswith("ValueError: ")
+    assert message in outcome.error
+    assert str(path) in outcome.error
+    assert "start anew without --c" in outcome.error
+    assert outcome.epochs == []
+    assert content_of(copy.folder) == before
+    assert not (copy.folder / "executed").exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "flipped"])
+def test_a_damaged_checkpoint_of_nnunet_is_refused_by_name(copy, damage):
+    path = copy.folder / "checkpoint_latest.pth"
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        weights = torch.load(path, weights_only=False)["network_weights"]["decoder.seg_layers.0.weight"].numpy().tobytes()
+        content[content.index(weights)] ^= 0x10
+    path.write_bytes(content[: {"empty": 0, "truncated": len(content) // 2}.get(damage)])
+    outcome = copy.run(resume=True)
+    assert outcome.exit_status == 2
+    assert outcome.error.startswith(f"ValueError: {path} is corrupt")
+    assert outcome.epochs == []
+
+
+def test_a_flipped_bit_anywhere_in_a_real_generator_file_gives_the_same_state_or_an_error(copy):
+    """Over 400 positions; padding and the archive's time stamps may stay unnoticed."""
+    latest = copy.folder / "checkpoint_latest.pth"
+    path = checkpoint.sibling(latest, 4)
+    content = path.read_bytes()
+    whole = torch.load(path, weights_only=True)
+    rng, refused = np.random.default_rng(0), 0
+    for position in rng.choice(len(content), 400, replace=False):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        try:
+            found = checkpoint.load_sibling(whole["identity"], latest, 4, CPU)
+        except ValueError as error:
+            assert "corrupt" in str(error), position
+            refused += 1
+        else:
+            assert list(differences(whole["state"], found)) == [], position
+    assert refused > 200
