@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 
 EXTERNAL_TRAINERS = "nnUNet_extTrainer"
 DEFAULT_TRAINER = "GenSegTrainer"
+USERS_ERRORS = (ValueError, AssertionError, NotImplementedError, OSError, ImportError, RuntimeError, FloatingPointError)
+"""What ends with one message; nnU-Net asserts what it demands of a user."""
+FOLDERS = ("nnUNet_preprocessed", "nnUNet_results")
 
 
 def discovery_folder() -> Path:
@@ -37,17 +41,51 @@ def train(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: the dataset was not preprocessed, or anything else that a user can correct.
     """
+    parser = argparse.ArgumentParser(prog="genseg train", add_help=False, argument_default="")
+    parser.add_argument("positional", nargs="*")
+    for option in ("-tr", "-p", "-pretrained_weights", "-num_gpus", "-device"):
+        parser.add_argument(option)
+    known, _ = parser.parse_known_intermixed_args(arguments)
+    for fold in known.positional[2:3]:
+        if fold != "all" and not fold.isdigit():
+            raise ValueError(f"fold must be `all` or a whole number from 0 on, found {fold!r}")
+    for name in FOLDERS if known.positional else ():
+        if not os.environ.get(name):
+            raise ValueError(f"{name} is not set; run: export {name}=FOLDER")
+    if known.positional:
+        _require_device(known.device or "cuda", "-device cpu")
     os.environ[EXTERNAL_TRAINERS] = external_trainers()
-    named = list(arguments) if "-tr" in arguments else [*arguments, "-tr", DEFAULT_TRAINER]
     from nnunetv2.run.run_training import run_training_entry
 
-    sys.argv = ["nnUNetv2_train", *named]
+    sys.argv = ["nnUNetv2_train", *arguments, *([] if known.tr else ["-tr", DEFAULT_TRAINER])]
     try:
         run_training_entry()
     except FileNotFoundError as error:
         raise ValueError(
             f"{error.filename} is missing; first run: nnUNetv2_plan_and_preprocess -d DATASET --verify_dataset_integrity"
         ) from error
+    except json.JSONDecodeError as error:
+        faulty = _not_json(known.positional[0])
+        raise ValueError(f"{faulty} is not valid JSON ({error}); run nnUNetv2_plan_and_preprocess again") from error
+
+
+def _require_device(device: str, remedy: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"no CUDA device was found; use {remedy}")
+
+
+def _not_json(dataset: str) -> str:
+    """The files of a preprocessed dataset, named or numbered, that are not JSON."""
+    name = dataset if dataset.startswith("Dataset") else f"Dataset{int(dataset):03d}_*"
+    faulty = []
+    for path in sorted(Path(os.environ["nnUNet_preprocessed"]).glob(f"{name}/*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            faulty.append(str(path))
+    return ", ".join(faulty) or f"a file of {dataset}"
 
 
 def demo(arguments: Sequence[str]) -> None:
@@ -59,6 +97,7 @@ def demo(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
     parser.add_argument("--full", action="store_true", help="train ten times longer")
     chosen = parser.parse_args(arguments)
+    _require_device(chosen.device, "--device cpu")
     run_demo(DemoSettings(folder=chosen.folder, device=chosen.device, iterations=100 if chosen.full else 10))
 
 
@@ -89,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train(rest)
         else:
             demo(rest)
-    except (ValueError, NotImplementedError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+    except USERS_ERRORS as error:
         print(f"genseg: {error}", file=sys.stderr)
         if os.environ.get("GENSEG_TRACEBACK"):
             raise

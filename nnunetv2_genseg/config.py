@@ -263,7 +263,10 @@ def _explain(model: type[BaseModel], fault: dict[str, Any]) -> str:
 def _read(path: Path) -> Settings:
     if not path.is_file():
         raise ValueError(f"{ENVIRONMENT_VARIABLE} names {path}, which is not a file; correct or unset it")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from None
     try:
         settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError) as error:

@@ -28,6 +28,7 @@ from nnunetv2_genseg.pictures.progress import ProgressRecord
 from nnunetv2_genseg.pictures.samples import save_samples
 from nnunetv2_genseg.trainers.carving import Carving, carve
 from nnunetv2_genseg.trainers.cascade import PreviousStage
+from nnunetv2_genseg.trainers.checks import PREPROCESS, read_json, require_description, require_splits
 from nnunetv2_genseg.trainers.mixing import MixedLoss, Target, joined
 
 CONFIG_FILE = "genseg_config.json"
@@ -57,6 +58,7 @@ class GenSegMixin(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),
     ) -> None:
         self.genseg = resolve(self.preset)
+        require_description(dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.output_folder is not None and not os.access(self.output_folder, os.W_OK):
             raise PermissionError(f"{self.output_folder} is not writable; correct the permissions of the results folder")
@@ -160,7 +162,7 @@ class GenSegMixin(nnUNetTrainer):
         Raises:
             ValueError: the fold has too few cases.
         """
-        self._require_enough_cases()
+        self._require_cases()
         training, validation = super().do_split()
         if not self.genseg.feedback.enabled:
             return training, validation
@@ -179,13 +181,16 @@ class GenSegMixin(nnUNetTrainer):
         elapsed = (progress - start) / max(1 - tail - start, 1e-9)
         return min(max(0, int(elapsed * feedback.turns + 1e-6)), feedback.turns - 1)
 
-    def _require_enough_cases(self) -> None:
-        if self.fold == "all" or (Path(self.preprocessed_dataset_folder_base) / "splits_final.json").is_file():
+    def _require_cases(self) -> None:
+        if self.fold == "all":
             return
-        count = len(list(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)))
-        if count < 5:
+        cases = list(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+        splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        if splits.is_file():
+            require_splits(splits, cases)
+        elif len(cases) < 5:
             raise ValueError(
-                f"the dataset has {count} cases, too few for nnU-Net's five-fold cross-validation; train on all of them "
+                f"the dataset has {len(cases)} cases, too few for nnU-Net's five-fold cross-validation; train on all of them "
                 "with fold `all`, or write your own splits_final.json"
             )
 
@@ -282,7 +287,7 @@ class GenSegMixin(nnUNetTrainer):
     def _require_same_configuration(self, path: Path) -> None:
         if not path.is_file():
             raise ValueError(f"cannot resume: {path} is missing, so this fold was not trained by GenSeg; start without --c")
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
         settings = {key: value for key, value in settings.items() if key not in ("genseg_version", "trainer")}
         differences = checked(GenSegConfig, settings, str(path)).differences(self.genseg)
         if differences:
@@ -556,7 +561,10 @@ def _average(tensors: Any) -> None:
 
 
 def _has_foreground(dataset: Any, case: str) -> bool:
-    _, _, _, properties = dataset.load_case(case)
+    try:
+        _, _, _, properties = dataset.load_case(case)
+    except checkpoint.UNREADABLE as error:
+        raise ValueError(f"preprocessed case {case} cannot be read ({error}); run {PREPROCESS}") from error
     return any(len(voxels) > 0 for key, voxels in properties["class_locations"].items() if not _is_annotated_key(key))
 
 

@@ -32,15 +32,11 @@ class Workspace:
     folder: Path
 
     def preprocessed(self, dataset: str) -> Path:
-        return self.folder / "preprocessed" / dataset
+        return self.folder / "nnUNet_preprocessed" / dataset
 
     @property
     def environment(self) -> dict[str, str]:
-        return {
-            "nnUNet_raw": str(self.folder / "raw"),
-            "nnUNet_preprocessed": str(self.folder / "preprocessed"),
-            "nnUNet_results": str(self.folder / "results"),
-        }
+        return {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
 
     def plan(self, dataset_id: int, configuration: str, *options: str) -> None:
         command = ["nnUNetv2_plan_and_preprocess", "-d", str(dataset_id), "-c", configuration, "-np", "1", "-npfp", "1", *options]
@@ -75,8 +71,8 @@ def make_repeatable(patch: Callable[[Any, str, Any], None] = setattr) -> None:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """2D RGB (901), 3D (902)."""
     space = Workspace(tmp_path_factory.mktemp("nnunet"))
-    PhantomDataset(901, dims=2, training_cases=8, test_cases=2, extent=32).write(space.folder / "raw")
-    PhantomDataset(902, dims=3, training_cases=5, test_cases=2, extent=24).write(space.folder / "raw")
+    PhantomDataset(901, dims=2, training_cases=8, test_cases=2, extent=32).write(space.folder / "nnUNet_raw")
+    PhantomDataset(902, dims=3, training_cases=5, test_cases=2, extent=24).write(space.folder / "nnUNet_raw")
     space.plan(901, "2d", "--verify_dataset_integrity")
     space.shrink("Dataset901_Phantom2D", "2d")
     space.plan(902, "3d_fullres", "--verify_dataset_integrity")
@@ -136,6 +132,7 @@ def make_trainer(
     fold: Any = 0,
     resume: bool = False,
     plans_name: str = "nnUNetPlans",
+    device: str = "cpu",
 ) -> nnUNetTrainer:
     """A trainer as nnU-Net's command line makes it, with everything seeded."""
     os.environ["nnUNet_genseg_short"] = length
@@ -144,7 +141,7 @@ def make_trainer(
     plans["continue_training"] = resume
     seed_everything(0)
     description = json.loads((folder / "dataset.json").read_text())
-    trainer = kind(plans=plans, configuration=configuration, fold=fold, dataset_json=description, device=torch.device("cpu"))
+    trainer = kind(plans=plans, configuration=configuration, fold=fold, dataset_json=description, device=torch.device(device))
     seed_everything(int(length.split(",")[-1]))
     return trainer
 

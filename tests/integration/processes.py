@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
@@ -84,6 +85,7 @@ class Training:
 
     workspace: Workspace
     results: Path
+    dataset: str = "Dataset901_Phantom2D"
     length: str = "6,2,1,2,5"
     """Epochs, iterations, validation iterations, epochs between checkpoints, seed."""
     settings: dict[str, Any] = field(default_factory=lambda: {"feedback": {"interval": 1}})
@@ -94,11 +96,12 @@ class Training:
     """Mode bits are respected, by root too."""
     memory_every: int = 0
     """Iterations between two looks at the memory; 0: none."""
+    device: str = "cpu"
 
     @property
     def folder(self) -> Path:
         """The fold folder."""
-        return self.results / "Dataset901_Phantom2D" / f"GenSegTrainerShort__{TINY}__2d" / f"fold_{self.fold}"
+        return self.results / self.dataset / f"GenSegTrainerShort__{TINY}__2d" / f"fold_{self.fold}"
 
     def final_state(self) -> dict[str, Any]:
         """Everything that a finished training leaves and that no fault may change: weights, optimisers, random states."""
@@ -146,6 +149,12 @@ class Training:
         return Outcome(process.exitcode, epochs, error, memory, time.monotonic() - started, trace)
 
 
+def memory_slope(samples: list[tuple[int, int]], warm_up: int) -> float:
+    """Bytes an iteration, by least squares over the samples (iteration, bytes) after the warm-up."""
+    iteration, resident = np.array([sample for sample in samples if sample[0] > warm_up]).T
+    return float(np.polyfit(iteration, resident, 1)[0])
+
+
 def differences(first: Any, second: Any, name: str = "") -> Iterator[str]:
     """Names of what is not equal bit for bit in two nests of dictionaries and lists."""
     if isinstance(first, torch.Tensor):
@@ -178,7 +187,14 @@ def _train(connection: Connection, training: Training, moment: Moment | None, re
         _drop_capabilities()
     try:
         trainer = make_trainer(
-            GenSegTrainerShort, "Dataset901_Phantom2D", "2d", training.length, training.fold, resume, plans_name=TINY
+            GenSegTrainerShort,
+            training.dataset,
+            "2d",
+            training.length,
+            training.fold,
+            resume,
+            plans_name=TINY,
+            device=training.device,
         )
         trainer.initialize()
         maybe_load_checkpoint(trainer, resume, False)
@@ -217,13 +233,19 @@ def _report(trainer: Any, connection: Connection, memory_every: int) -> None:
         nonlocal done
         done += 1
         if done % memory_every == 0:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            connection.send(("memory", done, pages * resource.getpagesize()))
+            connection.send(("memory", done, _memory(trainer.device)))
         return step(batch)
 
     trainer.on_epoch_start = epoch
     if memory_every:
         trainer.train_step = iteration
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that the process holds, on a GPU those of its tensors."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _watch_files(on_event: Callable[[str], None]) -> None:

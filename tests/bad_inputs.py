@@ -1,0 +1,401 @@
+"""What a user can get wrong, and what `genseg` answers: one table for the test and for the benchmark."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from nnunetv2_genseg import cli
+
+TRAIN = ("train", "{id}", "2d", "0", "-tr", "GenSegTrainerShort", "-p", "nnUNetPlansTiny", "-device", "cpu")
+RESUME = (*TRAIN, "--c")
+
+
+@dataclass
+class Place:
+    """Folders of nnU-Net that are a bad input's own, and the environment in which `genseg` is called."""
+
+    folder: Path
+    dataset: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.folder / "nnUNet_preprocessed" / self.dataset
+
+    @property
+    def cases(self) -> Path:
+        return self.preprocessed / "nnUNetPlans_2d"
+
+    @property
+    def fold(self) -> Path:
+        return self.folder / "nnUNet_results" / self.dataset / "GenSegTrainerShort__nnUNetPlansTiny__2d" / "fold_0"
+
+    @property
+    def dataset_id(self) -> str:
+        return self.dataset[len("Dataset") :].split("_")[0]
+
+
+Preparation = Callable[[Place], None]
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """One row of the table."""
+
+    name: str
+    message: str
+    """Part of what must be said."""
+    prepare: Preparation
+    arguments: tuple[str, ...] = TRAIN
+    """`{id}` and `{folder}` are filled in."""
+    without_gpu: bool = False
+    """It is wrong only where there is none."""
+    begins: bool = False
+    """It can be noticed only after the training has begun, whose first files are there by then."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `genseg` did."""
+
+    status: int | str | None
+    said: str
+    """On stderr."""
+    changed: list[str]
+    """Files written or changed, but for nnU-Net's log."""
+
+
+def nothing(place: Place) -> None:
+    """The fault is in the arguments."""
+
+
+def settings(content: Any, name: str = "genseg.json") -> Preparation:
+    """A configuration file, as text or as what JSON shall hold."""
+
+    def prepare(place: Place) -> None:
+        path = place.folder / name
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        place.environment["nnUNet_genseg_config"] = str(path)
+
+    return prepare
+
+
+def variable(name: str, value: str | None) -> Preparation:
+    """An environment variable, `{folder}` filled in; None: not set."""
+
+    def prepare(place: Place) -> None:
+        place.environment.pop(name, None)
+        if value is not None:
+            place.environment[name] = value.format(folder=place.folder)
+
+    return prepare
+
+
+def edit(path: str, change: Callable[[Any], Any]) -> Preparation:
+    """Changes a JSON file of the preprocessed dataset."""
+
+    def prepare(place: Place) -> None:
+        file = place.preprocessed / path
+        content = json.loads(file.read_text()) if file.exists() else None
+        file.write_text(json.dumps(change(content)))
+
+    return prepare
+
+
+def damage(change: Callable[[Path], object], path: Callable[[Place], Path]) -> Preparation:
+    """Does something to a file."""
+    return lambda place: (change(path(place)), None)[1]
+
+
+def preprocessed(name: str) -> Callable[[Place], Path]:
+    return lambda place: place.preprocessed / name
+
+
+def case(name: str) -> Callable[[Place], Path]:
+    return lambda place: place.cases / name
+
+
+def in_fold(name: str) -> Callable[[Place], Path]:
+    return lambda place: place.fold / name
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"{ this is neither JSON nor a pickle")
+
+
+def all_training(place: Place, names: list[str]) -> None:
+    (place.preprocessed / "splits_final.json").write_text(json.dumps([{"train": names, "val": ["tr_000"]}]))
+
+
+def few_cases(place: Place) -> None:
+    (place.preprocessed / "splits_final.json").unlink(missing_ok=True)
+    for path in place.cases.glob("tr_004*"):
+        path.unlink()
+
+
+def no_foreground(place: Place) -> None:
+    for path in place.cases.glob("*.pkl"):
+        properties = pickle.loads(path.read_bytes())
+        properties["class_locations"] = {key: [] for key in properties["class_locations"]}
+        path.write_bytes(pickle.dumps(properties))
+
+
+def undeclared_label(place: Place) -> None:
+    import blosc2
+
+    for path in place.cases.glob("*_seg.b2nd"):
+        labels = blosc2.open(urlpath=str(path), mode="r")[:]
+        path.unlink()
+        blosc2.asarray(labels * 0 + 7, urlpath=str(path))
+
+
+def without(key: str) -> Callable[[Any], Any]:
+    return lambda content: {name: value for name, value in content.items() if name != key}
+
+
+def with_labels(labels: dict[str, int]) -> Callable[[Any], Any]:
+    return lambda content: content | {"labels": labels}
+
+
+def cascade(plans: Any) -> Any:
+    plans["configurations"]["2d"]["previous_stage"] = "2d"
+    return plans
+
+
+def foreign(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    content["identity"]["dataset"] = "Dataset777_Other"
+    torch.save(content, path)
+
+
+def both(*preparations: Preparation) -> Preparation:
+    def prepare(place: Place) -> None:
+        for preparation in preparations:
+            preparation(place)
+
+    return prepare
+
+
+SIBLING = in_fold("checkpoint_latest.genseg-0004.pt")
+ONE_STEP = "masks.growth and masks.recombination"
+
+TABLE: tuple[BadInput, ...] = (
+    # the configuration file
+    BadInput("config file missing", "not a file; correct or unset it", variable("nnUNet_genseg_config", "{folder}/none.json")),
+    BadInput("config file is a folder", "not a file; correct or unset it", variable("nnUNet_genseg_config", "{folder}")),
+    BadInput("config not JSON", "neither valid JSON nor YAML", settings(b"{masks: ")),
+    BadInput("config not YAML", "neither valid JSON nor YAML", settings(b"masks: [1,", "genseg.yaml")),
+    BadInput("config not text", "is not a text file in UTF-8", settings(b"\xff\xfe\x00masks", "genseg.yaml")),
+    BadInput("config is a list", "must hold a mapping of topics to settings, found list", settings([1])),
+    BadInput("config topic unknown", "mask: unknown key; did you mean masks?", settings({"mask": {}})),
+    BadInput("config key unknown", "mixing.gama: unknown key; did you mean gamma?", settings({"mixing": {"gama": 1.0}})),
+    BadInput("config key like none", "mixing.foo: unknown key; known here: share, gamma", settings({"mixing": {"foo": 1}})),
+    BadInput("config topic no mapping", "masks: Input should be", settings({"masks": 3})),
+    BadInput("config text for number", "mixing.gamma: Input should be a valid number", settings({"mixing": {"gamma": "1"}})),
+    BadInput("config number for switch", "feedback.enabled: Input should be", settings({"feedback": {"enabled": 1}})),
+    BadInput("config fraction for count", "generator.interval: Input should be", settings({"generator": {"interval": 1.5}})),
+    BadInput("config nothing for number", "masks.elastic: Input should be", settings({"masks": {"elastic": None}})),
+    BadInput("config NaN", "masks.elastic: Input should be", settings(b'{"masks": {"elastic": NaN}}')),
+    BadInput("schedule out of range", "schedule.warmup: Input should be less than 1", settings({"schedule": {"warmup": 1.5}})),
+    BadInput("mixing out of range", "mixing.share: Input should be greater than 0", settings({"mixing": {"share": 0}})),
+    BadInput("masks out of range", "masks.control_points: Input should be greater", settings({"masks": {"control_points": 3}})),
+    BadInput("conditioning out of range", "tissue_classes: Input should", settings({"conditioning": {"tissue_classes": 1}})),
+    BadInput("generator out of range", "generator.width: Input should be greater than 0", settings({"generator": {"width": 0}})),
+    BadInput("feedback out of range", "feedback.cases: Input should be less than", settings({"feedback": {"cases": 0.9}})),
+    BadInput("seed out of range", "seed: Input should be greater than or equal to 0", settings({"seed": -1})),
+    BadInput("mode unknown", "conditioning.mode: Input should be 'deformation'", settings({"conditioning": {"mode": "magic"}})),
+    BadInput("two faults at once", "masks.rotation: Input should", settings({"seed": -1, "masks": {"rotation": 999.0}})),
+    BadInput(
+        "schedule leaves nothing",
+        "make the sum smaller than 1",
+        settings({"schedule": {"warmup": 0.5, "ramp": 0.3, "tail": 0.2}}),
+    ),
+    BadInput(
+        "feedback without a generator",
+        "'deformation' has no generator; choose",
+        settings({"conditioning": {"mode": "deformation"}}),
+    ),
+    BadInput("nothing that the generator shows", ONE_STEP, settings({"conditioning": {"intensity_shift": 0.0}})),
+    BadInput(
+        "no architecture in the mixture",
+        "generator 'gmm' has no such parameters",
+        settings({"generator": {"name": "gmm"}, "conditioning": {"mode": "tissue"}}),
+    ),
+    BadInput(
+        "mixture without tissues",
+        "choose conditioning.mode 'tissue' or 'differential'",
+        settings({"generator": {"name": "gmm"}, "conditioning": {"mode": "mask"}, "feedback": {"parameters": "policy"}}),
+    ),
+    BadInput("generator unknown", "no generator 'diffusion'; registered are", settings({"generator": {"name": "diffusion"}})),
+    # the command line
+    BadInput("no command", "the following arguments are required: command", nothing, ()),
+    BadInput("command unknown", "invalid choice: 'trian'", nothing, ("trian",)),
+    BadInput("env with arguments", "genseg env takes no arguments, found --now", nothing, ("env", "--now")),
+    BadInput("generators with arguments", "genseg generators takes no arguments", nothing, ("generators", "gan")),
+    BadInput("dataset missing", "the following arguments are required: dataset_name_or_id", nothing, ("train",)),
+    BadInput("fold missing", "the following arguments are required: fold", nothing, ("train", "{id}", "2d")),
+    BadInput(
+        "dataset no number", "dataset_name_or_id must either be", nothing, ("train", "hippocampus", "2d", "0", "-device", "cpu")
+    ),
+    BadInput("dataset not there", "999", nothing, ("train", "999", "2d", "0", "-device", "cpu")),
+    BadInput(
+        "trainer unknown",
+        "GenSegTrainerTypo",
+        nothing,
+        ("train", "{id}", "2d", "0", "-tr", "GenSegTrainerTypo", "-device", "cpu"),
+    ),
+    BadInput(
+        "fold no number",
+        "fold must be `all` or a whole number from 0 on, found 'first'",
+        nothing,
+        (*TRAIN[:3], "first", *TRAIN[4:]),
+    ),
+    BadInput(
+        "fold negative", "fold must be `all` or a whole number from 0 on, found '-1'", nothing, (*TRAIN[:3], "-1", *TRAIN[4:])
+    ),
+    BadInput(
+        "configuration unknown",
+        "Requested configuration 4d not found in plans. Available configurations: ['2d']",
+        nothing,
+        (*TRAIN[:2], "4d", *TRAIN[3:]),
+    ),
+    BadInput("plans unknown", "nnUNetv2_plan_and_preprocess", nothing, (*TRAIN[:7], "nnUNetOtherPlans", *TRAIN[8:])),
+    BadInput("device unknown", "-device must be either cpu, mps or cuda", nothing, (*TRAIN[:-1], "tpu")),
+    BadInput("no GPU", "no CUDA device was found; use -device cpu", nothing, TRAIN[:-2], without_gpu=True),
+    BadInput("option unknown", "unrecognized arguments: --fast", nothing, (*TRAIN, "--fast")),
+    BadInput("resume and validate", "Cannot set --c and --val flag at the same time", nothing, (*TRAIN, "--c", "--val")),
+    BadInput("validate before training", "the training is not finished yet", nothing, (*TRAIN, "--val")),
+    BadInput("length wrong", "five whole numbers", variable("nnUNet_genseg_short", "1,2")),
+    BadInput("preprocessed folder not set", "nnUNet_preprocessed is not set", variable("nnUNet_preprocessed", None)),
+    BadInput("results folder not set", "nnUNet_results is not set", variable("nnUNet_results", None)),
+    BadInput(
+        "preprocessed folder not there", "999", variable("nnUNet_preprocessed", "{folder}/none"), ("train", "999", "2d", "0")
+    ),
+    BadInput("results folder is a file", "Not a directory", variable("nnUNet_results", "{folder}/nnUNet_preprocessed/file")),
+    # the data
+    BadInput("four cases", "4 cases, too few for nnU-Net's five-fold cross-validation", few_cases),
+    BadInput("two training cases", "2 training cases, but feedback", lambda place: all_training(place, ["tr_001", "tr_002"])),
+    BadInput("no foreground", "no training case of this fold holds a voxel of a foreground class", no_foreground),
+    BadInput("label that is not declared", "target holds labels outside 0..2", undeclared_label, begins=True),
+    BadInput("dataset.json without labels", "dataset.json has no `labels`", edit("dataset.json", without("labels"))),
+    BadInput(
+        "dataset.json without channels", "dataset.json has no `channel_names`", edit("dataset.json", without("channel_names"))
+    ),
+    BadInput("only background", "declares no foreground label", edit("dataset.json", with_labels({"background": 0}))),
+    BadInput("labels with a gap", "consecutive", edit("dataset.json", with_labels({"background": 0, "a": 1, "b": 3}))),
+    BadInput("dataset.json missing", "dataset.json is missing; first run", damage(Path.unlink, preprocessed("dataset.json"))),
+    BadInput("dataset.json corrupt", "dataset.json is not valid JSON", damage(garbage, preprocessed("dataset.json"))),
+    BadInput("plans corrupt", "nnUNetPlansTiny.json is not valid JSON", damage(truncate, preprocessed("nnUNetPlansTiny.json"))),
+    BadInput("plans of a cascade", "does not train cascades yet", edit("nnUNetPlansTiny.json", cascade)),
+    BadInput(
+        "fingerprint missing",
+        "dataset_fingerprint.json is missing; first run",
+        damage(Path.unlink, preprocessed("dataset_fingerprint.json")),
+        begins=True,
+    ),
+    BadInput("splits corrupt", "splits_final.json is not valid JSON", damage(garbage, preprocessed("splits_final.json"))),
+    BadInput("splits no list", "splits_final.json must be a list", edit("splits_final.json", lambda _: {"train": [], "val": []})),
+    BadInput(
+        "splits without val", "splits_final.json must be a list", edit("splits_final.json", lambda _: [{"train": ["tr_001"]}])
+    ),
+    BadInput(
+        "splits of other cases",
+        "splits_final.json names cases that are not preprocessed: other",
+        edit("splits_final.json", lambda _: [{"train": ["tr_001", "other"], "val": ["tr_000"]}]),
+    ),
+    BadInput("preprocessed files missing", "nnUNetv2_plan_and_preprocess", lambda place: shutil.rmtree(place.cases)),
+    BadInput("preprocessed images missing", "nnUNetv2_plan_and_preprocess", damage(Path.unlink, case("tr_001.b2nd"))),
+    BadInput("preprocessed image corrupt", "tr_001", damage(garbage, case("tr_001.b2nd"))),
+    BadInput("preprocessed properties corrupt", "tr_001", damage(garbage, case("tr_001.pkl"))),
+    # continuing
+    BadInput("continued with other settings", "mixing.gamma: 1.0, there 0.5", settings({"mixing": {"gamma": 0.5}}), RESUME),
+    BadInput(
+        "continued without its settings", "was not trained by GenSeg", damage(Path.unlink, in_fold("genseg_config.json")), RESUME
+    ),
+    BadInput(
+        "recorded settings corrupt",
+        "genseg_config.json is not valid JSON",
+        damage(truncate, in_fold("genseg_config.json")),
+        RESUME,
+    ),
+    BadInput("generator state missing", "checkpoint_latest.genseg-0004.pt is missing", damage(Path.unlink, SIBLING), RESUME),
+    BadInput("generator state truncated", "checkpoint_latest.genseg-0004.pt is corrupt", damage(truncate, SIBLING), RESUME),
+    BadInput("generator state of another dataset", "dataset is 'Dataset777_Other' there", damage(foreign, SIBLING), RESUME),
+    BadInput(
+        "checkpoint truncated", "checkpoint_latest.pth is corrupt", damage(truncate, in_fold("checkpoint_latest.pth")), RESUME
+    ),
+    BadInput("checkpoint garbage", "checkpoint_latest.pth is corrupt", damage(garbage, in_fold("checkpoint_latest.pth")), RESUME),
+    # the demo
+    BadInput("demo device unknown", "invalid choice: 'tpu'", nothing, ("demo", "--device", "tpu")),
+    BadInput("demo without GPU", "found; use --device cpu", nothing, ("demo", "--device", "cuda"), without_gpu=True),
+    BadInput("demo option unknown", "unrecognized arguments: --fast", nothing, ("demo", "--fast")),
+    BadInput("demo into a file", "Not a directory", nothing, ("demo", "--folder", "{folder}/nnUNet_preprocessed/file")),
+    BadInput("demo where nothing can be written", "/proc/genseg", nothing, ("demo", "--folder", "/proc/genseg")),
+)
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    """Content of all files, but for nnU-Net's log, which it begins before anything is checked."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("training_log_"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def place_for(bad: BadInput, folder: Path, prepared: Path, dataset: str, killed: Path) -> Place:
+    """Copies of a planned dataset (under `prepared`) and, to be continued, of a killed training's results."""
+    place = Place(folder, dataset)
+    names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    place.environment = {name: str(folder / name) for name in names} | {
+        "nnUNet_n_proc_DA": "0",
+        "nnUNet_genseg_short": "6,2,1,2,5",
+    }
+    shutil.copytree(prepared / "nnUNet_preprocessed" / dataset, place.preprocessed)
+    (folder / "nnUNet_preprocessed" / "file").write_text("a file")
+    if "--c" in bad.arguments:
+        shutil.copytree(killed / dataset, folder / "nnUNet_results" / dataset)
+    bad.prepare(place)
+    return place
+
+
+@contextlib.contextmanager
+def _process(environment: dict[str, str]) -> Iterator[None]:
+    """This process with another environment, and as it was afterwards."""
+    mine = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_") and key != "GENSEG_TRACEBACK"}
+    threads, arguments = torch.get_num_threads(), sys.argv
+    with mock.patch.dict(os.environ, mine | environment, clear=True):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            sys.argv = arguments
+
+
+def answer(bad: BadInput, place: Place) -> Answer:
+    """Calls `genseg` in this process."""
+    before = files_under(place.folder)
+    arguments = [part.format(id=place.dataset_id, folder=place.folder) for part in bad.arguments]
+    status: int | str | None = 0
+    shown, said = io.StringIO(), io.StringIO()
+    with _process(place.environment), contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
+        try:
+            cli.main(arguments)
+        except SystemExit as error:
+            status = error.code
+    after = files_under(place.folder)
+    return Answer(status, said.getvalue(), sorted(name for name in after if after[name] != before.get(name)))
