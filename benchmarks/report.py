@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md from the JSON files under benchmarks/results/: `python benchmarks/report.py`."""
+"""Writes docs/benchmarks.md and docs/reliability.md from benchmarks/results/: `python benchmarks/report.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from cells import ARMS
 from gain_report import load, mean_gains, table
+from reliability_report import page as reliability_page
 
 from nnunetv2_genseg.config import GenSegConfig
 
@@ -164,7 +165,7 @@ def arms(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Reads all results, writes the page."""
+    """Reads all results, writes the pages."""
     final, screened = load(RESULTS / "gain"), load(RESULTS / "gain" / "screening")
     page = HEAD
     if final:
@@ -178,6 +179,9 @@ def main() -> None:
     page += defaults()
     page += PATH + "\n".join(path_row(result) for result in load(RESULTS / "real_data")) + "\n" + TAIL
     (ROOT / "docs" / "benchmarks.md").write_text(page, encoding="utf-8")
+    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS / "reliability").glob("*.json")}
+    if records:
+        (ROOT / "docs" / "reliability.md").write_text(reliability_page(records), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,13 +46,13 @@ def train(arguments: Sequence[str]) -> None:
     for option in ("-tr", "-p", "-pretrained_weights", "-num_gpus", "-device"):
         parser.add_argument(option)
     known, _ = parser.parse_known_intermixed_args(arguments)
-    for fold in known.positional[2:3]:
+    if len(known.positional) >= 3:  # nnU-Net says itself what is missing
+        fold = known.positional[2]
         if fold != "all" and not fold.isdigit():
             raise ValueError(f"fold must be `all` or a whole number from 0 on, found {fold!r}")
-    for name in FOLDERS if known.positional else ():
-        if not os.environ.get(name):
-            raise ValueError(f"{name} is not set; run: export {name}=FOLDER")
-    if known.positional:
+        for name in FOLDERS:
+            if not os.environ.get(name):
+                raise ValueError(f"{name} is not set; run: export {name}=FOLDER")
         _require_device(known.device or "cuda", "-device cpu")
     os.environ[EXTERNAL_TRAINERS] = external_trainers()
     from nnunetv2.run.run_training import run_training_entry

@@ -29,7 +29,7 @@ class LabelCodec:
     def from_labels(cls, foreground_labels: Sequence[int], ignore_label: int | None) -> LabelCodec:
         """For targets of shape (B, 1, *spatial) with nnU-Net's consecutive labels."""
         if list(foreground_labels) != list(range(1, len(foreground_labels) + 1)):
-            raise ValueError(f"nnU-Net's labels must be consecutive from 1 on, found {list(foreground_labels)}")
+            raise ValueError(f"nnU-Net's labels must be consecutive from 1 on, found {list(map(int, foreground_labels))}")
         ignored = [] if ignore_label is None else [0]
         return cls(len(foreground_labels), ignore_label is not None, labels=(0, *foreground_labels, *ignored))
 
@@ -60,7 +60,11 @@ class LabelCodec:
         if self.regions is None:
             classes = target[:, 0].long()
             if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < self.classes:
-                raise ValueError(f"target holds labels outside 0..{self.classes - 1}, which dataset.json declares")
+                found = ", ".join(str(label) for label in torch.unique(classes).tolist() if not 0 <= label < self.classes)
+                raise ValueError(
+                    f"target holds labels outside 0..{self.classes - 1}, which dataset.json declares: {found}; correct "
+                    "labelsTr or dataset.json and run nnUNetv2_plan_and_preprocess again"
+                )
             return classes
         classes = torch.full_like(target[:, 0], -1, dtype=torch.long)
         spatial = (1,) * (target.ndim - 2)

@@ -286,20 +286,32 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("preprocessed folder not set", "nnUNet_preprocessed is not set", variable("nnUNet_preprocessed", None)),
     BadInput("results folder not set", "nnUNet_results is not set", variable("nnUNet_results", None)),
     BadInput(
-        "preprocessed folder not there", "999", variable("nnUNet_preprocessed", "{folder}/none"), ("train", "999", "2d", "0")
+        "preprocessed folder not there",
+        "999",
+        variable("nnUNet_preprocessed", "{folder}/none"),
+        ("train", "999", "2d", "0", "-device", "cpu"),
     ),
     BadInput("results folder is a file", "Not a directory", variable("nnUNet_results", "{folder}/nnUNet_preprocessed/file")),
     # the data
     BadInput("four cases", "4 cases, too few for nnU-Net's five-fold cross-validation", few_cases),
     BadInput("two training cases", "2 training cases, but feedback", lambda place: all_training(place, ["tr_001", "tr_002"])),
     BadInput("no foreground", "no training case of this fold holds a voxel of a foreground class", no_foreground),
-    BadInput("label that is not declared", "target holds labels outside 0..2", undeclared_label, begins=True),
+    BadInput(
+        "label that is not declared",
+        "target holds labels outside 0..2, which dataset.json declares: 7; correct",
+        undeclared_label,
+        begins=True,
+    ),
     BadInput("dataset.json without labels", "dataset.json has no `labels`", edit("dataset.json", without("labels"))),
     BadInput(
         "dataset.json without channels", "dataset.json has no `channel_names`", edit("dataset.json", without("channel_names"))
     ),
     BadInput("only background", "declares no foreground label", edit("dataset.json", with_labels({"background": 0}))),
-    BadInput("labels with a gap", "consecutive", edit("dataset.json", with_labels({"background": 0, "a": 1, "b": 3}))),
+    BadInput(
+        "labels with a gap",
+        "must be consecutive from 1 on, found [1, 3]",
+        edit("dataset.json", with_labels({"background": 0, "a": 1, "b": 3})),
+    ),
     BadInput("dataset.json missing", "dataset.json is missing; first run", damage(Path.unlink, preprocessed("dataset.json"))),
     BadInput("dataset.json corrupt", "dataset.json is not valid JSON", damage(garbage, preprocessed("dataset.json"))),
     BadInput("plans corrupt", "nnUNetPlansTiny.json is not valid JSON", damage(truncate, preprocessed("nnUNetPlansTiny.json"))),

@@ -32,7 +32,7 @@ CONTEXT.set_forkserver_preload([__name__])
 
 METHODS = ("on_train_start", "on_epoch_start", "train_step", "validation_step", "_refresh_pictures", "on_train_end")
 COUPLING_METHODS = ("draw", "learn", "feedback")
-LONGEST = 240.0
+LONGEST = 900.0
 """Seconds after which a training counts as hung."""
 
 

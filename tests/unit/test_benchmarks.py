@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 def importable(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     yield
-    for name in ("cells", "raw_datasets", "gain_report"):
+    for name in ("cells", "raw_datasets", "gain_report", "reliability_report"):
         sys.modules.pop(name, None)
 
 
@@ -106,3 +106,15 @@ def test_images_and_labels_are_resampled_alike_and_labels_stay_labels(tmp_path, 
     assert (bright != (small_label == 1)).mean() < 0.02
     raw_datasets.copy_image(tmp_path / "label.png", out, "full", order=0)
     assert (out / "label.png").read_bytes() == (tmp_path / "label.png").read_bytes()
+
+
+def test_the_reliability_page_is_made_of_the_results_that_are_there_and_holds_no_failure():
+    import reliability_report
+
+    folder = FOLDER / "results" / "reliability"
+    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
+    assert records.keys() == {"kills", "memory", "inputs"}
+    page = reliability_report.page(records)
+    assert page == (FOLDER.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert page.count("| yes |") == len(records["kills"]["kills"])
+    assert all(row["expected"] and not row["traceback"] for row in records["inputs"]["inputs"])
