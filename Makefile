@@ -4,10 +4,11 @@ TEST_ARGS ?=
 
 VENV := .venv
 WHEEL_VENV := .venv-wheel
+OLDEST_VENV := .venv-oldest
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup test lint demo wheel clean
+.PHONY: setup test test-oldest lint demo wheel clean
 
 setup: $(INSTALLED)
 
@@ -20,6 +21,13 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
 
 test: setup
 	$(BIN)/python -m pytest --cov=nnunetv2_genseg --cov-report=term-missing:skip-covered --cov-fail-under=90 $(TEST_ARGS)
+
+# All unit tests and some trainings with the oldest versions of nnU-Net and everything else that pyproject.toml allows.
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install -c constraints-oldest.txt -e . pytest hypothesis
+	$(OLDEST_VENV)/bin/python -m pytest tests/unit
+	$(OLDEST_VENV)/bin/python -m pytest tests/integration/test_coverage.py -k "predicts and (2d or 3d_fullres) or cascade and labels"
 
 lint: setup
 	$(BIN)/ruff check .
@@ -38,5 +46,5 @@ wheel: setup
 		"$(CURDIR)/$(WHEEL_VENV)/bin/python" "$(CURDIR)/tests/wheel/check_wheel.py"
 
 clean:
-	rm -rf build dist *.egg-info $(WHEEL_VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* coverage.xml
+	rm -rf build dist *.egg-info $(WHEEL_VENV) $(OLDEST_VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* coverage.xml
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -379,3 +379,13 @@ def test_nnunet_finds_every_preset_and_it_sets_what_its_name_says(phantom, monke
     found = {key: attrgetter(key)(trainer if key == "num_epochs" else trainer.genseg) for key in expected}
     assert found == expected
     assert trainer.output_folder_base.endswith(f"{name}__nnUNetPlans__2d")
+
+
+def test_nnunet_finds_the_readmes_own_trainer(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (tmp_path / "my_trainers.py").write_text(text.split("```python\n")[1].split("```")[0])
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([external_trainers(), str(tmp_path)]))
+    found = recursive_find_trainer_class_by_name("GenSegTrainerDA5")
+    assert found is not None
+    assert issubclass(found, nnUNetTrainerDA5)
+    assert issubclass(found, GenSegMixin)
