@@ -91,7 +91,7 @@ def undisturbed(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def nnunet(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def nnunet(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """nnU-Net's folders set, results in a folder of the test's own, data loading in this process, blurring repeatable."""
     for name, value in workspace.environment.items():
         monkeypatch.setenv(name, value)
@@ -100,9 +100,15 @@ def nnunet(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("nnUNet_genseg_config", raising=False)
 
     make_repeatable(monkeypatch.setattr)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small trainings are faster in one thread, and give the same bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield tmp_path
+    yield
     torch.set_num_threads(threads)
 
 
