@@ -243,7 +243,7 @@ TABLE: tuple[BadInput, ...] = (
         "choose conditioning.mode 'tissue' or 'differential'",
         settings({"generator": {"name": "gmm"}, "conditioning": {"mode": "mask"}, "feedback": {"parameters": "policy"}}),
     ),
-    BadInput("generator unknown", "no generator 'diffusion'; registered are", settings({"generator": {"name": "diffusion"}})),
+    BadInput("generator unknown", "no generator 'stylegan'; registered are", settings({"generator": {"name": "stylegan"}})),
     # the command line
     BadInput("no command", "the following arguments are required: command", nothing, ()),
     BadInput("command unknown", "invalid choice: 'trian'", nothing, ("trian",)),
@@ -315,7 +315,11 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("dataset.json missing", "dataset.json is missing; first run", damage(Path.unlink, preprocessed("dataset.json"))),
     BadInput("dataset.json corrupt", "dataset.json is not valid JSON", damage(garbage, preprocessed("dataset.json"))),
     BadInput("plans corrupt", "nnUNetPlansTiny.json is not valid JSON", damage(truncate, preprocessed("nnUNetPlansTiny.json"))),
-    BadInput("plans of a cascade", "does not train cascades yet", edit("nnUNetPlansTiny.json", cascade)),
+    BadInput(
+        "cascade without its first stage",
+        "is missing; first train configuration 2d with -tr GenSegTrainerShort",
+        edit("nnUNetPlansTiny.json", cascade),
+    ),
     BadInput(
         "fingerprint missing",
         "dataset_fingerprint.json is missing; first run",

@@ -200,6 +200,12 @@ class GenSegMixin(nnUNetTrainer):
         Raises:
             ValueError: there is not.
         """
+        previous = self.folder_with_segs_from_previous_stage
+        if previous is not None and not Path(previous).is_dir():
+            raise ValueError(
+                f"{previous}, the previous stage's segmentations, is missing; first train configuration "
+                f"{self.configuration_manager.previous_stage_name} with -tr {type(self).__name__} to its end, every fold or `all`"
+            )
         training, validation = super().get_tr_and_val_datasets()
         first = self.dataloader_train is None and not self._turn  # a later turn may do without, for a while
         if first and not any(_has_foreground(training, case) for case in training.identifiers):

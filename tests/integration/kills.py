@@ -45,9 +45,9 @@ def _moments() -> list[tuple[Moment, ...]]:
         _in_a_write(rng, SIBLING.format("best"), 2),
         _in_a_write(rng, final, 1),
         _in_a_write(rng, SIBLING.format("final"), 1),
-        Moment(f"fsync {latest}.partial", rng.randint(1, 2)),
+        Moment(f"fsync {latest}.partial", 2),
         Moment(f"fsync {SIBLING.format('latest')}.partial", rng.randint(1, 2)),
-        Moment(f"rename {latest}.partial", rng.randint(1, 2)),
+        Moment(f"rename {latest}.partial", 2),  # the older checkpoint must still have its state
         Moment(f"rename {SIBLING.format('latest')}.partial", rng.randint(1, 2)),
         Moment(f"rename {best}.partial", rng.randint(1, 2)),
         Moment(f"rename {final}.partial"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from nnunetv2_genseg import checkpoint
+from nnunetv2_genseg.checkpoint import FORMAT
 
 from .conftest import Workspace
 from .kills import SIBLING
@@ -132,8 +133,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "of another generator": (edited(generator="gmm"), "generator is 'gmm' there, 'gan' here"),
     "of another number of classes": (edited(classes=7), "classes is 7 there, 3 here"),
     "of another epoch": (edited(epoch=3), "epoch is 3 there, 4 here"),
-    "of an older format": (edited(format=1), "has format 1, this version reads 2"),
-    "of a newer format": (edited(format=3), "has format 3, this version reads 2"),
+    "of an older format": (edited(format=FORMAT - 1), f"has format {FORMAT - 1}, this version reads {FORMAT}"),
+    "of a newer format": (edited(format=FORMAT + 1), f"has format {FORMAT + 1}, this version reads {FORMAT}"),
     "code": (lambda path: torch.save(Malicious(f"touch {path.parent / 'executed'}"), path), "is corrupt"),
 }
 
