@@ -496,7 +496,7 @@ class GenSegMixin(nnUNetTrainer):
             "fold": str(self.fold),
             "image_channels": int(self.num_input_channels),
             "classes": self.coupling.codec.classes,
-            "generator": self.genseg.generator.name,
+            "settings": self.genseg.to_json(),
         }
 
     def save_checkpoint(self, filename: str) -> None:

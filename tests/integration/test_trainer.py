@@ -223,6 +223,18 @@ def test_resume_with_another_configuration_is_refused_and_names_the_setting(nnun
         resume(GenSegTrainerShort, *PHANTOM_2D, length).run_training()
 
 
+def test_a_checkpoint_that_an_earlier_training_left_is_not_gone_on_with_under_other_settings(nnunet, settings):
+    length = "4,1,1,1,0"
+    for gamma, epochs in ((1.0, 2), (0.5, 0)):  # the second is stopped before it saves anything
+        settings({"mixing": {"gamma": gamma}})
+        trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, length)
+        stop_after(trainer, epochs)
+        with pytest.raises(StoppedError):
+            trainer.run_training()
+    with pytest.raises(ValueError, match="belongs to another training: settings is"):
+        resume(GenSegTrainerShort, *PHANTOM_2D, length).run_training()
+
+
 def test_too_few_cases_for_feedback_is_an_error_that_says_what_to_do(nnunet, settings, monkeypatch):
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "2,1,1,1,0", fold="all")
     trainer.initialize()
