@@ -53,6 +53,8 @@ ARMS: dict[str, Arm] = {
     "genseg_no_feedback": genseg(feedback=OFF),
     "genseg_deformation": deformation(),
     "genseg_gmm": genseg(generator={"name": "gmm"}, conditioning={"mode": "tissue"}, feedback=OFF),
+    "genseg_vae": genseg(generator={"name": "vae"}),
+    "genseg_diffusion": genseg(generator={"name": "diffusion", "width": 0.25}, feedback={"parameters": "weights"}),
     "genseg_fixed_cases": genseg(feedback={"turns": 1}),
     "genseg_weights": genseg(feedback={"parameters": "weights"}),
     "genseg_policy": genseg(feedback={"parameters": "policy"}),
@@ -175,6 +177,7 @@ GRIDS: dict[str, list[Cell]] = {
     ],
     "first": comparison(f"stock genseg_deformation {OURS}", range(1))
     + comparison("genseg_fixed_cases", range(1)),
+    "families": comparison("genseg_vae genseg_diffusion", range(1), datasets="104 103 102 101"),
     # what the defaults were chosen by
     "feedback": screening(ALL, "genseg_no_feedback genseg genseg_fixed_cases genseg_weights genseg_policy"),
     "mixing": screening(ALL, "genseg_half_gamma genseg_half_share genseg_no_tail"),
