@@ -61,6 +61,8 @@ def train(arguments: Sequence[str]) -> None:
     try:
         run_training_entry()
     except FileNotFoundError as error:
+        if not str(error.filename).startswith(os.environ["nnUNet_preprocessed"]):
+            raise
         raise ValueError(
             f"{error.filename} is missing; first run: nnUNetv2_plan_and_preprocess -d DATASET --verify_dataset_integrity"
         ) from error
@@ -129,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             demo(rest)
     except USERS_ERRORS as error:
-        print(f"genseg: {error}", file=sys.stderr)
+        unexpected = isinstance(error, (RuntimeError, AssertionError)) and not isinstance(error, NotImplementedError)
+        print(f"genseg: {error}" + unexpected * "\nGENSEG_TRACEBACK=1 shows where", file=sys.stderr)
         if os.environ.get("GENSEG_TRACEBACK"):
             raise
         raise SystemExit(2) from None

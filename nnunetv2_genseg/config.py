@@ -199,6 +199,16 @@ class GenSegConfig(Topic):
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything that this package draws at random; nnU-Net's own random numbers are not touched."""
 
+    @model_validator(mode="after")
+    def _feedback_has_time(self) -> GenSegConfig:
+        start = max(self.feedback.start, self.schedule.warmup)
+        if self.feedback.enabled and start >= 1 - self.schedule.tail:
+            raise ValueError(
+                f"feedback would start at {start:g} of the training, when the real-only tail has begun "
+                f"({1 - self.schedule.tail:g}); lower feedback.start or schedule.tail, or set feedback.enabled to false"
+            )
+        return self
+
     def to_json(self) -> Settings:
         """The settings as plain dictionaries, for a JSON file."""
         return self.model_dump(mode="json")

@@ -22,6 +22,9 @@ from nnunetv2_genseg.masks import class_sizes
 from nnunetv2_genseg.pairs import Pairs, PairSource
 from nnunetv2_genseg.recovery import Recovery
 
+BRIGHTEST = 100.0
+"""Largest intensity of synthetic images relative to the real ones of the batch: what is beyond could overflow the segmenter."""
+
 
 @dataclass(frozen=True)
 class Segmenter:
@@ -146,12 +149,12 @@ class Coupling:
         """Draws `count` synthetic pairs from the patches of a batch, cycling through them; without graph.
 
         Raises:
-            FloatingPointError: the generator drew NaN or infinity.
+            FloatingPointError: the generator drew NaN, infinity, or what the segmenter's numbers could not hold.
         """
         source = torch.arange(count, device=image.device) % len(image)
         pairs = self.pairs.draw(self.generator, image[source], labels[source], self.rng)
-        if not torch.isfinite(pairs.image).all():
-            raise FloatingPointError("a synthetic image holds NaN or infinity")
+        if not (pairs.image.abs() <= BRIGHTEST * image.abs().amax().clamp(min=1)).all():
+            raise FloatingPointError("a synthetic image holds NaN, infinity or intensities far from the real ones")
         return pairs
 
     def learn(self, image: Tensor, labels: Tensor) -> None:
@@ -197,7 +200,7 @@ class Coupling:
             step_size: the segmenter's learning rate, η.
 
         Raises:
-            RuntimeError: the hypergradient is detached or zero.
+            RuntimeError: the hypergradient is detached.
             FloatingPointError: it is not finite, on any process and then on all of them; φ was not moved.
         """
         if self.phi_optimizer is None:
@@ -228,7 +231,10 @@ class Coupling:
             method = hypergradient.finite_difference if settings.method == "finite_difference" else hypergradient.exact
             gradient = method(network, theta, direction, self.phi, synthetic, on_synthetic, step_size)
         self.synchronise(gradient)
-        self._note({"hypergradient": hypergradient.require_alive(gradient)})
+        norm = hypergradient.finite_norm(gradient)
+        self._note({"hypergradient": norm})
+        if norm == 0:
+            return  # no change of these patches shows the generator; `report` looks whether it was so all the time
         for parameter, part in zip(self.phi, gradient, strict=True):
             parameter.grad = part
         self.phi_optimizer.step()
@@ -243,9 +249,15 @@ class Coupling:
             self.losses[name].append(value)
 
     def report(self) -> dict[str, float]:
-        """Mean of every value since the last call, by name; empties the record."""
+        """Mean of every value since the last call, by name; empties the record.
+
+        Raises:
+            RuntimeError: all feedback steps since then were zero.
+        """
         means = {name: math.fsum(values) / len(values) for name, values in self.losses.items() if values}
         self.losses.clear()
+        if means.get("hypergradient") == 0:
+            raise RuntimeError("feedback is zero: nothing is learnt from the held-aside cases; change how pairs are drawn")
         return means
 
     def _learned(self) -> dict[str, Any]:

@@ -33,10 +33,7 @@ class Recovery:
         Raises:
             FloatingPointError: it holds NaN or infinity.
         """
-        state = self._state()
-        if not all(torch.isfinite(tensor).all() for tensor in _tensors(state)):
-            raise FloatingPointError("the generator's state holds NaN or infinity")
-        self._good = copy.deepcopy(state)
+        self._good = copy.deepcopy(self._finite_state())
         self.faults = 0
         """Faults since the last good state was taken."""
 
@@ -49,6 +46,14 @@ class Recovery:
         clean, self._clean = self._clean, True
         if clean:
             self.keep()
+        else:
+            self._finite_state()
+
+    def _finite_state(self) -> dict[str, Any]:
+        state = self._state()
+        if not all(torch.isfinite(tensor).all() for tensor in _tensors(state)):
+            raise FloatingPointError("the generator's state holds NaN or infinity")
+        return state
 
     def undo(self, cause: str) -> None:
         """Goes back to the last good state.

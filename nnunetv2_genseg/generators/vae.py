@@ -114,7 +114,8 @@ class VaeGenerator:
             # the encoder's side: what was drawn shall be unlikely, in divergence and in reconstruction
             target = drawn.detach()
             mean, log_variance = self.encoder(condition, target)
-            redrawn = _frozen(self.network, condition, mean + (0.5 * log_variance).exp() * style)
+            other = style.roll(1, dims=1)  # not the noise that it was drawn from, which would give the encoder the answer
+            redrawn = _frozen(self.network, condition, mean + (0.5 * log_variance).exp() * other)
             likelihood = (-2 * (l1 * _distance(redrawn, target) + kl * divergence(mean, log_variance))).exp().mean()
             loss = loss + introspection * (kl * judged + 0.5 * likelihood)
             values["kl_drawn"] = judged.item()

@@ -40,6 +40,10 @@ class PreviousStage:
 
     def draw(self, classes: Tensor) -> Tensor:
         """(B, *spatial) class maps to (B, labels, *spatial) float32 of zeros and ones, drawn from the global generators."""
+        for step in self.transforms.transforms:  # which shuffle their list in place: a resumed training would not have its order
+            spoiling = getattr(step, "transform", step)
+            if hasattr(spoiling, "channel_idx"):
+                spoiling.channel_idx = sorted(spoiling.channel_idx)
         segmentations = self.labels.to(classes.device)[classes].to("cpu", torch.int16)
         channels = []
         for segmentation in segmentations:

@@ -33,6 +33,8 @@ from nnunetv2_genseg.trainers.mixing import MixedLoss, Target, joined
 
 CONFIG_FILE = "genseg_config.json"
 SAMPLES_FILE = "genseg_samples.png"
+COMPILED_SHAPES = 64
+"""Graphs that torch may compile for one function: the loss is called for every level of deep supervision and batch size."""
 PICTURES = 12
 """The pictures in the fold folder are refreshed about this often during a training."""
 
@@ -98,7 +100,14 @@ class GenSegMixin(nnUNetTrainer):
         )
         if self._do_i_compile():
             # two batch sizes occur, real and mixed: compile each once instead of one slower graph for any size
-            torch._dynamo.config.automatic_dynamic_shapes = False
+            settings = torch._dynamo.config
+            settings.automatic_dynamic_shapes = False
+            limit = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
+            setattr(settings, limit, max(getattr(settings, limit), COMPILED_SHAPES))
+        if self.is_ddp and self.genseg.feedback.enabled and any(isinstance(m, nn.SyncBatchNorm) for m in self.network.modules()):
+            raise NotImplementedError(
+                "feedback on several processes cannot look through synchronised batch norm; train on one, or without feedback"
+            )
 
     @property
     def _image_channels(self) -> int:
@@ -425,10 +434,10 @@ class GenSegMixin(nnUNetTrainer):
     def _feedback_step(self, image: Tensor, labels: Tensor, gamma: float) -> None:
         assert self.coupling is not None
         segmenter = Segmenter(self._plain_network(), self._feedback_loss, self._to_input, self._to_target)
-        patches = min(self.genseg.feedback.patches, len(image))
+        patches = min(self.genseg.feedback.patches, len(image))  # of the end, where nnU-Net puts those with foreground
         held_input, held_labels = self._feedback_batch()
         step_size = self.optimizer.param_groups[0]["lr"]
-        self.coupling.feedback(segmenter, image[:patches], labels[:patches], held_input, held_labels, gamma, step_size)
+        self.coupling.feedback(segmenter, image[-patches:], labels[-patches:], held_input, held_labels, gamma, step_size)
 
     def _plain_network(self) -> nn.Module:
         network: nn.Module = self.network

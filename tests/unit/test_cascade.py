@@ -66,3 +66,12 @@ def test_transforms_of_another_configuration_are_refused():
 def test_an_empty_list_of_transforms_is_refused():
     with pytest.raises(ValueError, match="previous stage's segmentation"):
         PreviousStage(ComposeTransforms([]), (0, 1))
+
+
+def test_what_was_drawn_before_does_not_matter_after_a_resume():
+    """nnU-Net's transforms shuffle their own list of channels."""
+    used, fresh = previous_stage((0, 1, 2, 3)), previous_stage((0, 1, 2, 3))
+    for seed in range(5):
+        seeded(lambda: used.draw(squares()), seed)
+    for seed in range(5, 15):
+        assert torch.equal(seeded(lambda: used.draw(squares()), seed), seeded(lambda: fresh.draw(squares()), seed))

@@ -86,7 +86,14 @@ def test_a_schedule_without_room_for_synthetic_pairs_is_refused(warmup, ramp, ta
 
 
 def test_a_full_schedule_is_accepted():
-    assert resolve({"schedule": {"warmup": 0.0, "ramp": 0.0, "tail": 0.99}}, {}).schedule.tail == 0.99
+    settings = {"schedule": {"warmup": 0.0, "ramp": 0.0, "tail": 0.99}, "feedback": {"enabled": False}}
+    assert resolve(settings, {}).schedule.tail == 0.99
+
+
+def test_feedback_that_would_never_begin_is_refused():
+    assert resolve({"feedback": {"start": 0.8}}, {}).feedback.start == 0.8
+    with pytest.raises(ValueError, match=r"start at 0.9 of the training, when the real-only tail has begun \(0.85\)"):
+        resolve({"feedback": {"start": 0.9}}, {})
 
 
 def test_missing_file_is_an_error_that_names_it(tmp_path):

@@ -310,25 +310,17 @@ def test_part_of_phi_that_is_not_reached_gets_zero(method):
     assert found[1].any()
 
 
-def test_require_alive_returns_the_norm():
-    assert hypergradient.require_alive([torch.tensor([3.0]), torch.tensor([[4.0]])]) == pytest.approx(5.0)
+def test_norm():
+    assert hypergradient.finite_norm([torch.tensor([3.0]), torch.tensor([[4.0]])]) == pytest.approx(5.0)
 
 
-@pytest.mark.parametrize(
-    "bad, error, reason",
-    [
-        (0.0, RuntimeError, "zero"),
-        (float("nan"), FloatingPointError, "not finite"),
-        (float("inf"), FloatingPointError, "not finite"),
-    ],
-)
-def test_dead_hypergradient_raises_with_the_reason(bad, error, reason):
-    with pytest.raises(error, match=f"{reason}.*the hypergradient"):
-        hypergradient.require_alive([torch.zeros(2), torch.tensor([0.0, bad])])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_hypergradient_that_is_not_finite_raises(bad):
+    with pytest.raises(FloatingPointError, match=r"not finite.*the hypergradient"):
+        hypergradient.finite_norm([torch.zeros(2), torch.tensor([0.0, bad])])
 
 
-def test_finite_difference_along_a_vanishing_direction_raises():
+def test_finite_difference_along_a_vanishing_direction_is_zero():
     problem = Problem()
     direction = {name: torch.zeros_like(weight) for name, weight in problem.theta.items()}
-    with pytest.raises(RuntimeError, match=r"zero.*gradient of the feedback loss"):
-        problem.hypergradient(hypergradient.finite_difference, direction)
+    assert not any(part.any() for part in problem.hypergradient(hypergradient.finite_difference, direction))

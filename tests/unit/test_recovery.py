@@ -76,3 +76,10 @@ def test_a_clean_stretch_between_faults_starts_the_count_anew(learner, recovery)
         recovery.end_stretch()
         recovery.end_stretch()
     assert recovery.faults == 0
+
+
+def test_a_state_that_is_not_finite_is_noticed_after_a_fault_too(learner, recovery):
+    recovery.undo("a fault")
+    learner.weight = torch.tensor([0.0, float("nan")])
+    with pytest.raises(FloatingPointError, match="state holds NaN or infinity"):
+        recovery.end_stretch()
