@@ -25,8 +25,8 @@ at that byte), then goes on with nnU-Net's `--c` in a new process, and is compar
 optimisers of segmenter, generator and discriminator, the drawing policy and the generator's random state, bit for bit. nnU-Net's
 Gaussian blur, which picks its algorithm by a stopwatch, is fixed to one. Where no checkpoint was there yet, nnU-Net starts anew.
 
-In a cascade with several labels the bits differ after `--c`: nnU-Net's augmentation of the previous stage's channels keeps an order
-that no checkpoint holds. Data-loading processes are seeded anew by nnU-Net at every start.
+In a cascade with several labels the bits differ after `--c`: nnU-Net's augmentation of the previous stage's channels keeps an
+order that no checkpoint holds. Data-loading processes are seeded anew by nnU-Net at every start.
 
 Not compared: `checkpoint_best.pth`. nnU-Net writes it after `checkpoint_latest.pth` of the same epoch; killed between the two, it
 does not write that epoch's best again.
