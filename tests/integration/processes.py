@@ -209,6 +209,7 @@ def _train(connection: Connection, training: Training, moment: Moment | None, re
         trainer.run_training()
     except Exception as error:
         connection.send(("error", f"{type(error).__name__}: {error}", traceback.format_exc()))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # for coverage's file
         sys.exit(2)
 
 

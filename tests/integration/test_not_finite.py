@@ -30,13 +30,6 @@ def spoil_drawing(trainer: nnUNetTrainer) -> Undo:
     return lambda: setattr(generator, "draw", draw)
 
 
-def overdraw(trainer: nnUNetTrainer) -> Undo:
-    generator = trainer.coupling.generator
-    draw = generator.draw
-    generator.draw = lambda condition, style: draw(condition, style) + 1e36 * condition[:, :1]
-    return lambda: setattr(generator, "draw", draw)
-
-
 def spoil_generator(trainer: nnUNetTrainer) -> Undo:
     with torch.no_grad():
         trainer.coupling.generator.weights()[0].fill_(float("inf"))
@@ -78,7 +71,6 @@ def spoil_feedback(trainer: nnUNetTrainer) -> Undo:
 
 FAULTS = {
     spoil_drawing: ("a synthetic image holds NaN, infinity or", "real"),
-    overdraw: ("a synthetic image holds NaN, infinity or", "real"),
     spoil_generator: ("a synthetic image holds NaN, infinity or", "real"),
     spoil_synthetic_loss: ("the segmentation loss of synthetic patches is nan, that of the real ones", "real"),
     spoil_discriminator: ("a gradient of the generator's training is not finite", "mixed"),
