@@ -33,6 +33,7 @@ from typing import Any
 
 from cells import ARMS, GRIDS, Cell
 from raw_datasets import budgeted_dataset, part_of, source_of
+from surface import hausdorff95
 
 from nnunetv2_genseg.cli import external_trainers
 
@@ -200,29 +201,40 @@ def measured_training(trainer: Any, place: Place) -> dict[str, Any]:
 
 
 def judged(predictor: Any, predictions: Path, labels: Path) -> dict[str, Any]:
-    """nnU-Net's own metrics of every case, and their mean over the foreground, as `nnUNetv2_evaluate_folder` takes it."""
+    """nnU-Net's own metrics of every case, and their mean over the foreground, as `nnUNetv2_evaluate_folder` takes it.
+
+    HD95, mm, where the spacing is real and neither mask is empty.
+    """
     import numpy as np
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
     manager = predictor.plans_manager.get_label_manager(predictor.dataset_json)
     reader = predictor.plans_manager.image_reader_writer_class()
     regions = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+    metrics = ["Dice", "IoU"] if isinstance(reader, NaturalImage2DIO) else ["Dice", "IoU", "HD95"]
     cases: dict[str, Any] = {}
     for reference in sorted(labels.iterdir()):
         found = compute_metrics(str(reference), str(predictions / reference.name), reader, regions, manager.ignore_label)
+        if "HD95" in metrics:
+            (true, properties), (drawn, _) = reader.read_seg(str(reference)), reader.read_seg(str(predictions / reference.name))
+            for region, values in found["metrics"].items():
+                masks = (np.isin(labelled[0], region) for labelled in (true, drawn))
+                values["HD95"] = hausdorff95(*masks, properties["spacing"])
         cases[reference.name.split(".")[0]] = {
-            str(label): {
-                metric: None if np.isnan(values[metric]) else round(float(values[metric]), 5) for metric in ("Dice", "IoU")
-            }
+            str(label): {metric: None if np.isnan(values[metric]) else round(float(values[metric]), 5) for metric in metrics}
             for label, values in found["metrics"].items()
         }
 
-    def mean(metric: str, label: str) -> float:
+    def mean(metric: str, label: str) -> float | None:
         values = [case[label][metric] for case in cases.values() if case[label][metric] is not None]
-        return float(np.mean(values))
+        return float(np.mean(values)) if values else None
 
-    classes = {str(label): {metric.lower(): mean(metric, str(label)) for metric in ("Dice", "IoU")} for label in regions}
-    overall = {metric: float(np.mean([values[metric] for values in classes.values()])) for metric in ("dice", "iou")}
+    classes = {str(label): {metric.lower(): mean(metric, str(label)) for metric in metrics} for label in regions}
+    overall = {}
+    for metric in metrics:
+        means = [values[metric.lower()] for values in classes.values()]
+        overall[metric.lower()] = None if None in means else float(np.mean(means))
     return {**overall, "classes": classes, "cases": cases}
 
 

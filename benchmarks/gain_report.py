@@ -60,8 +60,8 @@ def table(results: list[Result], part: str, rival: str = "stock") -> str:
         if part in result["parts"]:
             settings[setting_of(result)][result["arm"]].append(result)
     lines = [
-        "| dataset | N | configuration | iterations | arm | seeds | Dice | difference to stock [95 %] | CPU time / stock |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| dataset | N | plan | iterations | arm | seeds | Dice | difference to stock [95 %] | HD95, mm | CPU time / stock |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (dataset, budget, configuration, _, iterations), arms in sorted(settings.items()):
         stock = arms.get(rival, [])
@@ -70,10 +70,13 @@ def table(results: list[Result], part: str, rival: str = "stock") -> str:
             spread = f" ± {np.std(dice, ddof=1):.3f}" if len(dice) > 1 else ""
             found = paired_difference(runs, stock, part) if name != rival else None
             difference = f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]" if found else ""
+            surface = [run["parts"][part]["hd95"] for run in runs if run["parts"][part].get("hd95") is not None]
+            distance = f"{np.mean(surface):.2f}" if len(surface) == len(runs) else ""
             time = np.mean([run["cpu_seconds"] for run in runs])
             ratio = f"{time / np.mean([run['cpu_seconds'] for run in stock]):.1f}" if stock else ""
             where = f"{dataset} {NAMES[dataset]} | {budget} | {configuration} | {iterations}"
-            lines.append(f"| {where} | {name} | {len(runs)} | {np.mean(dice):.3f}{spread} | {difference} | {ratio} |")
+            figures = f"{np.mean(dice):.3f}{spread} | {difference} | {distance} | {ratio}"
+            lines.append(f"| {where} | {name} | {len(runs)} | {figures} |")
     return "\n".join(lines) + "\n"
 
 

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 def importable(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     yield
-    for name in ("cells", "raw_datasets", "gain_report", "reliability_report"):
+    for name in ("cells", "raw_datasets", "gain_report", "reliability_report", "surface"):
         sys.modules.pop(name, None)
 
 
@@ -118,3 +118,24 @@ def test_the_reliability_page_is_made_of_the_results_that_are_there_and_holds_no
     assert page == (FOLDER.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
     assert page.count("| yes |") == len(records["kills"]["kills"])
     assert all(row["expected"] and not row["traceback"] for row in records["inputs"]["inputs"])
+
+
+def test_surface_distance_of_shifted_boxes_is_the_shift_in_mm():
+    import surface
+
+    first = np.zeros((20, 20, 20), dtype=bool)
+    first[5:12, 5:12, 5:12] = True
+    moved = np.roll(first, 3, axis=0)
+    assert surface.hausdorff95(first, first, (2.0, 1.0, 1.0)) == 0
+    assert surface.hausdorff95(first, moved, (2.0, 1.0, 1.0)) == 6
+    assert np.isnan(surface.hausdorff95(first, np.zeros_like(first), (1.0, 1.0, 1.0)))
+
+
+def test_surface_distance_leaves_out_the_farthest_twentieth():
+    import surface
+
+    first = np.zeros((64, 64), dtype=bool)
+    first[10:40, 10:40] = True
+    speck = first.copy()
+    speck[60, 60] = True
+    assert surface.hausdorff95(first, speck, (1.0, 1.0)) == 0
