@@ -38,6 +38,7 @@ def deformation(masks: Settings | None = None, conditioning: Settings | None = N
 
 
 OFF: Settings = {"enabled": False}
+BATCH: Settings = {"sources": "batch"}
 MILD: Settings = {"elastic": 0.04, "rotation": 10.0, "scaling": 0.1, "growth": 0.2, "recombination": 0.0}
 STRONG: Settings = MILD | {"elastic": 0.08, "rotation": 30.0, "scaling": 0.25, "growth": 0.0}
 TRANSPLANT: Settings = {"recombination": 0.5, "margin": 0.05}
@@ -61,17 +62,27 @@ ARMS: dict[str, Arm] = {
     "genseg_half_gamma": genseg(mixing={"gamma": 0.5}, feedback=OFF),
     "genseg_half_share": genseg(mixing={"share": 0.5}, feedback=OFF),
     "genseg_no_tail": genseg(schedule={"tail": 0.0}, feedback=OFF),
+    "genseg_from_batch": genseg(mixing=BATCH),
+    "genseg_no_feedback_from_batch": genseg(mixing=BATCH, feedback=OFF),
+    "genseg_deformation_from_batch": deformation(mixing=BATCH),
+    "genseg_gmm_from_batch": genseg(
+        generator={"name": "gmm"}, conditioning={"mode": "tissue"}, mixing=BATCH, feedback=OFF
+    ),
+    "genseg_fixed_cases_from_batch": genseg(mixing=BATCH, feedback={"turns": 1}),
     # screening, whatever the defaults have become since
-    "deformation": deformation(masks=MILD, conditioning=PLAIN),
-    "strong_deformation": deformation(masks=STRONG, conditioning=PLAIN),
-    "deformation_transplant": deformation(masks=MILD | TRANSPLANT, conditioning=PLAIN),
-    "deformation_tone": deformation(masks=MILD, conditioning=PLAIN | TONE),
-    "deformation_all": deformation(masks=STRONG | TRANSPLANT, conditioning=PLAIN | TONE),
-    "differential_no_feedback": genseg(masks=MILD, conditioning=PLAIN | {"mode": "differential"}, feedback=OFF),
-    "mask_no_feedback": genseg(masks=MILD, conditioning=PLAIN | {"mode": "mask"}, feedback=OFF),
-    "tissue_no_feedback": genseg(masks=MILD, conditioning=PLAIN | {"mode": "tissue"}, feedback=OFF),
-    "recolour": genseg(masks=MILD | {"growth": 0.0}, conditioning=RECOLOUR, feedback=OFF),
-    "recolour_all": genseg(masks=STRONG | TRANSPLANT, conditioning=RECOLOUR | TONE, feedback=OFF),
+    "deformation": deformation(masks=MILD, conditioning=PLAIN, mixing=BATCH),
+    "deformation_other": deformation(masks=MILD, conditioning=PLAIN),
+    "strong_deformation": deformation(masks=STRONG, conditioning=PLAIN, mixing=BATCH),
+    "deformation_transplant": deformation(masks=MILD | TRANSPLANT, conditioning=PLAIN, mixing=BATCH),
+    "deformation_tone": deformation(masks=MILD, conditioning=PLAIN | TONE, mixing=BATCH),
+    "deformation_all": deformation(masks=STRONG | TRANSPLANT, conditioning=PLAIN | TONE, mixing=BATCH),
+    "differential_no_feedback": genseg(
+        masks=MILD, conditioning=PLAIN | {"mode": "differential"}, mixing=BATCH, feedback=OFF
+    ),
+    "mask_no_feedback": genseg(masks=MILD, conditioning=PLAIN | {"mode": "mask"}, mixing=BATCH, feedback=OFF),
+    "tissue_no_feedback": genseg(masks=MILD, conditioning=PLAIN | {"mode": "tissue"}, mixing=BATCH, feedback=OFF),
+    "recolour": genseg(masks=MILD | {"growth": 0.0}, conditioning=RECOLOUR, mixing=BATCH, feedback=OFF),
+    "recolour_all": genseg(masks=STRONG | TRANSPLANT, conditioning=RECOLOUR | TONE, mixing=BATCH, feedback=OFF),
 }
 
 
@@ -181,6 +192,7 @@ GRIDS: dict[str, list[Cell]] = {
     # what the defaults were chosen by
     "feedback": screening(ALL, "genseg_no_feedback genseg genseg_fixed_cases genseg_weights genseg_policy"),
     "mixing": screening(ALL, "genseg_half_gamma genseg_half_share genseg_no_tail"),
+    "sources": screening(ALL, "stock stock_doubled_batch deformation deformation_other"),
     "modes": screening(ALL, "stock stock_doubled_batch deformation differential_no_feedback mask_no_feedback tissue_no_feedback"),
     "changes": screening(ALL, "deformation_all deformation_transplant deformation_tone strong_deformation"),
     "recolour": screening(ALL, "recolour_all recolour"),

@@ -53,6 +53,9 @@ class MixingConfig(Topic):
 
     share: float = Field(1.0, gt=0, le=4)
     """Synthetic patches per real patch of a batch; at least one patch is drawn."""
+    sources: Literal["other", "batch"] = "other"
+    """Real patches that synthetic pairs are drawn from. `other`: a further batch of nnU-Net's loader, so that the segmenter sees
+    other cases in them. `batch`: those that it sees beside them, at half the loader's work."""
     gamma: float = Field(1.0, gt=0, le=10)
     """Weight of the synthetic loss beside the real loss, after the ramp."""
 

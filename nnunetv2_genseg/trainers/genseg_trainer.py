@@ -272,6 +272,10 @@ class GenSegMixin(nnUNetTrainer):
             self._require_same_configuration(folder / CONFIG_FILE)
         # as before the first epoch began: if cases are exchanged now, that happens after the random state is restored
         self._turn = self._turn_at(max(0, self.current_epoch * self.num_iterations_per_epoch - 1))
+        if self.is_ddp:  # all processes would make and read splits_final.json at once
+            if self.local_rank == 0:
+                self.do_split()
+            dist.barrier()
         state = None
         if self._resume_from is not None:
             path, epoch = self._resume_from
@@ -355,7 +359,7 @@ class GenSegMixin(nnUNetTrainer):
         else:
             real_input = batch["data"].to(self.device, non_blocking=True)
             target = _to_device(batch["target"], self.device)
-            image, labels = real_input[:, : self._image_channels], self._codec_on_device(target)
+            image, labels = self._image_and_labels(real_input, target)
             result, fault = self._segmenter_step(batch, real_input, target, image, labels, stage.gamma)
             fault = fault or self._generator_step(image, labels, stage)
             if fault:
@@ -376,7 +380,7 @@ class GenSegMixin(nnUNetTrainer):
             return super().train_step(batch), ""
         pairs, fault = None, ""
         try:
-            pairs = self.coupling.draw(image, labels, self.coupling.synthetic_count(len(image)))
+            pairs = self.coupling.draw(*self._sources(image, labels), self.coupling.synthetic_count(len(image)))
         except FloatingPointError as error:
             fault = str(error)
         if self._on_any_process(pairs is None) or pairs is None:
@@ -390,6 +394,17 @@ class GenSegMixin(nnUNetTrainer):
         if self.loss.left_out:
             fault = f"the segmentation loss of synthetic patches is {synthetic:g}, that of the real ones {real:g}"
         return {**result, "loss": self.loss.real.cpu().numpy()}, fault
+
+    def _sources(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Image patches (B, C, *spatial) and class maps that synthetic pairs are drawn from, given those of the batch."""
+        if self.genseg.mixing.sources == "batch":
+            return image, labels
+        batch = next(self.dataloader_train)
+        return self._image_and_labels(batch["data"].to(self.device, non_blocking=True), _to_device(batch["target"], self.device))
+
+    def _image_and_labels(self, network_input: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """The image channels (B, C, *spatial) and the class maps (B, *spatial) of a batch."""
+        return network_input[:, : self._image_channels], self._codec_on_device(target)
 
     def _generator_step(self, image: Tensor, labels: Tensor, stage: Stage) -> str:
         """The generator's own step and that of the feedback, where they are due; what was wrong with them."""
@@ -481,7 +496,7 @@ class GenSegMixin(nnUNetTrainer):
         else:
             with checkpoint.own_random_state(self.genseg.seed):
                 batch = next(self.dataloader_val)
-            image, labels = batch["data"].to(self.device), self._codec_on_device(_to_device(batch["target"], self.device))
+            image, labels = self._image_and_labels(batch["data"].to(self.device), _to_device(batch["target"], self.device))
         image = image[:4, : self._image_channels]
         kept = self.coupling.rng.get_state()
         try:

@@ -165,6 +165,23 @@ def test_feedback_leaves_the_segmenter_its_own_parameters_and_it_goes_on_learnin
     assert not torch.equal(before[name], weights_of(trainer)[name])
 
 
+@pytest.mark.parametrize("sources", ["other", "batch"])
+def test_synthetic_pairs_are_drawn_from_patches_beside_the_batch_or_from_the_batch(nnunet, settings, sources):
+    """With changes switched off a synthetic patch is its source."""
+    still = {"masks": {"elastic": 0.0, "rotation": 0.0, "scaling": 0.0}, "conditioning": {"mode": "deformation", "tone": 0.0}}
+    settings({**still, "feedback": {"enabled": False}, "schedule": {"warmup": 0.0, "ramp": 0.0}, "mixing": {"sources": sources}})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "1,4,1,9,0")
+    seen = []
+    trainer.on_train_start()
+    trainer.network.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0]))
+    for _ in range(4):
+        trainer.train_step(next(trainer.dataloader_train))
+    halves = [batch.chunk(2) for batch in seen]
+    same = [torch.allclose(real, synthetic, atol=1e-5) for real, synthetic in halves]
+    assert same == [sources == "batch"] * 4
+    assert all(synthetic.std() > 0.5 for _, synthetic in halves)
+
+
 def test_the_checkpoint_names_the_stock_trainer(nnunet, settings):
     settings({"feedback": {"enabled": False}})
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "2,1,1,1,0")

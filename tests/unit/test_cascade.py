@@ -7,16 +7,20 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2_genseg.trainers.cascade import PreviousStage
 
 
+SIDE = 32
+"""torch 2.1 takes a smaller mask, as nnU-Net's transform indexes with it, for a tuple of indices."""
+
+
 def previous_stage(labels=(0, 1, 2), is_cascaded=True):
     foreground = sorted({label for label in labels if label})
     transforms = nnUNetTrainer.get_training_transforms(
-        (16, 16), 0.0, None, None, False, is_cascaded=is_cascaded, foreground_labels=foreground
+        (SIDE, SIDE), 0.0, None, None, False, is_cascaded=is_cascaded, foreground_labels=foreground
     )
     return PreviousStage(transforms, labels)
 
 
 def squares():
-    classes = torch.zeros(8, 16, 16, dtype=torch.long)
+    classes = torch.zeros(8, SIDE, SIDE, dtype=torch.long)
     classes[:, 2:8, 2:8] = 1
     classes[:, 9:14, 9:14] = 2
     return classes
@@ -31,7 +35,7 @@ def seeded(draw, seed=0):
 def test_some_patches_show_the_mask_and_some_show_it_spoilt():
     classes = squares()
     channels = seeded(lambda: previous_stage().draw(classes))
-    assert channels.shape == (8, 2, 16, 16)
+    assert channels.shape == (8, 2, SIDE, SIDE)
     assert channels.dtype == torch.float32
     assert set(channels.unique().tolist()) == {0.0, 1.0}
     mask = torch.stack([classes == 1, classes == 2], dim=1).float()
