@@ -6,7 +6,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_genseg.trainers.cascade import PreviousStage
 
-
 SIDE = 32
 """torch 2.1 takes a smaller mask, as nnU-Net's transform indexes with it, for a tuple of indices."""
 
