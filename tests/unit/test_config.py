@@ -35,7 +35,7 @@ def test_unknown_key_is_an_error_that_names_the_near_one(settings, key, near):
 
 
 def test_unknown_key_unlike_any_other_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"mixing.zzzzzz: unknown key; known here: share, gamma"):
+    with pytest.raises(ValueError, match=r"mixing.zzzzzz: unknown key; known here: share, sources, gamma"):
         resolve({"mixing": {"zzzzzz": 1}}, {})
 
 
