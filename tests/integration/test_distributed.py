@@ -129,6 +129,7 @@ def fixed_steps(rank: int, folder: Path) -> None:
 @pytest.mark.parametrize("parameters", ["architecture", "policy"])
 def test_two_processes_learn_what_one_learns_from_the_whole_batch(nnunet, settings, parameters):
     settings({
+        "mixing": {"sources": "batch"},  # the fixed steps have no further batch
         "masks": {"elastic": 0.0, "rotation": 0.0, "scaling": 0.0},
         "conditioning": {"mode": "tissue", "intensity_shift": 0.0, "tone": 0.0},
         "feedback": {"interval": 1, "patches": PROCESSES, "parameters": parameters, "lookahead": True},
