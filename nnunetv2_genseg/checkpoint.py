@@ -9,10 +9,13 @@ with `weights_only=True`.
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
 import pickle
 import random
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +26,7 @@ from torch import Tensor
 
 FORMAT = 3
 UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
-UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile)
+UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 """What reading a damaged file raises."""
 REMEDY = "restore that file, or start anew without --c"
 

@@ -206,7 +206,9 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("config is a list", "must hold a mapping of topics to settings, found list", settings([1])),
     BadInput("config topic unknown", "mask: unknown key; did you mean masks?", settings({"mask": {}})),
     BadInput("config key unknown", "mixing.gama: unknown key; did you mean gamma?", settings({"mixing": {"gama": 1.0}})),
-    BadInput("config key like none", "mixing.foo: unknown key; known here: share, sources, gamma", settings({"mixing": {"foo": 1}})),
+    BadInput(
+        "config key like none", "mixing.foo: unknown key; known here: share, sources, gamma", settings({"mixing": {"foo": 1}})
+    ),
     BadInput("config topic no mapping", "masks: Input should be", settings({"masks": 3})),
     BadInput("config text for number", "mixing.gamma: Input should be a valid number", settings({"mixing": {"gamma": "1"}})),
     BadInput("config number for switch", "feedback.enabled: Input should be", settings({"feedback": {"enabled": 1}})),

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import textwrap
+import zipfile
 
 import numpy as np
 import pytest
@@ -153,6 +154,24 @@ def test_flipped_bits_anywhere_never_give_another_state_or_error(saved):
         assert state["generator"]["step"] == 3, position
         assert state["rows"] == expected["rows"], position
     assert refused > 10
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 99])
+def test_an_entry_that_claims_another_compression_is_refused(saved, method):
+    """Each method's decompressor has an error of its own."""
+    path = checkpoint.sibling(saved, 50)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        start, entries = archive.start_dir, archive.infolist()
+    for _ in entries:
+        assert content[start : start + 4] == b"PK\1\2"
+        claimed = bytearray(content)
+        claimed[start + 10 : start + 12] = method.to_bytes(2, "little")
+        path.write_bytes(claimed)
+        with pytest.raises(ValueError, match="is corrupt"):
+            load(saved)
+        start += 46 + sum(int.from_bytes(content[start + at : start + at + 2], "little") for at in (28, 30, 32))
+    assert len(entries) > 3
 
 
 def test_state_of_another_training_is_refused_with_the_difference(saved):
