@@ -43,11 +43,12 @@ READING = """
 - nnU-Net's strongest augmentation (`da5`) lost against its default one on all four at these lengths, but for the other hospital.
 - **Where pairs are drawn from matters most so far.** Rows `..._from_batch` drew them from the real patches that the segmenter saw
   beside them; the arms without that ending draw them from a further batch of nnU-Net's loader, which is the default
-  (`mixing.sources`). In the mean of the four datasets that raised GenSeg from -0.2 to +2.1 points over stock, GenSeg without
+  (`mixing.sources`). In the mean of the four datasets that raised GenSeg from -0.4 to +2.1 points over stock, GenSeg without
   feedback from +0.3 to +1.7 and the bare deformation from +1.0 to +1.6. A doubled real batch brings +1.4. Patches of the batch
   before (`deformation_previous` under Screening) lay between.
-- **What the generator adds to the bare deformation** is +0.5 in that mean with feedback, all of it from 101, where trainings differ
-  by two points by themselves. On 103 the three arms are level. On 104, without feedback, it is level in Dice and better in HD95.
+- **What the generator adds to the bare deformation** is +0.5 in that mean with feedback, all of it from 101, where trainings
+  differ by two points by themselves. On 103 the three arms are level. On 104, without feedback, it is level in Dice and better
+  in HD95.
 - **Feedback** cost 2.1 points on 104 (it holds two of the ten cases aside in turns), 0.6 in the other hospital, was level on 103,
   lost 0.8 on 102 and gained 4.8 on 101; the last two are within what chance does there. That it helps is not shown.
 - Holding two of ten hippocampus cases aside for the whole training (`genseg_fixed_cases_from_batch`) cost 2.9 points against
@@ -108,7 +109,7 @@ EVIDENCE = {
     "masks.recombination": "`deformation_transplant` (0.5) is not better than `deformation`: off",
     "masks.margin": "not measured",
     "masks.smallest": "not measured",
-    "conditioning.mode": "`genseg_no_feedback` is level with `genseg_deformation` within chance; best with a generator in the trial",
+    "conditioning.mode": "`genseg_no_feedback` and `genseg_deformation` are level within chance; the trial's best",
     "conditioning.tissue_classes": "not measured",
     "conditioning.intensity_shift": "`recolour_all` (1.0) lost against `deformation_all` (none) on 103, 104; 0.1 is not measured",
     "conditioning.tone": "`deformation_tone` (0.5) against `deformation` (none): better on 104, worse on 103, so half of it",
@@ -123,7 +124,7 @@ EVIDENCE = {
     "generator.diffusion.ema": "not measured",
     "generator.vae.kl": "not measured",
     "generator.vae.introspection": "not measured; 1 is the paper's",
-    "feedback.enabled": "not supported: `genseg` is better than `genseg_no_feedback` on 101 within chance, worse on 104; meant so",
+    "feedback.enabled": "not supported: `genseg` beats `genseg_no_feedback` on 101 within chance and loses on 104; meant so",
     "feedback.parameters": "not measured (grid `feedback`); the paper's choice",
     "feedback.method": "not measured; `exact` is the derivative that is meant",
     "feedback.start": "not measured",
