@@ -7,7 +7,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -47,19 +48,79 @@ def train(arguments: Sequence[str]) -> None:
         parser.add_argument(option)
     known, _ = parser.parse_known_intermixed_args(arguments)
     if len(known.positional) >= 3:  # nnU-Net says itself what is missing
-        fold = known.positional[2]
-        if fold != "all" and not fold.isdigit():
-            raise ValueError(f"fold must be `all` or a whole number from 0 on, found {fold!r}")
-        for name in FOLDERS:
-            if not os.environ.get(name):
-                raise ValueError(f"{name} is not set; run: export {name}=FOLDER")
+        _require_fold(known.positional[2])
+        _require_set(*FOLDERS)
         _require_device(known.device or "cuda", "-device cpu")
     os.environ[EXTERNAL_TRAINERS] = external_trainers()
     from nnunetv2.run.run_training import run_training_entry
 
     sys.argv = ["nnUNetv2_train", *arguments, *([] if known.tr else ["-tr", DEFAULT_TRAINER])]
-    try:
+    with _preprocessed(known.positional[0] if known.positional else ""):
         run_training_entry()
+
+
+def pretrain(arguments: Sequence[str]) -> None:
+    """Trains a generator alone, for trainings to start from: set generator.pretrained to OUTPUT_FOLDER.
+
+    Raises:
+        ValueError: the dataset was not preprocessed, or anything else that a user can correct.
+    """
+    parser = argparse.ArgumentParser(prog="genseg pretrain", description=_summary(pretrain))
+    parser.add_argument("dataset", help="name or number of a dataset that nnU-Net has planned and preprocessed")
+    parser.add_argument("configuration", help="nnU-Net's, such as 2d")
+    parser.add_argument("output", metavar="OUTPUT_FOLDER", type=Path, help="where the generator is written")
+    parser.add_argument("-tr", default=DEFAULT_TRAINER, help="trainer whose preset is used (default: %(default)s)")
+    parser.add_argument("-p", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
+    parser.add_argument("-f", default="all", help="fold whose training cases are used (default: all cases)")
+    parser.add_argument("--iterations", type=int, default=10_000, help="steps of the generator (default: %(default)s)")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="FOLDER",
+        help="raw images named CASE_0000.EXT with the dataset's channels, used without labels; preprocessed into a temporary "
+        "folder, see TMPDIR",
+    )
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="where to train (default: %(default)s)")
+    chosen = parser.parse_args(arguments)
+    _require_fold(chosen.f)
+    _require_set(FOLDERS[0])
+    _require_device(chosen.device, "-device cpu")
+    os.environ[EXTERNAL_TRAINERS] = external_trainers()
+    from nnunetv2_genseg.trainers import pretraining
+
+    settings = pretraining.Pretraining(
+        dataset=chosen.dataset,
+        configuration=chosen.configuration,
+        fold=chosen.f,
+        output=chosen.output,
+        trainer=chosen.tr,
+        plans=chosen.p,
+        iterations=chosen.iterations,
+        images=tuple(chosen.images),
+        device=chosen.device,
+    )
+    with _preprocessed(chosen.dataset):
+        pretraining.pretrain(settings)
+
+
+def _require_fold(fold: str) -> None:
+    if fold != "all" and not fold.isdigit():
+        raise ValueError(f"fold must be `all` or a whole number from 0 on, found {fold!r}")
+
+
+def _require_set(*folders: str) -> None:
+    for name in folders:
+        if not os.environ.get(name):
+            raise ValueError(f"{name} is not set; run: export {name}=FOLDER")
+
+
+@contextmanager
+def _preprocessed(dataset: str) -> Iterator[None]:
+    """Says of the files of a preprocessed dataset, named or numbered, which is missing or corrupt."""
+    try:
+        yield
     except FileNotFoundError as error:
         if not str(error.filename).startswith(os.environ["nnUNet_preprocessed"]):
             raise
@@ -67,8 +128,12 @@ def train(arguments: Sequence[str]) -> None:
             f"{error.filename} is missing; first run: nnUNetv2_plan_and_preprocess -d DATASET --verify_dataset_integrity"
         ) from error
     except json.JSONDecodeError as error:
-        faulty = _not_json(known.positional[0])
+        faulty = _not_json(dataset)
         raise ValueError(f"{faulty} is not valid JSON ({error}); run nnUNetv2_plan_and_preprocess again") from error
+
+
+def _summary(command: Callable[..., None]) -> str:
+    return str(command.__doc__).splitlines()[0]
 
 
 def _require_device(device: str, remedy: str) -> None:
@@ -94,7 +159,7 @@ def demo(arguments: Sequence[str]) -> None:
     """Runs everything once on phantoms made on the spot, stock nnU-Net beside GenSeg."""
     from nnunetv2_genseg.demo import DemoSettings, run_demo
 
-    parser = argparse.ArgumentParser(prog="genseg demo", description=demo.__doc__)
+    parser = argparse.ArgumentParser(prog="genseg demo", description=_summary(demo))
     parser.add_argument("--folder", type=Path, default=Path("demo_output"), help="where everything is written")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
     parser.add_argument("--full", action="store_true", help="train ten times longer")
@@ -116,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("env", help="print the export line that makes nnU-Net find the trainers")
     commands.add_parser("train", help="nnUNetv2_train with GenSegTrainer", add_help=False)
+    commands.add_parser("pretrain", help="train a generator alone, for trainings to start from", add_help=False)
     commands.add_parser("demo", help="run everything on phantoms made on the spot", add_help=False)
     commands.add_parser("generators", help="list the generator families, one name a line")
     chosen, rest = parser.parse_known_args(arguments)
@@ -128,6 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             generators()
         elif chosen.command == "train":
             train(rest)
+        elif chosen.command == "pretrain":
+            pretrain(rest)
         else:
             demo(rest)
     except USERS_ERRORS as error:

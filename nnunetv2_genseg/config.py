@@ -63,6 +63,12 @@ class MixingConfig(Topic):
 class MaskConfig(Topic):
     """How new masks are made out of the real ones."""
 
+    source: Literal["deformation", "learned"] = "deformation"
+    """`deformation`: real masks, changed as the settings below say. `learned`: before that, each patch's structures get new
+    shapes from a small variational autoencoder, which learns in the same training. Not in mode `deformation`."""
+    spread: float = Field(0.5, gt=0, le=1)
+    """How far a new shape is from the patch's own: the share of noise in its latents, 1 draws them from the prior
+    (`source: learned`)."""
     elastic: float = Field(0.04, ge=0, le=0.3)
     """Standard deviation of the displacement at a control point, as a fraction of the patch extent of its axis."""
     control_points: int = Field(5, ge=4, le=32)
@@ -144,6 +150,9 @@ class GeneratorConfig(Topic):
     """Weight of the L1 distance to the real image beside the other losses (`gan`, `vae`)."""
     interval: int = Field(1, ge=1)
     """The generator takes a step every so many iterations (k)."""
+    pretrained: str | None = None
+    """Folder of a trained generator (`genseg pretrain`) that a training starts from; None: random weights. Read at the start
+    alone, not when a training is resumed. Cases that the generator was trained on cannot judge what it is worth."""
     diffusion: DiffusionConfig = DiffusionConfig()
     """Settings of `diffusion`."""
     vae: VaeConfig = VaeConfig()
@@ -201,6 +210,15 @@ class GenSegConfig(Topic):
     feedback: FeedbackConfig = FeedbackConfig()
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything that this package draws at random; nnU-Net's own random numbers are not touched."""
+
+    @model_validator(mode="after")
+    def _new_shapes_can_be_shown(self) -> GenSegConfig:
+        if self.masks.source == "learned" and self.conditioning.mode == "deformation":
+            raise ValueError(
+                "masks.source is 'learned', but conditioning.mode 'deformation' has no generator that could draw an image for "
+                "a new shape; choose mode 'mask', 'tissue' or 'differential', or masks.source 'deformation'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _feedback_has_time(self) -> GenSegConfig:

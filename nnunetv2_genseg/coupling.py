@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from nnunetv2_genseg import hypergradient
 from nnunetv2_genseg.config import GenSegConfig
 from nnunetv2_genseg.generators import Generator, NetworkPlan, build_generator
+from nnunetv2_genseg.generators.pretrained import identity, load_pretrained, pretrainable, save_pretrained
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.masks import class_sizes
 from nnunetv2_genseg.pairs import Pairs, PairSource
 from nnunetv2_genseg.recovery import Recovery
+from nnunetv2_genseg.shapes import LearnedShapes
 
 BRIGHTEST = 100.0
 """Largest intensity of synthetic images relative to the real ones of the batch: what is beyond could overflow the segmenter."""
@@ -90,10 +93,17 @@ class Coupling:
         masked_channels: tuple[int, ...] = (),
     ) -> None:
         self.config = config
+        self.plan = plan
         self.codec = codec
         self.synchronise = synchronise
+        self.shapes: LearnedShapes | None = None
+        """None unless masks are learned."""
+        if config.masks.source == "learned":
+            self.shapes = LearnedShapes(
+                codec.foreground, plan.patch_size, seed=config.seed, device=device, synchronise=synchronise
+            )
         self.pairs = PairSource(
-            codec, image_channels, config.conditioning, config.masks, plan.movable_axes, device, masked_channels
+            codec, image_channels, config.conditioning, config.masks, plan.movable_axes, device, masked_channels, self.shapes
         )
         feedback = config.feedback
         self.generator: Generator | None = None
@@ -129,7 +139,7 @@ class Coupling:
             raise ValueError(
                 f"feedback.parameters is {self.config.feedback.parameters!r}, but in mode 'differential' without "
                 "conditioning.intensity_shift, masks.growth and masks.recombination what the generator draws cancels; set one "
-                "of them above 0, or feedback.parameters to 'policy'"
+                "of them above 0, masks.source to 'learned', or feedback.parameters to 'policy'"
             )
         architecture = self.config.feedback.parameters == "architecture"
         phi = self.generator.architecture() if architecture else self.generator.weights()
@@ -140,25 +150,62 @@ class Coupling:
             )
         return phi
 
+    def trained_alone(self) -> Generator:
+        """The generator, if it can be trained alone and kept.
+
+        Raises:
+            ValueError: there is none, or it has no weights.
+        """
+        if self.generator is None:
+            raise ValueError(
+                "conditioning.mode 'deformation' has no generator to train or load; choose another mode, without "
+                "generator.pretrained if it is set"
+            )
+        pretrainable(self.generator, self.config.generator.name)
+        return self.generator
+
+    def start_from(self, folder: Path, spacing: Sequence[float]) -> None:
+        """Starts with the weights of a trained generator, also after a fault; all else of its training begins anew.
+
+        Args:
+            folder: from `keep_generator`.
+            spacing: of the voxels, mm, per axis of the patch.
+
+        Raises:
+            ValueError: the folder holds no trained generator, or one that does not fit.
+            FloatingPointError: its weights are not finite.
+        """
+        load_pretrained(self.trained_alone(), folder, self._identity(spacing))
+        self.recovery.keep()
+
+    def keep_generator(self, folder: Path, spacing: Sequence[float]) -> None:
+        """Writes the generator into a folder that other trainings can start from; arguments as in `start_from`."""
+        save_pretrained(self.trained_alone(), folder, self._identity(spacing))
+
+    def _identity(self, spacing: Sequence[float]) -> dict[str, Any]:
+        return identity(self.config.generator, self.plan, self.pairs.layout, spacing)
+
     def synthetic_count(self, batch_size: int) -> int:
         """How many synthetic patches a batch of `batch_size` real ones gets."""
         return max(1, round(self.config.mixing.share * batch_size))
 
     @torch.no_grad()
     def draw(self, image: Tensor, labels: Tensor, count: int) -> Pairs:
-        """Draws `count` synthetic pairs from the patches of a batch, cycling through them; without graph.
+        """Draws `count` synthetic pairs from the last patches of a batch, cycling through them; without graph.
+
+        The last ones are those that nnU-Net's loader makes sure to hold foreground.
 
         Raises:
             FloatingPointError: the generator drew NaN, infinity, or what the segmenter's numbers could not hold.
         """
-        source = torch.arange(count, device=image.device) % len(image)
+        source = torch.arange(-count, 0, device=image.device) % len(image)
         pairs = self.pairs.draw(self.generator, image[source], labels[source], self.rng)
         if not (pairs.image.abs() <= BRIGHTEST * image.abs().amax().clamp(min=1)).all():
             raise FloatingPointError("a synthetic image holds NaN, infinity or intensities far from the real ones")
         return pairs
 
     def learn(self, image: Tensor, labels: Tensor) -> None:
-        """The generator's own step on the real pairs of a batch."""
+        """The generator's own step on the real pairs of a batch, and that of the learned masks."""
         self.pairs.observe(labels)
         if self.generator is None:
             return
@@ -166,6 +213,8 @@ class Coupling:
             condition = self.pairs.real_condition(image, labels)
             style = self.pairs.style(self.generator, image, self.rng)
         self._note(self.generator.learn(condition, image, style))
+        if self.shapes is not None:
+            self._note(self.shapes.learn(labels, self.rng))
 
     def synthetic_loss(self, logits: hypergradient.Logits, labels: Tensor, segmenter: Segmenter) -> Tensor:
         """L_syn: the segmentation loss of synthetic pairs, each with its worth where the policy weighs classes."""
@@ -263,6 +312,7 @@ class Coupling:
     def _learned(self) -> dict[str, Any]:
         return {
             "generator": self.generator.state() if self.generator else None,
+            "shapes": self.shapes.state() if self.shapes else None,
             "policy": dict(self.pairs.policy.state_dict()),
             "phi_optimizer": self.phi_optimizer.state_dict() if self.phi_optimizer else None,
         }
@@ -270,19 +320,27 @@ class Coupling:
     def _restore_learned(self, state: dict[str, Any]) -> None:
         if self.generator is not None:
             self.generator.restore(state["generator"])
+        if self.shapes is not None:
+            self.shapes.restore(state["shapes"])
         self.pairs.policy.load_state_dict(state["policy"])
         if self.phi_optimizer is not None:
             self.phi_optimizer.load_state_dict(state["phi_optimizer"])
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed training needs, in tensors, numbers, strings, lists and dictionaries."""
-        return {"learned": self._learned(), "largest": self.pairs.largest, "rng": self.rng.get_state()}
+        return {
+            "learned": self._learned(),
+            "largest": self.pairs.largest,
+            "topology": self.pairs.topology.state(),
+            "rng": self.rng.get_state(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self._restore_learned(state["learned"])
         self.recovery.keep()
         self.pairs.largest.copy_(state["largest"])
+        self.pairs.topology.restore(state["topology"])
         self.rng.set_state(state["rng"].cpu())
         if self.rank:  # the state is the first process's
             drawn = int(torch.randint(2**31, (), generator=self.rng, device=self.rng.device))

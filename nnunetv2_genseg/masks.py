@@ -34,6 +34,8 @@ class MaskChange:
     """(B, *spatial) booleans: voxels of the transplant, in the geometry of the real image."""
     to_donor: Tensor
     """(B, dims, dims + 1): `affine` from positions in a patch to those in its donor's."""
+    kept: Tensor
+    """(B,) booleans: False where the new mask was discarded for the real one."""
 
 
 def draw_change(
@@ -45,6 +47,7 @@ def draw_change(
     amount: Tensor | float = 1.0,
     movable_axes: Sequence[bool] | None = None,
     frozen_class: int | None = None,
+    start: Tensor | None = None,
 ) -> MaskChange:
     """Draws a new mask for every patch.
 
@@ -61,12 +64,15 @@ def draw_change(
         movable_axes: False for an axis along which nothing is deformed (anisotropic 3D); all by default. A transplant may be
             moved along it, by whole voxels.
         frozen_class: a class that neither grows nor moves between patches (the ignore label).
+        start: (B, *spatial) int64, what is changed instead of the real masks (`shapes`).
     """
     count, spatial = len(labels), labels.shape[1:]
     movable = [True] * len(spatial) if movable_axes is None else list(movable_axes)
-    edited, donors, exchanged, to_donor = recombine(labels, config, movable, rng, frozen_class)
+    edited, donors, exchanged, to_donor = recombine(
+        labels if start is None else start, config, movable, rng, frozen_class
+    )
     grown = grow(edited, classes, config.growth, rng, frozen_class)
-    survives = _per_patch(_keeps_classes(edited, grown, classes, config.smallest), edited)
+    survives = per_patch(_keeps_classes(edited, grown, classes, config.smallest), edited)
     edited = torch.where(survives, grown, edited)
     identity = identity_grid(spatial, labels.device).expand(count, *spatial, len(spatial))
     grid = affine(identity, random_affine(count, spatial, config, movable, rng)) + amount * elastic_field(
@@ -74,20 +80,37 @@ def draw_change(
     )
 
     new = warp(edited, grid.detach())
-    bounded = class_sizes(new, classes) <= torch.maximum(largest, class_sizes(labels, classes))
-    acceptable = _keeps_classes(labels, new, classes, config.smallest) & bounded[:, 1:].all(dim=1)
-    chosen = _per_patch(acceptable, labels)
+    kept = within_sizes(labels, new, config.smallest, largest)
+    chosen = per_patch(kept, labels)
     own = torch.arange(count, device=labels.device)
     return MaskChange(
         torch.where(chosen, edited, labels),
         torch.where(chosen[..., None], grid, identity),
-        torch.where(acceptable, donors, own),
+        torch.where(kept, donors, own),
         exchanged & chosen,
         to_donor,
+        kept,
     )
 
 
-def _per_patch(values: Tensor, like: Tensor) -> Tensor:
+def within_sizes(labels: Tensor, new: Tensor, smallest: float, largest: Tensor) -> Tensor:
+    """Whether new masks lose no class, shrink none too far and show none larger than any seen.
+
+    Args:
+        labels: (B, *spatial) int64, the real masks.
+        new: (B, *spatial) int64.
+        smallest: fraction of its voxels that every class keeps.
+        largest: (classes,) most voxels of every class seen in one real patch.
+
+    Returns:
+        (B,) booleans.
+    """
+    classes = len(largest)
+    bounded = class_sizes(new, classes) <= torch.maximum(largest, class_sizes(labels, classes))
+    return _keeps_classes(labels, new, classes, smallest) & bounded[:, 1:].all(dim=1)
+
+
+def per_patch(values: Tensor, like: Tensor) -> Tensor:
     """(B,) to (B, 1, ...), to be broadcast against `like`."""
     return values.view(-1, *(1,) * (like.ndim - 1))
 
@@ -150,7 +173,7 @@ def recombine(
         positions = affine(identity, theta)
         moved = warp(labels[partner], positions)
         there = (positions.abs() <= 1).all(dim=-1) & ~frozen & ~warp(frozen[partner].long(), positions).bool()
-        return moved, _dilate((moved > 0) & there, margin, movable) & there & _per_patch(taken, labels)
+        return moved, _dilate((moved > 0) & there, margin, movable) & there & per_patch(taken, labels)
 
     replacing = _about(to_donor, centre, offset)
     moved, region = transplant(replacing)
@@ -159,8 +182,8 @@ def recombine(
     moved_there, region_there = transplant(adding)
     clear = ~(structures & region_there).flatten(1).any(dim=1)
     replaces = covered & shows
-    region = torch.where(_per_patch(replaces, labels), region, region_there & _per_patch(clear, labels))
-    moved = torch.where(_per_patch(replaces, labels), moved, moved_there)
+    region = torch.where(per_patch(replaces, labels), region, region_there & per_patch(clear, labels))
+    moved = torch.where(per_patch(replaces, labels), moved, moved_there)
     return (
         torch.where(region, moved, labels),
         torch.where(taken & (replaces | clear), partner, own),
@@ -181,7 +204,7 @@ def _dilate(region: Tensor, margin: Tensor, movable: Sequence[bool]) -> Tensor:
     kernel = [3 if free and n > 1 else 1 for free, n in zip(movable, region.shape[1:], strict=True)]
     for step in range(int(margin.max())):
         wider = pool(region[:, None].float(), kernel, stride=1, padding=[n // 2 for n in kernel])[:, 0] > 0
-        region = torch.where(_per_patch(step < margin.floor(), region), wider, region)
+        region = torch.where(per_patch(step < margin.floor(), region), wider, region)
     return region
 
 

@@ -17,6 +17,8 @@ from nnunetv2_genseg.generators import Generator
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.masks import MaskChange
 from nnunetv2_genseg.policy import Policy
+from nnunetv2_genseg.shapes import LearnedShapes
+from nnunetv2_genseg.topology import TopologyBounds
 
 STAYING = {"deformation": {"growth": 0.0}}
 """Changes of masks that a mode cannot show."""
@@ -34,6 +36,8 @@ class Pairs:
     """(B, C, *spatial), in nnU-Net's normalised intensities."""
     labels: Tensor
     """(B, *spatial) int64 class maps."""
+    learned: float | None = None
+    """Fraction of the masks with any structure whose shapes are new; None if none are drawn."""
 
 
 class PairSource:
@@ -47,6 +51,10 @@ class PairSource:
         movable_axes: False for an axis along which masks are not deformed.
         device: where everything lives.
         masked_channels: channels that are 0 outside of the subject (nnU-Net's `use_mask_for_norm`), and stay so.
+        shapes: draws new shapes of structures, if `mask_config` says so.
+
+    Raises:
+        ValueError: `mask_config.source` is `learned` without `shapes`.
     """
 
     def __init__(
@@ -58,8 +66,12 @@ class PairSource:
         movable_axes: tuple[bool, ...],
         device: torch.device,
         masked_channels: tuple[int, ...] = (),
+        shapes: LearnedShapes | None = None,
     ) -> None:
+        if (mask_config.source == "learned") != (shapes is not None):
+            raise ValueError(f"masks.source is {mask_config.source!r}: shapes go with 'learned', and with it alone")
         self.codec = codec
+        self.shapes = shapes
         self.config = conditioning_config
         self.mask_config = mask_config.model_copy(update=STAYING.get(conditioning_config.mode, {}))
         self.movable_axes = movable_axes
@@ -69,11 +81,13 @@ class PairSource:
         self.policy = Policy(codec.foreground).to(device)
         self.largest = torch.zeros(codec.classes, device=device)
         """(classes,) most voxels of every class in one real patch so far: the dataset's own bound on new masks."""
+        self.topology = TopologyBounds(codec.foreground, device)
+        """Components and holes in the real patches so far: the bounds on new shapes, kept if they are learned."""
 
     @property
     def shows_generator(self) -> bool:
         """Whether what the generator draws can differ between before and after a change: else `differential` cancels it."""
-        changes = self.config.intensity_shift, self.mask_config.growth, self.mask_config.recombination
+        changes = self.config.intensity_shift, self.mask_config.growth, self.mask_config.recombination, self.shapes
         return self.config.mode != "differential" or any(changes)
 
     @property
@@ -82,8 +96,10 @@ class PairSource:
         return self.config.mode != "deformation"
 
     def observe(self, labels: Tensor) -> None:
-        """Takes note of how large the classes of real patches, (B, *spatial), are."""
+        """Takes note of how large the classes of real patches, (B, *spatial), are, and of their topology if need be."""
         self.largest = torch.maximum(self.largest, masks.class_sizes(labels, self.codec.classes).amax(dim=0))
+        if self.shapes is not None:
+            self.topology.observe(labels)
 
     def real_condition(self, image: Tensor, labels: Tensor) -> Tensor:
         """(B, layout.channels, *spatial) condition of real pairs, as the generator learns it."""
@@ -107,6 +123,7 @@ class PairSource:
         Returns:
             B pairs, with graph to the generator's parameters and the policy.
         """
+        start, reshaped = self._new_shapes(labels, rng)
         change = masks.draw_change(
             labels,
             self.codec.classes,
@@ -116,13 +133,28 @@ class PairSource:
             amount=self.policy.deformation,
             movable_axes=self.movable_axes,
             frozen_class=self.codec.foreground + 1 if self.codec.has_ignore else None,
+            start=start,
         )
         drawn = self._image(generator, image, labels, change, rng)
         if self.config.tone:
             drawn = tone_curve(drawn, self.policy.style * self.config.tone, rng)
         if self.masked_channels.any():
             drawn = drawn.masked_fill(self._outside(image, change), 0)
-        return Pairs(drawn, masks.warp(change.labels, change.grid.detach()))
+        learned = None
+        if reshaped is not None:
+            shown = ((labels > 0) & (labels <= self.codec.foreground)).flatten(1).any(dim=1)
+            learned = float((reshaped & change.kept).sum() / shown.sum().clamp(min=1))
+        return Pairs(drawn, masks.warp(change.labels, change.grid.detach()), learned)
+
+    def _new_shapes(self, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """(B, *spatial) masks of which those (B,) have new shapes that are within the dataset's bounds; the others are real."""
+        if self.shapes is None:
+            return labels, None
+        spread = min(1.0, self.mask_config.spread * float(self.policy.deformation.detach()))
+        drawn = self.shapes.draw(labels, spread, rng)
+        sized = masks.within_sizes(labels, drawn, self.mask_config.smallest, self.largest)
+        accepted = sized & self.topology.admit(drawn) & (drawn != labels).flatten(1).any(dim=1)
+        return torch.where(masks.per_patch(accepted, labels), drawn, labels), accepted
 
     def _outside(self, image: Tensor, change: MaskChange) -> Tensor:
         """(B, C, *spatial) booleans: where the masked channels of a changed image must be 0."""

@@ -28,7 +28,7 @@ class Policy(nn.Module):
 
     @property
     def deformation(self) -> Tensor:
-        """Factor on the elastic displacement."""
+        """Factor on the elastic displacement; on the spread of learned shapes too, where it has no derivative."""
         return self._factor(self.log_deformation)
 
     @property

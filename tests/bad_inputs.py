@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
+from PIL import Image
 
 from nnunetv2_genseg import cli
 
 TRAIN = ("train", "{id}", "2d", "0", "-tr", "GenSegTrainerShort", "-p", "nnUNetPlansTiny", "-device", "cpu")
 RESUME = (*TRAIN, "--c")
+PRETRAIN = ("pretrain", "{id}", "2d", "{folder}/generator", "-p", "nnUNetPlansTiny", "--iterations", "2", "-device", "cpu")
+WITH_IMAGES = (*PRETRAIN, "--images", "{folder}/images")
 
 
 @dataclass
@@ -138,6 +142,44 @@ def truncate(path: Path) -> None:
 
 def garbage(path: Path) -> None:
     path.write_bytes(b"{ this is neither JSON nor a pickle")
+
+
+def pretrained(**differing: Any) -> Preparation:
+    """Names a trained generator's folder that fits the planned dataset but for what differs, and holds no weights."""
+    own = {
+        "family": "gan",
+        "image_channels": 3,
+        "foreground": 2,
+        "tissues": 6,
+        "spacing": [1.0, 1.0],
+        "features": [4, 4, 4],
+        "strides": [[1, 1], [2, 2], [2, 2]],
+        "kernels": [[3, 3]] * 3,
+    }
+
+    def prepare(place: Place) -> None:
+        folder = place.folder / "pretrained"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(own | differing))
+        settings({"generator": {"pretrained": str(folder)}})(place)
+
+    return prepare
+
+
+def images(**files: Any) -> Preparation:
+    """A folder of files in PNG, each a mode of PIL's, or bytes."""
+
+    def prepare(place: Place) -> None:
+        folder = place.folder / "images"
+        folder.mkdir()
+        for name, content in files.items():
+            path = folder / f"{name}.png"
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)).convert(content).save(path)
+
+    return prepare
 
 
 def all_training(place: Place, names: list[str]) -> None:
@@ -360,6 +402,78 @@ TABLE: tuple[BadInput, ...] = (
         "checkpoint truncated", "checkpoint_latest.pth is corrupt", damage(truncate, in_fold("checkpoint_latest.pth")), RESUME
     ),
     BadInput("checkpoint garbage", "checkpoint_latest.pth is corrupt", damage(garbage, in_fold("checkpoint_latest.pth")), RESUME),
+    # a generator trained before
+    BadInput("pretrained folder missing", "is not the folder of a trained", settings({"generator": {"pretrained": "/none"}})),
+    BadInput("pretrained no path", "generator.pretrained: Input should be", settings({"generator": {"pretrained": 3}})),
+    BadInput("pretrained on other channels", "image_channels is 1 there, 3 here", pretrained(image_channels=1)),
+    BadInput("pretrained at other spacing", "spacing is [1.0, 2.0] there, [1.0, 1.0] here", pretrained(spacing=[1.0, 2.0])),
+    BadInput("pretrained in 3D", "spacing is [1.0, 1.0, 1.0] there", pretrained(spacing=[1.0, 1.0, 1.0])),
+    BadInput("pretrained of another family", "family is 'vae' there, 'gan' here", pretrained(family="vae")),
+    BadInput("pretrained of another width", "features is [8, 8, 8] there, [4, 4, 4] here", pretrained(features=[8, 8, 8])),
+    BadInput("pretrained weights missing", "are missing, damaged or of other shapes", pretrained()),
+    BadInput(
+        "pretrained of a family without weights",
+        "generator 'gmm' has no weights to save or load; choose another generator.name",
+        settings(
+            {
+                "generator": {"name": "gmm", "pretrained": "/none"},
+                "conditioning": {"mode": "tissue"},
+                "feedback": {"parameters": "policy"},
+            }
+        ),
+    ),
+    BadInput(
+        "pretrained without a generator",
+        "'deformation' has no generator to train or load; choose another mode",
+        settings(
+            {
+                "generator": {"pretrained": "/none"},
+                "conditioning": {"mode": "deformation"},
+                "feedback": {"parameters": "policy"},
+            }
+        ),
+    ),
+    # training a generator
+    BadInput("pretrain without output", "arguments are required: OUTPUT_FOLDER", nothing, ("pretrain", "{id}", "2d")),
+    BadInput("pretrain nothing", "--iterations must be 1 or more, found 0", nothing, (*PRETRAIN, "--iterations", "0")),
+    BadInput("pretrain a fold of no number", "fold must be `all` or a whole number", nothing, (*PRETRAIN, "-f", "first")),
+    BadInput("pretrain on an unknown device", "invalid choice: 'tpu'", nothing, (*PRETRAIN, "-device", "tpu")),
+    BadInput("pretrain without GPU", "use -device cpu", nothing, (*PRETRAIN, "-device", "cuda"), without_gpu=True),
+    BadInput("pretrain a dataset that is not there", "999", nothing, ("pretrain", "999", *PRETRAIN[2:])),
+    BadInput(
+        "pretrain in an unknown configuration", "configuration 4d not found", nothing, (*PRETRAIN[:2], "4d", *PRETRAIN[3:])
+    ),
+    BadInput("pretrain with plans that are not there", "Other.json is missing; first run", nothing, (*PRETRAIN, "-p", "Other")),
+    BadInput("pretrain with stock nnU-Net", "nnUNetTrainer has no generator", nothing, (*PRETRAIN, "-tr", "nnUNetTrainer")),
+    BadInput("pretrain with an unknown trainer", "GenSegTrainerTypo", nothing, (*PRETRAIN, "-tr", "GenSegTrainerTypo")),
+    BadInput("pretrain a mixture", "generator 'gmm' has no weights", nothing, (*PRETRAIN, "-tr", "GenSegTrainerGMM")),
+    BadInput(
+        "pretrain nothing that draws",
+        "'deformation' has no generator to train or load",
+        settings({"conditioning": {"mode": "deformation"}, "feedback": {"enabled": False}}),
+        PRETRAIN,
+    ),
+    BadInput(
+        "pretrain into a file",
+        "file is no folder or not writable; name another",
+        nothing,
+        (*PRETRAIN[:3], "{folder}/nnUNet_preprocessed/file", *PRETRAIN[4:]),
+    ),
+    BadInput("pretrain without the data", "nnUNet_preprocessed is not set", variable("nnUNet_preprocessed", None), PRETRAIN),
+    BadInput("pretrain on a corrupt image", "tr_001", damage(garbage, case("tr_001.b2nd")), PRETRAIN),
+    BadInput("pretrain from what does not fit", "spacing is [2.0] there", pretrained(spacing=[2.0]), PRETRAIN),
+    BadInput("images not there", "images is not a folder; name one that holds images", nothing, WITH_IMAGES),
+    BadInput("images without any", "images holds no images in nnU-Net's naming", images(scan="RGB"), WITH_IMAGES),
+    BadInput("images of other channels, by name", "case b in", images(a_0000="RGB", b_0000="L"), WITH_IMAGES),
+    BadInput("images of other channels", "has 1 channel, but the dataset has 3 (R, G, B)", images(b_0000="L"), WITH_IMAGES),
+    BadInput("images numbered wrongly", "number its channels from 0000 on", images(a_0000="L", a_0002="L"), WITH_IMAGES),
+    BadInput("images that are unreadable", "case a in", images(a_0000=b"no image"), WITH_IMAGES),
+    BadInput(
+        "images without tissue classes",
+        "conditioning.mode 'mask' does not have; choose 'tissue' or 'differential'",
+        both(settings({"conditioning": {"mode": "mask"}}), images(a_0000="RGB")),
+        WITH_IMAGES,
+    ),
     # the demo
     BadInput("demo device unknown", "invalid choice: 'tpu'", nothing, ("demo", "--device", "tpu")),
     BadInput("demo without GPU", "found; use --device cpu", nothing, ("demo", "--device", "cuda"), without_gpu=True),

@@ -32,6 +32,17 @@ class Pretrainable(Protocol):
         """The inverse of `save_weights`, into the same parameters; the rest of the generator's training starts anew."""
 
 
+def pretrainable(generator: Generator, family: str) -> Pretrainable:
+    """The same generator, if its weights can be kept.
+
+    Raises:
+        ValueError: the family has none.
+    """
+    if not isinstance(generator, Pretrainable):
+        raise ValueError(f"generator {family!r} has no weights to save or load; choose another generator.name")
+    return generator
+
+
 def identity(config: GeneratorConfig, plan: NetworkPlan, layout: ConditionLayout, spacing: Sequence[float]) -> dict[str, Any]:
     """What a folder must have in common with a training that shall use it, JSON-like.
 
@@ -64,7 +75,7 @@ def save_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
     Raises:
         ValueError: the family has no weights to save.
     """
-    _pretrainable(generator, own).save_weights(_made(folder))
+    pretrainable(generator, own["family"]).save_weights(_made(folder))
     (folder / CONFIG).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
 
 
@@ -77,8 +88,9 @@ def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
         own: the `identity` of `generator`.
 
     Raises:
-        ValueError: the folder is not one of a trained generator, or does not fit.
+        ValueError: the family has no weights, or the folder is not one of a trained generator, or does not fit.
     """
+    receiver = pretrainable(generator, own["family"])
     try:
         there = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -90,7 +102,7 @@ def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
                 "was trained with the same"
             )
     try:
-        _pretrainable(generator, own).load_weights(folder)
+        receiver.load_weights(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"the weights in {folder} are missing, damaged or of other shapes: {error}") from error
 
@@ -99,12 +111,6 @@ def _agree(key: str, there: Any, here: Any) -> bool:
     if key != "spacing" or not isinstance(there, list) or len(there) != len(here):
         return bool(there == here)
     return all(math.isclose(one, other, rel_tol=SPACING_TOLERANCE) for one, other in zip(there, here, strict=True))
-
-
-def _pretrainable(generator: Generator, own: dict[str, Any]) -> Pretrainable:
-    if not isinstance(generator, Pretrainable):
-        raise ValueError(f"generator {own['family']!r} has no weights to save or load")
-    return generator
 
 
 def _made(folder: Path) -> Path:

@@ -85,19 +85,9 @@ class GenSegMixin(nnUNetTrainer):
         """Builds the generator beside nnU-Net's network."""
         super().initialize()
         self._feedback_loss = self._build_feedback_loss()
-        codec = self._codec()
+        self.coupling = self._build_coupling()
         if self.is_cascaded:
-            self._previous_stage = PreviousStage(self._cascade_transforms(), codec.labels)
-        self.coupling = Coupling(
-            self.genseg,
-            self._network_plan(),
-            codec,
-            self._image_channels,
-            self.device,
-            rank=self.local_rank,
-            synchronise=_average if self.is_ddp else lambda tensors: None,
-            masked_channels=tuple(i for i, masked in enumerate(self.configuration_manager.use_mask_for_norm) if masked),
-        )
+            self._previous_stage = PreviousStage(self._cascade_transforms(), self.coupling.codec.labels)
         if self._do_i_compile():
             # two batch sizes occur, real and mixed: compile each once instead of one slower graph for any size
             settings = torch._dynamo.config
@@ -109,10 +99,35 @@ class GenSegMixin(nnUNetTrainer):
                 "feedback on several processes cannot look through synchronised batch norm; train on one, or without feedback"
             )
 
+    def _build_coupling(self) -> Coupling:
+        return Coupling(
+            self.genseg,
+            self._network_plan(),
+            self._codec(),
+            self._image_channels,
+            self.device,
+            rank=self.local_rank,
+            synchronise=_average if self.is_ddp else lambda tensors: None,
+            masked_channels=tuple(i for i, masked in enumerate(self.configuration_manager.use_mask_for_norm) if masked),
+        )
+
     @property
     def _image_channels(self) -> int:
         """Channels of the network's input that are image; in a cascade the previous stage's segmentation follows them."""
-        return int(self.num_input_channels) - (len(self.label_manager.foreground_labels) if self.is_cascaded else 0)
+        return len(self.dataset_json["modality" if "modality" in self.dataset_json else "channel_names"])
+
+    @property
+    def _spacing(self) -> list[float]:
+        """Of the voxels, mm, per axis of the patch."""
+        return [float(extent) for extent in self.configuration_manager.spacing]
+
+    def _start_from_pretrained(self) -> None:
+        """Takes over the trained generator that `generator.pretrained` names, on every process."""
+        assert self.coupling is not None
+        folder = self.genseg.generator.pretrained
+        if folder is not None:
+            self.coupling.start_from(Path(folder), self._spacing)
+            self.print_to_log_file(f"GenSeg: the generator starts from {folder}")
 
     def _build_loss(self) -> nn.Module:
         return MixedLoss(super()._build_loss(), self._on_any_process)
@@ -217,10 +232,13 @@ class GenSegMixin(nnUNetTrainer):
             )
         training, validation = super().get_tr_and_val_datasets()
         first = self.dataloader_train is None and not self._turn  # a later turn may do without, for a while
-        if first and not any(_has_foreground(training, case) for case in training.identifiers):
-            raise ValueError(
-                "no training case of this fold holds a voxel of a foreground class; check labelsTr and dataset.json"
-            )
+        if first:
+            # all are read, so that a corrupt one is named now and not whenever it happens to be drawn
+            shown = [_has_foreground(training, case) for case in training.identifiers]
+            if not any(shown):
+                raise ValueError(
+                    "no training case of this fold holds a voxel of a foreground class; check labelsTr and dataset.json"
+                )
         return training, validation
 
     def _feedback_batch(self) -> tuple[Tensor, Tensor]:
@@ -252,10 +270,15 @@ class GenSegMixin(nnUNetTrainer):
         # nnU-Net's loader draws from the global generators: lend it its own, so that the training's stay as they are
         with self._own_random_state():
             batch = next(self._feedback_loader)
-        return batch["data"].to(self.device), self._codec_on_device(batch["target"].to(self.device))
+        return self._on_device(batch)
 
     def _own_random_state(self) -> Any:
         return checkpoint.own_random_state(self.genseg.seed + self._global_iteration() * 131 + self.local_rank)
+
+    def _on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """A batch as (B, channels of the network's input, *spatial) and (B, *spatial) class maps."""
+        data = batch["data"].to(self.device, non_blocking=True)
+        return data, self._codec_on_device(_to_device(batch["target"], self.device))
 
     def _codec_on_device(self, target: Target) -> Tensor:
         assert self.coupling is not None
@@ -264,7 +287,11 @@ class GenSegMixin(nnUNetTrainer):
     # ------------------------------------------------------------------ training
 
     def on_train_start(self) -> None:
-        """nnU-Net's preparations; then the configuration is recorded and, after `--c`, the generator restored."""
+        """nnU-Net's preparations; the generator is loaded or, after `--c`, restored, and the configuration recorded.
+
+        Raises:
+            ValueError: what the generator is to start from, or go on from, is missing, damaged or does not fit.
+        """
         if not self.was_initialized:
             self.initialize()
         folder = Path(self.output_folder)
@@ -277,7 +304,9 @@ class GenSegMixin(nnUNetTrainer):
                 self.do_split()
             dist.barrier()
         state = None
-        if self._resume_from is not None:
+        if self._resume_from is None:
+            self._start_from_pretrained()
+        else:
             path, epoch = self._resume_from
             state = checkpoint.load_sibling(self._identity(), path, epoch, self.device)
         super().on_train_start()
@@ -329,13 +358,17 @@ class GenSegMixin(nnUNetTrainer):
         if turn == self._turn:
             return
         self._turn = turn
-        for loader in (self.dataloader_train, self.dataloader_val):  # type: ignore[has-type]
-            if isinstance(loader, NonDetMultiThreadedAugmenter):
-                loader._finish()
+        self._finish_loaders()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         self._feedback_loader = None
         held = "none" if self._turn is None or self._carving is None else ", ".join(self._carving.feedback)
         self.print_to_log_file(f"GenSeg: training goes on with these cases of the fold held aside: {held}")
+
+    def _finish_loaders(self) -> None:
+        """Ends the processes that load and augment."""
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if isinstance(loader, NonDetMultiThreadedAugmenter):
+                loader._finish()
 
     def _global_iteration(self) -> int:
         return int(self.current_epoch * self.num_iterations_per_epoch) + self._iteration
@@ -359,7 +392,7 @@ class GenSegMixin(nnUNetTrainer):
         else:
             real_input = batch["data"].to(self.device, non_blocking=True)
             target = _to_device(batch["target"], self.device)
-            image, labels = self._image_and_labels(real_input, target)
+            image, labels = real_input[:, : self._image_channels], self._codec_on_device(target)
             result, fault = self._segmenter_step(batch, real_input, target, image, labels, stage.gamma)
             fault = fault or self._generator_step(image, labels, stage)
             if fault:
@@ -391,6 +424,8 @@ class GenSegMixin(nnUNetTrainer):
             result = super().train_step(mixed)
         real, synthetic = float(self.loss.real), float(self.loss.synthetic)
         self.coupling.note("synthetic", synthetic)
+        if pairs.learned is not None:
+            self.coupling.note("learned masks", pairs.learned)
         if self.loss.left_out:
             fault = f"the segmentation loss of synthetic patches is {synthetic:g}, that of the real ones {real:g}"
         return {**result, "loss": self.loss.real.cpu().numpy()}, fault
@@ -399,12 +434,8 @@ class GenSegMixin(nnUNetTrainer):
         """Image patches (B, C, *spatial) and class maps that synthetic pairs are drawn from, given those of the batch."""
         if self.genseg.mixing.sources == "batch":
             return image, labels
-        batch = next(self.dataloader_train)
-        return self._image_and_labels(batch["data"].to(self.device, non_blocking=True), _to_device(batch["target"], self.device))
-
-    def _image_and_labels(self, network_input: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        """The image channels (B, C, *spatial) and the class maps (B, *spatial) of a batch."""
-        return network_input[:, : self._image_channels], self._codec_on_device(target)
+        further_input, further_labels = self._on_device(next(self.dataloader_train))
+        return further_input[:, : self._image_channels], further_labels
 
     def _generator_step(self, image: Tensor, labels: Tensor, stage: Stage) -> str:
         """The generator's own step and that of the feedback, where they are due; what was wrong with them."""
@@ -488,15 +519,18 @@ class GenSegMixin(nnUNetTrainer):
         super().on_epoch_end()
 
     def _refresh_pictures(self) -> None:
-        assert self.coupling is not None
         folder = Path(self.output_folder)
         self.progress.plot(folder / "genseg_progress.png", self.num_epochs)
+        self._save_samples(folder / SAMPLES_FILE, f"epoch {self.current_epoch}")
+
+    def _save_samples(self, path: Path, title: str) -> None:
+        assert self.coupling is not None
         if self.genseg.feedback.enabled:
             image, labels = self._feedback_batch()
         else:
             with checkpoint.own_random_state(self.genseg.seed):
                 batch = next(self.dataloader_val)
-            image, labels = self._image_and_labels(batch["data"].to(self.device), _to_device(batch["target"], self.device))
+            image, labels = self._on_device(batch)
         image = image[:4, : self._image_channels]
         kept = self.coupling.rng.get_state()
         try:
@@ -506,8 +540,7 @@ class GenSegMixin(nnUNetTrainer):
             return
         finally:
             self.coupling.rng.set_state(kept)
-        title, foreground = f"epoch {self.current_epoch}", self.coupling.codec.foreground
-        save_samples(folder / SAMPLES_FILE, image, labels[:4], pairs, foreground, title)
+        save_samples(path, image, labels[:4], pairs, self.coupling.codec.foreground, title)
 
     # ------------------------------------------------------------------ files
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bad_inputs import RESUME, TABLE, BadInput, answer, nothing, place_for
+from tests.bad_inputs import RESUME, TABLE, WITH_IMAGES, BadInput, answer, images, nothing, place_for
 from tests.integration.conftest import Workspace
 from tests.integration.processes import Moment, Training
 
@@ -46,6 +46,14 @@ def test_the_same_inputs_are_accepted_when_nothing_is_wrong_with_them(shell: She
     found = answer(good, place_for(good, tmp_path, shell.folder, NAME, killed))
     assert found.status == 0, found.said
     assert any(name.endswith("checkpoint_final.pth") for name in found.changed)
+
+
+def test_the_same_generator_is_pretrained_when_nothing_is_wrong_with_it(shell: Shell, killed: Path, tmp_path: Path):
+    good = BadInput("good", "", images(a_0000="RGB"), WITH_IMAGES)
+    found = answer(good, place_for(good, tmp_path, shell.folder, NAME, killed))
+    assert found.status == 0, found.said
+    names = {name for name in found.changed if not name.startswith("nnUNet_preprocessed")}
+    assert names == {f"generator/{name}" for name in ("config.json", "model.safetensors", "genseg_samples.png")}
 
 
 def test_no_two_rows_have_one_name():

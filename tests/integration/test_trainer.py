@@ -83,6 +83,33 @@ def test_other_families_train_through_all_stages(nnunet, settings, preset):
     assert_all_stages(trainer)
 
 
+def test_learned_masks_train_through_all_stages_and_resume_at_the_same_bits(nnunet, settings, monkeypatch):
+    settings({"masks": {"source": "learned"}, **EVERY_STEP})
+    length = "10,3,1,1,5"
+    whole = make_trainer(GenSegTrainerShort, *PHANTOM_2D, length)
+    whole.run_training()
+    rows = {int(row["epoch"]): row for row in whole.progress.rows}
+    assert rows[7]["shape"] < rows[0]["shape"]
+    assert "learned masks" not in rows[0], "none are drawn in the warm-up"
+    assert 0 <= rows[6]["learned masks"] <= 1
+    assert "learned masks" in next(Path(whole.output_folder).glob("training_log_*.txt")).read_text()
+    assert rows[9].keys() == {"epoch", "gamma"}
+
+    monkeypatch.setenv("nnUNet_results", str(nnunet / "interrupted"))
+    first = make_trainer(GenSegTrainerShort, *PHANTOM_2D, length)
+    stop_after(first, 5)
+    with pytest.raises(StoppedError):
+        first.run_training()
+    second = resume(GenSegTrainerShort, *PHANTOM_2D, length)
+    second.run_training()
+    for mine, other in zip(whole.coupling.shapes.network.parameters(), second.coupling.shapes.network.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert torch.equal(whole.coupling.pairs.topology.most, second.coupling.pairs.topology.most)
+    for name, value in weights_of(whole).items():
+        torch.testing.assert_close(weights_of(second)[name], value, rtol=1e-5, atol=1e-6)
+    assert second.progress.rows[-2] == pytest.approx(whole.progress.rows[-2], rel=1e-4)
+
+
 def assert_all_stages(trainer: nnUNetTrainer) -> None:
     rows = {int(row["epoch"]): row for row in trainer.progress.rows}
     assert "l1" in rows[0]

@@ -173,6 +173,15 @@ def test_drawn_pairs_are_finite_seeded_and_without_graph(dims, channels, codec, 
     assert not torch.equal(first.coupling.draw(first.image, first.labels, 5).image, pairs.image)
 
 
+def test_fewer_pairs_than_patches_are_drawn_from_the_last_which_hold_foreground():
+    still = {"elastic": 0.0, "rotation": 0.0, "scaling": 0.0}
+    plain = {"mode": "deformation", "intensity_shift": 0.0, "tone": 0.0}
+    setting = Setting(conditioning=plain, masks=still, feedback={"enabled": False})
+    setting.coupling.pairs.observe(setting.labels)
+    pairs = setting.coupling.draw(setting.image, setting.labels, 2)
+    torch.testing.assert_close(pairs.image, setting.image[-2:], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("intensity", [float("nan"), float("inf"), -1e37, 1e5])
 def test_draw_refuses_a_broken_generator(intensity):
     setting = Setting(conditioning={"mode": "tissue"})
@@ -455,9 +464,128 @@ def test_nothing_is_drawn_from_the_global_random_state(outside_random_state_unto
     assert setting.coupling.draw(setting.image, setting.labels, 2).image.any()
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_coupling_starts_from_a_kept_generator_and_goes_back_to_it(dims, tmp_path):
+    spacing = (1.0, 0.5, 0.5)[-dims:]
+
+    def alone(seed):
+        return Coupling(configured(seed=seed), planned(dims), CODECS["labels"], 1, CPU)
+
+    original, other = alone(0), alone(1)
+    image, labels = real_pairs(CODECS["labels"], dims, 1)
+    original.learn(image, labels)
+    original.keep_generator(tmp_path / "generator", spacing)
+    expected = [weight.detach().clone() for weight in original.generator.weights()]
+
+    def differs():
+        return any(not torch.equal(one, two) for one, two in zip(expected, other.generator.weights(), strict=True))
+
+    assert differs()
+    with pytest.raises(ValueError, match=r"spacing is .* there"):
+        other.start_from(tmp_path / "generator", [3 * extent for extent in spacing])
+    assert differs()
+    other.start_from(tmp_path / "generator", spacing)
+    assert not differs()
+    other.learn(image, labels)
+    assert differs()
+    other.recovery.undo("a fault")
+    assert not differs()
+
+
+def test_nothing_is_kept_where_nothing_draws(tmp_path):
+    coupling = Coupling(
+        configured(conditioning={"mode": "deformation"}, feedback={"enabled": False}), planned(2), CODECS["labels"], 1, CPU
+    )
+    for use in (coupling.keep_generator, coupling.start_from):
+        with pytest.raises(ValueError, match="'deformation' has no generator to train or load; choose another mode"):
+            use(tmp_path / "generator", (1.0, 1.0))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_phi_that_a_generator_lacks_is_refused(monkeypatch):
     from nnunetv2_genseg.generators.gan import GanGenerator
 
     monkeypatch.setattr(GanGenerator, "architecture", lambda self: [])
     with pytest.raises(ValueError, match=r"feedback.parameters is 'architecture'.*choose another"):
         Setting()
+
+
+LEARNED = {"source": "learned"}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_learned_masks_of_every_kind_of_target(dims, codec):
+    first, again = (Setting(dims, codec=codec, masks={**LEARNED, "smallest": 0.05}) for _ in range(2))
+    for setting in (first, again):
+        for _ in range(60):
+            setting.coupling.learn(setting.image, setting.labels)
+        setting.coupling.pairs.largest *= 1.3  # all real structures are of one size, which no other shape has
+    report = first.coupling.report()
+    assert report["shape"] < 0.5
+    assert report["shape_kl"] > 0
+    pairs, repeated = (setting.coupling.draw(setting.image, setting.labels, 6) for setting in (first, again))
+    assert torch.equal(pairs.labels, repeated.labels)
+    assert torch.equal(pairs.image, repeated.image)
+    assert pairs.learned > 0
+    for i in range(6):
+        assert set(pairs.labels[i].unique().tolist()) <= set(first.labels[i % 3].unique().tolist())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("parameters", ["architecture", "weights", "policy"])
+def test_feedback_is_alive_with_learned_masks(mode, parameters):
+    setting = Setting(masks=LEARNED, conditioning={"mode": mode}, feedback={"parameters": parameters})
+    before = [weight.clone() for weight in setting.coupling.shapes.network.parameters()]
+    check_feedback_moves_phi_alone(setting)
+    assert same(before, list(setting.coupling.shapes.network.parameters())), "feedback leaves the shapes alone"
+
+
+def test_learned_masks_show_the_generator_where_nothing_else_does():
+    """Without a shift of intensities and with deformation alone, mode `differential` cancels what is drawn."""
+    nothing = {"elastic": 0.0, "rotation": 0.0, "scaling": 0.0}
+    unshifted = {"intensity_shift": 0.0, "tone": 0.0}
+    with pytest.raises(ValueError, match=r"masks.source to 'learned'"):
+        Setting(conditioning=unshifted, masks=nothing)
+    setting = Setting(conditioning=unshifted, masks={**nothing, **LEARNED, "smallest": 0.05})
+    for _ in range(60):
+        setting.coupling.learn(setting.image, setting.labels)
+    setting.coupling.report()
+    setting.coupling.pairs.largest *= 1.3  # all real structures are of one size, which no other shape has
+    for _ in range(4):
+        setting.feedback()
+    assert setting.coupling.report()["hypergradient"] > 0
+
+
+def test_a_restored_coupling_with_learned_masks_continues_as_if_nothing_had_happened():
+    original, resumed = Setting(masks=LEARNED), Setting(masks=LEARNED, seed=9)
+    resumed.coupling.pairs.topology = type(resumed.coupling.pairs.topology)(2, CPU)
+    for _ in range(3):
+        original.coupling.learn(original.image, original.labels)
+    resumed.coupling.restore(through_a_file(original.coupling.state()))
+    for name in ("fewest", "most"):
+        assert torch.equal(getattr(original.coupling.pairs.topology, name), getattr(resumed.coupling.pairs.topology, name))
+    for setting in (original, resumed):
+        setting.coupling.learn(setting.image, setting.labels)
+    weights = [list(setting.coupling.shapes.average.parameters()) for setting in (original, resumed)]
+    assert same(*weights)
+    drawn, again = (setting.coupling.draw(setting.image, setting.labels, 4) for setting in (original, resumed))
+    assert torch.equal(drawn.image, again.image)
+    assert torch.equal(drawn.labels, again.labels)
+
+
+def test_what_shapes_learnt_goes_back_with_the_generator():
+    setting = Setting(masks=LEARNED)
+    setting.coupling.learn(setting.image, setting.labels)
+    setting.coupling.recovery.keep()
+    good = [weight.clone() for weight in setting.coupling.shapes.network.parameters()]
+    setting.coupling.learn(setting.image, setting.labels)
+    assert not same(good, list(setting.coupling.shapes.network.parameters()))
+    setting.coupling.recovery.undo("a test")
+    assert same(good, list(setting.coupling.shapes.network.parameters()))
+
+
+def test_learned_masks_draw_nothing_from_the_global_random_state(outside_random_state_untouched):
+    setting = Setting(masks=LEARNED)
+    setting.coupling.learn(setting.image, setting.labels)
+    assert setting.coupling.draw(setting.image, setting.labels, 2).learned is not None

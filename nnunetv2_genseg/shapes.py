@@ -1,0 +1,242 @@
+"""New masks from a learned source: a small variational autoencoder of signed distances, trained beside the generator.
+
+A structure is seen in its own frame, the box around all structures of a patch, on a coarse grid: position and size are
+the patch's, the shape alone is learnt, so that few cases are enough. Every class is a map of signed distances
+(DeepSDF, Park et al., CVPR 2019): between two shapes' distances lies a shape, between two label maps lies none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nnunetv2_genseg import masks
+from nnunetv2_genseg.generators.optimisation import descend
+
+GRID = {2: 32, 3: 24}
+"""Most points of the grid that shapes are learnt on along an axis, by the number of axes."""
+FILL = 0.75
+"""Share of its frame's extent that a structure takes: a new one may be larger."""
+REACH = 0.25
+"""Distances are clipped to this fraction of the frame: what is farther from a boundary says nothing of the shape."""
+LATENTS = 16
+FEATURES = (16, 32, 64)
+LEARNING_RATE = 2e-3
+PRECISION = 5000.0
+"""Weight of the squared error (distances in units of their reach) beside the divergence in nats."""
+AVERAGING = 0.98
+"""Decay of the moving average of the weights that shapes are drawn with, lower in the first steps: with single steps on a patch
+or two a small structure of all patches comes and goes."""
+
+
+def signed_distance(inside: Tensor, reach: float) -> Tensor:
+    """Euclidean distances from the boundary of a region, exact.
+
+    The boundary lies half-way between voxels, so that no distance is 0 and every sign tells the region.
+
+    Args:
+        inside: (B, *spatial) booleans.
+        reach: distances are clipped to [-reach, reach], in voxels; a region without a boundary is that far from it.
+
+    Returns:
+        (B, *spatial) float32, positive inside.
+    """
+    distance = torch.where(inside, _distance(~inside) - 0.5, 0.5 - _distance(inside))
+    return distance.clamp(-reach, reach)
+
+
+def _distance(region: Tensor) -> Tensor:
+    """(B, *spatial) distances to the nearest voxel of a region, infinite without any: squares add up axis by axis."""
+    squared = torch.where(region, 0.0, math.inf)
+    for axis in range(1, region.ndim):
+        position = torch.arange(region.shape[axis], device=region.device)
+        steps = (position[:, None] - position).square().view(len(position), -1, *(1,) * (region.ndim - 1))
+        squared = (squared.movedim(axis, 0) + steps).amin(dim=1).movedim(0, axis)
+    return squared.sqrt()
+
+
+def frames(structures: Tensor) -> Tensor:
+    """The frame of every patch: the box around its structures and some space, or the whole patch if it has none.
+
+    Args:
+        structures: (B, *spatial) booleans.
+
+    Returns:
+        (B, dims, dims + 1) for `masks.affine`, from positions in the frame to those in the patch.
+    """
+    dims, middle, half = structures.ndim - 1, [], []
+    for axis in range(dims, 0, -1):  # `grid_sample` has the last axis first
+        size = structures.shape[axis]
+        shown = structures.movedim(axis, 1).flatten(2).any(dim=2).long()
+        first, behind = shown.argmax(dim=1), size - shown.flip(1).argmax(dim=1)
+        empty = ~shown.any(dim=1)
+        middle.append(((first + behind) / size - 1).masked_fill(empty, 0.0))
+        half.append(((behind - first) / size / FILL).masked_fill(empty, 1.0))
+    return torch.cat([torch.diag_embed(torch.stack(half, dim=1)), torch.stack(middle, dim=1)[..., None]], dim=2)
+
+
+def _inverse(frame: Tensor) -> Tensor:
+    scale = frame[..., :-1].diagonal(dim1=1, dim2=2).reciprocal()
+    return torch.cat([torch.diag_embed(scale), -(scale * frame[..., -1])[..., None]], dim=2)
+
+
+def _sample(maps: Tensor, theta: Tensor, spatial: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(B, C, *spatial) maps seen through `theta` on a grid, continued beyond their border; and the positions."""
+    identity = masks.identity_grid(spatial, maps.device).expand(len(maps), *spatial, len(spatial))
+    positions = masks.affine(identity, theta)
+    return functional.grid_sample(maps, positions, padding_mode="border", align_corners=False), positions
+
+
+class ShapeNetwork(nn.Module):
+    """Encoder and decoder of signed distances; the decoder is told which classes there are.
+
+    Args:
+        classes: background and foreground classes.
+        grid: extent of the maps, 2D or 3D; any, also of one voxel along an axis.
+    """
+
+    def __init__(self, classes: int, grid: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = [tuple(-(-n // 2**level) for n in grid) for level in range(len(FEATURES) + 1)]
+        convolution = nn.Conv2d if len(grid) == 2 else nn.Conv3d
+        self.mode = "bilinear" if len(grid) == 2 else "trilinear"
+
+        def block(inputs: int, outputs: int, stride: int) -> nn.Module:
+            return nn.Sequential(convolution(inputs, outputs, 3, stride, 1), nn.GroupNorm(1, outputs), nn.SiLU())
+
+        widths = (classes, *FEATURES)
+        self.encoder = nn.Sequential(*(block(widths[i], widths[i + 1], 2) for i in range(len(FEATURES))))
+        coarsest = FEATURES[-1] * math.prod(self.sizes[-1])
+        self.head = nn.Linear(coarsest, 2 * LATENTS)
+        self.foot = nn.Linear(LATENTS + classes - 1, coarsest)
+        self.decoder = nn.ModuleList(block(FEATURES[i], FEATURES[max(i - 1, 0)], 1) for i in reversed(range(len(FEATURES))))
+        self.out = convolution(FEATURES[0], classes, 3, padding=1)
+
+    def encode(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, classes, *grid) to mean and log variance of the latents, (B, LATENTS) each."""
+        mean, log_variance = self.head(self.encoder(distances).flatten(1)).chunk(2, dim=1)
+        return mean, log_variance
+
+    def decode(self, latents: Tensor, present: Tensor) -> Tensor:
+        """(B, LATENTS) and (B, classes - 1) booleans to distances, (B, classes, *grid)."""
+        x = self.foot(torch.cat([latents, present.float()], dim=1)).view(len(latents), FEATURES[-1], *self.sizes[-1])
+        for size, block in zip(reversed(self.sizes[:-1]), self.decoder, strict=True):
+            x = block(functional.interpolate(x, size, mode=self.mode, align_corners=False))
+        distances: Tensor = self.out(x)
+        return distances
+
+
+def balanced_error(found: Tensor, distances: Tensor) -> Tensor:
+    """Mean squared error of (B, classes, *grid) distances; inside and outside of a class weigh the same.
+
+    Else a small structure would be learnt last: it is a few grid points, which could be outside at little cost.
+    """
+    spatial = tuple(range(2, distances.ndim))
+    inside = distances > 0
+    share = inside.float().mean(dim=spatial, keepdim=True)
+    weight = torch.where(inside, 0.5 / share, 0.5 / (1 - share)).masked_fill((share == 0) | (share == 1), 1.0)
+    return (weight * (found - distances).square()).mean()
+
+
+class LearnedShapes:
+    """Learns shapes from real masks and draws new ones; the process's random state is left as it was.
+
+    Args:
+        foreground: number of foreground classes; a class beyond them (the ignore label) is neither learnt nor drawn.
+        patch_size: spatial extent of a patch, voxels.
+        seed: of the initial weights.
+        device: where everything lives.
+        synchronise: averages gradients over the processes of a distributed training, in place.
+    """
+
+    def __init__(
+        self,
+        foreground: int,
+        patch_size: Sequence[int],
+        *,
+        seed: int,
+        device: torch.device,
+        synchronise: Callable[[Iterable[Tensor]], None] = lambda tensors: None,
+    ) -> None:
+        self.foreground = foreground
+        self.synchronise = synchronise
+        self.grid = tuple(min(GRID[len(patch_size)], n) for n in patch_size)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
+            torch.manual_seed(seed)
+            self.network = ShapeNetwork(1 + foreground, self.grid)
+        self.average = deepcopy(self.network).requires_grad_(False)
+        self.steps = 0
+        self.optimizer = torch.optim.Adam(self.network.parameters(), LEARNING_RATE)
+
+    def learn(self, labels: Tensor, rng: torch.Generator) -> dict[str, float]:
+        """One step on the masks of real patches, (B, *spatial); the losses by name.
+
+        Raises:
+            FloatingPointError: a gradient is not finite; nothing was moved.
+        """
+        _, present, distances = self._framed(labels)
+        mean, log_variance = self.network.encode(distances)
+        noise = torch.randn(mean.shape, generator=rng, device=rng.device)
+        found = self.network.decode(mean + (0.5 * log_variance).exp() * noise, present)
+        error = balanced_error(found, distances)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean()
+        descend(self.optimizer, PRECISION * error + divergence, list(self.network.parameters()), self.synchronise)
+        self.steps += 1
+        decay = min(AVERAGING, self.steps / (self.steps + 10))
+        with torch.no_grad():
+            for kept, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                kept.lerp_(weight, 1 - decay)
+        return {"shape": error.item(), "shape_kl": divergence.item()}
+
+    @torch.no_grad()
+    def draw(self, labels: Tensor, spread: float, rng: torch.Generator) -> Tensor:
+        """New masks, each in the place of a real one and of its classes.
+
+        A latent is √(1 - spread²) of the real mask's and `spread` of noise: with 0 the real shape as the network
+        knows it, with 1 the prior. Between them latents stay as far from 0 as those that the decoder has learnt from.
+
+        Args:
+            labels: (B, *spatial) int64 class maps.
+            spread: in [0, 1].
+            rng: on their device.
+
+        Returns:
+            (B, *spatial) int64; patches without any structure as they were. Nothing is promised of their topology.
+        """
+        frame, present, distances = self._framed(labels)
+        mean, _ = self.average.encode(distances)
+        noise = torch.randn(mean.shape, generator=rng, device=rng.device)
+        found = self.average.decode(math.sqrt(1 - spread**2) * mean + spread * noise, present)
+        scores, positions = _sample(found, _inverse(frame), labels.shape[1:])
+        absent = functional.pad(~present, (1, 0)).view(*scores.shape[:2], *(1,) * (labels.ndim - 1))
+        drawn = scores.masked_fill(absent, -math.inf).argmax(dim=1) * (positions.abs() <= 1).all(dim=-1)
+        return torch.where(labels > self.foreground, labels, drawn)
+
+    def _framed(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames, present classes (B, foreground) and the distances of background and classes, (B, classes, *grid)."""
+        known = labels.masked_fill(labels > self.foreground, 0)
+        present = masks.class_sizes(known, 1 + self.foreground)[:, 1:] > 0
+        frame = frames(known > 0)
+        share, _ = _sample(masks.one_hot(known, 1 + self.foreground), frame, self.grid)
+        inside = functional.one_hot(share.argmax(dim=1), 1 + self.foreground).movedim(-1, 1).bool()
+        reach = REACH * max(self.grid)
+        return frame, present, signed_distance(inside.flatten(0, 1), reach).view_as(share) / reach
+
+    def _parts(self) -> dict[str, Any]:
+        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
+
+    def state(self) -> dict[str, Any]:
+        """Network, its moving average and optimiser."""
+        return {"steps": self.steps, **{name: dict(part.state_dict()) for name, part in self._parts().items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.steps = state["steps"]
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])

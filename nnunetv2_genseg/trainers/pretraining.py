@@ -1,0 +1,183 @@
+"""A generator trained alone, on a dataset's cases and on unlabelled images, and kept for trainings to start from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from tqdm import tqdm
+
+from nnunetv2_genseg.config import FeedbackConfig
+from nnunetv2_genseg.trainers.checks import read_json
+from nnunetv2_genseg.trainers.genseg_trainer import SAMPLES_FILE, GenSegMixin
+from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
+
+STRETCHES = 20
+"""So often the losses are told and the generator is written."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What is trained on what."""
+
+    dataset: str
+    """Name or number of a dataset that nnU-Net has planned and preprocessed."""
+    configuration: str
+    """nnU-Net's, such as `2d`."""
+    fold: str
+    """`all` for all cases, or the number of a fold, whose training cases alone are used."""
+    output: Path
+    """Folder for the generator and a picture of samples; a generator that is in it is overwritten."""
+    trainer: str
+    """Name of the trainer whose preset, and whose augmentation, is used."""
+    plans: str
+    """Name of nnU-Net's plans."""
+    iterations: int
+    """Steps of the generator, at the plan's batch size."""
+    device: str
+    """`cuda`, `cpu` or `mps`."""
+    images: tuple[Path, ...] = ()
+    """Folders of raw images without labels, in nnU-Net's naming, with the dataset's channels."""
+
+
+def pretrain(settings: Pretraining) -> None:
+    """Trains a generator and writes it as a folder that `generator.pretrained` can name.
+
+    Raises:
+        ValueError: the dataset, the images or the settings do not allow it; nothing was written.
+        FileNotFoundError: the dataset was not planned or preprocessed.
+        FloatingPointError: the generator's numbers were NaN or infinite again and again.
+    """
+    if settings.iterations < 1:
+        raise ValueError(f"--iterations must be 1 or more, found {settings.iterations}")
+    _require_writable(settings.output)
+    with TemporaryDirectory(prefix="genseg_pretrain_") as temporary, _trainers_write_to(temporary):
+        trainer = _trainer(settings)
+        unlabelled = Path(temporary) / "unlabelled"
+        unlabelled.mkdir()
+        trainer.pretrain(settings.iterations, settings.output, settings.images, unlabelled)
+
+
+def _require_writable(folder: Path) -> None:
+    place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"{folder} cannot be written, since {place} is no folder or not writable; name another output folder")
+
+
+@contextmanager
+def _trainers_write_to(folder: str) -> Iterator[None]:
+    """nnU-Net's trainers make a folder and a log when they are built: here, and no run at wandb."""
+    changed = {"nnUNet_results": folder, "nnUNet_wandb_enabled": "0"}
+    kept = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _trainer(settings: Pretraining) -> PretrainingMixin:
+    folder = Path(os.environ["nnUNet_preprocessed"]) / maybe_convert_to_dataset_name(settings.dataset)
+    plans = read_json(folder / f"{settings.plans}.json")
+    description = read_json(folder / "dataset.json")
+    host = recursive_find_trainer_class_by_name(settings.trainer)
+    if not issubclass(host, GenSegMixin):
+        raise ValueError(f"{settings.trainer} has no generator; choose GenSegTrainer or another trainer with GenSegMixin")
+    kind = type(f"{settings.trainer}Pretraining", (PretrainingMixin, host), {})
+    trainer: PretrainingMixin = kind(
+        plans=plans | {"continue_training": False},
+        configuration=settings.configuration,
+        fold="all" if settings.fold == "all" else int(settings.fold),
+        dataset_json=description,
+        device=torch.device(settings.device),
+    )
+    return trainer
+
+
+class PretrainingMixin(GenSegMixin):
+    """Makes of a GenSeg trainer one of the generator alone: no segmentation network, no feedback."""
+
+    def pretrain(self, iterations: int, output: Path, image_folders: Sequence[Path], work: Path) -> None:
+        """Trains the generator and writes it.
+
+        Args:
+            iterations: steps of the generator.
+            output: its folder; written now and then, and at the end.
+            image_folders: of raw images that take part unlabelled.
+            work: an existing folder for their preprocessed files.
+
+        Raises:
+            ValueError: something does not allow it; nothing was written to `output`.
+            OSError: `output` cannot be written.
+            FloatingPointError: the generator's numbers were NaN or infinite again and again.
+        """
+        self._prepare()
+        assert self.coupling is not None
+        if image_folders and not self.coupling.pairs.layout.tissues:
+            raise ValueError(
+                f"unlabelled images need tissue classes, which conditioning.mode {self.genseg.conditioning.mode!r} does not "
+                "have; choose 'tissue' or 'differential', or leave --images out"
+            )
+        self._start_from_pretrained()
+        preprocess_unlabelled(image_folders, self.plans_manager, self.configuration_manager, self.dataset_json, work)
+        self._unlabelled = infer_dataset_class(str(work))(str(work)) if image_folders else None
+        try:
+            self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+            output.mkdir(parents=True, exist_ok=True)
+            bounds = [iterations * i // STRETCHES for i in range(STRETCHES + 1)]
+            for first, end in pairwise(bounds):
+                if end > first:
+                    self._train_generator(first, end, iterations)
+                    self._keep_generator(output, end)
+        finally:
+            self._finish_loaders()
+
+    def _prepare(self) -> None:
+        """Builds the generator and what nnU-Net's loaders need; of a cascade, its images alone."""
+        self.genseg = self.genseg.model_copy(update={"feedback": FeedbackConfig(enabled=False)})
+        self.is_cascaded, self.folder_with_segs_from_previous_stage = False, None
+        self.enable_deep_supervision = False
+        self._set_batch_size_and_oversample()
+        self.coupling = self._build_coupling()
+        self.coupling.trained_alone()
+        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """nnU-Net's, the unlabelled cases among those to learn from; the others are for the picture."""
+        training, validation = super().get_tr_and_val_datasets()
+        return (JoinedDataset([training, self._unlabelled]) if self._unlabelled else training), validation
+
+    def _train_generator(self, first: int, end: int, iterations: int) -> None:
+        assert self.coupling is not None
+        steps = range(first, end)
+        for self._iteration in tqdm(steps, desc=f"iterations {first + 1} to {end} of {iterations}", disable=None, leave=False):
+            image, labels = self._on_device(next(self.dataloader_train))
+            try:
+                self.coupling.learn(image, labels)
+            except FloatingPointError as error:
+                self._undo(str(error))
+        try:
+            self.coupling.recovery.end_stretch()
+        except FloatingPointError as error:
+            self._undo(str(error))
+        losses = ", ".join(f"{name} {value:.4g}" for name, value in self.coupling.report().items())
+        self.print_to_log_file(f"GenSeg: iteration {end} of {iterations}: {losses}")
+
+    def _keep_generator(self, output: Path, iteration: int) -> None:
+        assert self.coupling is not None
+        self.coupling.keep_generator(output, self._spacing)
+        self._save_samples(output / SAMPLES_FILE, f"iteration {iteration}")
