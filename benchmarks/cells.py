@@ -39,6 +39,7 @@ def deformation(masks: Settings | None = None, conditioning: Settings | None = N
 
 OFF: Settings = {"enabled": False}
 BATCH: Settings = {"sources": "batch"}
+THROUGHOUT: Settings = {"warmup": 0.02, "ramp": 0.05, "tail": 0.0}
 MILD: Settings = {"elastic": 0.04, "rotation": 10.0, "scaling": 0.1, "growth": 0.2, "recombination": 0.0}
 STRONG: Settings = MILD | {"elastic": 0.08, "rotation": 30.0, "scaling": 0.25, "growth": 0.0}
 TRANSPLANT: Settings = {"recombination": 0.5, "margin": 0.05}
@@ -69,6 +70,8 @@ ARMS: dict[str, Arm] = {
         generator={"name": "gmm"}, conditioning={"mode": "tissue"}, mixing=BATCH, feedback=OFF
     ),
     "genseg_fixed_cases_from_batch": genseg(mixing=BATCH, feedback={"turns": 1}),
+    "genseg_deformation_throughout": deformation(schedule=THROUGHOUT),
+    "genseg_fewer_cases": genseg(feedback={"cases": 0.1}),
     # screening, whatever the defaults have become since
     "deformation": deformation(masks=MILD, conditioning=PLAIN, mixing=BATCH),
     "deformation_other": deformation(masks=MILD, conditioning=PLAIN),
@@ -166,10 +169,11 @@ def curve(arms: str, seeds: range, scale: str = "mini") -> list[Cell]:
     ]
 
 
-def screening(datasets: str, arms: str, longer: int = 1) -> list[Cell]:
-    """Cells on the validation part, one seed, `longer` times as long as usual."""
+def screening(datasets: str, arms: str, longer: int = 1, seeds: range = range(1)) -> list[Cell]:
+    """Cells on the validation part, `longer` times as long as usual."""
     return [
-        Cell(dataset, BUDGET[dataset], "2d", arm, 0, longer * ITERATIONS[dataset], ("validation",))
+        Cell(dataset, BUDGET[dataset], "2d", arm, seed, longer * ITERATIONS[dataset], ("validation",))
+        for seed in seeds
         for arm in arms.split()
         for dataset in datasets.split()
     ]
@@ -196,5 +200,7 @@ GRIDS: dict[str, list[Cell]] = {
     "modes": screening(ALL, "stock stock_doubled_batch deformation differential_no_feedback mask_no_feedback tissue_no_feedback"),
     "changes": screening(ALL, "deformation_all deformation_transplant deformation_tone strong_deformation"),
     "recolour": screening(ALL, "recolour_all recolour"),
+    "schedule": screening(ALL, "genseg_deformation genseg_deformation_throughout", seeds=range(2)),
+    "aside": screening("104", "genseg_policy genseg_no_feedback genseg genseg_fewer_cases", seeds=range(2)),
     "length": screening("101 102", "deformation_all stock", longer=3),
 }

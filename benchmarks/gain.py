@@ -70,7 +70,7 @@ def prepare(cell: Cell, place: Place) -> None:
                 str(Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")),
                 *("-d", cell.dataset, "-c", cell.configuration, "-np", "1", "-npfp", "1", "--verify_dataset_integrity"),
             ],
-            env=os.environ | _nnunet_folders(folder, folder),
+            env=os.environ | nnunet_folders(folder, folder),
             stdout=log,
             stderr=log,
             check=True,
@@ -78,7 +78,7 @@ def prepare(cell: Cell, place: Place) -> None:
     done.touch()
 
 
-def _nnunet_folders(dataset: Path, model: Path) -> dict[str, str]:
+def nnunet_folders(dataset: Path, model: Path) -> dict[str, str]:
     return {
         "nnUNet_raw": str(dataset / "raw"),
         "nnUNet_preprocessed": str(dataset / "preprocessed"),
@@ -108,7 +108,7 @@ def run_cell(cell: Cell, place: Place) -> None:
 def train_and_judge(cell: Cell, place: Place, command: str) -> None:
     """The cell itself; everything heavy is imported here, where the environment is set."""
     dataset, model = place.dataset(cell), place.work / "models" / cell.training
-    os.environ.update(_nnunet_folders(dataset, model))
+    os.environ.update(nnunet_folders(dataset, model))
     os.environ["nnUNet_n_proc_DA"] = "0" if place.device == "cpu" else os.environ.get("nnUNet_n_proc_DA", "12")
     arm = ARMS[cell.arm]
     iterations = cell.iterations // EPOCHS

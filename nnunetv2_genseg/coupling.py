@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nnunetv2_genseg import hypergradient
 from nnunetv2_genseg.config import GenSegConfig
 from nnunetv2_genseg.generators import Generator, NetworkPlan, build_generator
-from nnunetv2_genseg.generators.pretrained import identity, load_pretrained, pretrainable, save_pretrained
+from nnunetv2_genseg.generators.pretrained import ImageKind, identity, load_pretrained, pretrainable, save_pretrained
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.masks import class_sizes
 from nnunetv2_genseg.pairs import Pairs, PairSource
@@ -164,26 +164,25 @@ class Coupling:
         pretrainable(self.generator, self.config.generator.name)
         return self.generator
 
-    def start_from(self, folder: Path, spacing: Sequence[float]) -> None:
+    def start_from(self, folder: Path, images: ImageKind) -> None:
         """Starts with the weights of a trained generator, also after a fault; all else of its training begins anew.
 
         Args:
             folder: from `keep_generator`.
-            spacing: of the voxels, mm, per axis of the patch.
+            images: what the training's images are.
 
         Raises:
-            ValueError: the folder holds no trained generator, or one that does not fit.
-            FloatingPointError: its weights are not finite.
+            ValueError: the folder holds no trained generator, or one that does not fit or is not finite.
         """
-        load_pretrained(self.trained_alone(), folder, self._identity(spacing))
+        load_pretrained(self.trained_alone(), folder, self._identity(images))
         self.recovery.keep()
 
-    def keep_generator(self, folder: Path, spacing: Sequence[float]) -> None:
+    def keep_generator(self, folder: Path, images: ImageKind) -> None:
         """Writes the generator into a folder that other trainings can start from; arguments as in `start_from`."""
-        save_pretrained(self.trained_alone(), folder, self._identity(spacing))
+        save_pretrained(self.trained_alone(), folder, self._identity(images))
 
-    def _identity(self, spacing: Sequence[float]) -> dict[str, Any]:
-        return identity(self.config.generator, self.plan, self.pairs.layout, spacing)
+    def _identity(self, images: ImageKind) -> dict[str, Any]:
+        return identity(self.config.generator, self.plan, self.pairs.layout, images)
 
     def synthetic_count(self, batch_size: int) -> int:
         """How many synthetic patches a batch of `batch_size` real ones gets."""

@@ -63,7 +63,7 @@ def draw_change(
         amount: factor on the elastic displacement; the grid is differentiable in it.
         movable_axes: False for an axis along which nothing is deformed (anisotropic 3D); all by default. A transplant may be
             moved along it, by whole voxels.
-        frozen_class: a class that neither grows nor moves between patches (the ignore label).
+        frozen_class: the last class, which neither grows nor moves between patches and may be of any size (the ignore label).
         start: (B, *spatial) int64, what is changed instead of the real masks (`shapes`).
     """
     count, spatial = len(labels), labels.shape[1:]
@@ -72,7 +72,7 @@ def draw_change(
         labels if start is None else start, config, movable, rng, frozen_class
     )
     grown = grow(edited, classes, config.growth, rng, frozen_class)
-    survives = per_patch(_keeps_classes(edited, grown, classes, config.smallest), edited)
+    survives = per_patch(_keeps_classes(edited, grown, classes, config.smallest, frozen_class), edited)
     edited = torch.where(survives, grown, edited)
     identity = identity_grid(spatial, labels.device).expand(count, *spatial, len(spatial))
     grid = affine(identity, random_affine(count, spatial, config, movable, rng)) + amount * elastic_field(
@@ -80,7 +80,7 @@ def draw_change(
     )
 
     new = warp(edited, grid.detach())
-    kept = within_sizes(labels, new, config.smallest, largest)
+    kept = within_sizes(labels, new, config.smallest, largest, frozen_class)
     chosen = per_patch(kept, labels)
     own = torch.arange(count, device=labels.device)
     return MaskChange(
@@ -93,7 +93,9 @@ def draw_change(
     )
 
 
-def within_sizes(labels: Tensor, new: Tensor, smallest: float, largest: Tensor) -> Tensor:
+def within_sizes(
+    labels: Tensor, new: Tensor, smallest: float, largest: Tensor, frozen_class: int | None = None
+) -> Tensor:
     """Whether new masks lose no class, shrink none too far and show none larger than any seen.
 
     Args:
@@ -101,13 +103,14 @@ def within_sizes(labels: Tensor, new: Tensor, smallest: float, largest: Tensor) 
         new: (B, *spatial) int64.
         smallest: fraction of its voxels that every class keeps.
         largest: (classes,) most voxels of every class seen in one real patch.
+        frozen_class: the last class, whose size does not matter (the ignore label).
 
     Returns:
         (B,) booleans.
     """
     classes = len(largest)
     bounded = class_sizes(new, classes) <= torch.maximum(largest, class_sizes(labels, classes))
-    return _keeps_classes(labels, new, classes, smallest) & bounded[:, 1:].all(dim=1)
+    return _keeps_classes(labels, new, classes, smallest, frozen_class) & bounded[:, 1:frozen_class].all(dim=1)
 
 
 def per_patch(values: Tensor, like: Tensor) -> Tensor:
@@ -115,9 +118,9 @@ def per_patch(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.ndim - 1))
 
 
-def _keeps_classes(before: Tensor, after: Tensor, classes: int, smallest: float) -> Tensor:
-    """(B,) whether every class that a map has keeps at least `smallest` of its voxels, and one."""
-    real, new = class_sizes(before, classes)[:, 1:], class_sizes(after, classes)[:, 1:]
+def _keeps_classes(before: Tensor, after: Tensor, classes: int, smallest: float, frozen_class: int | None) -> Tensor:
+    """(B,) whether every class that a map has, but the frozen one, keeps at least `smallest` of its voxels, and one."""
+    real, new = (class_sizes(labels, classes)[:, 1:frozen_class] for labels in (before, after))
     return ((new >= (smallest * real).clamp(min=1)) | (real == 0)).all(dim=1)
 
 

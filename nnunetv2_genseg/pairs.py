@@ -37,7 +37,7 @@ class Pairs:
     labels: Tensor
     """(B, *spatial) int64 class maps."""
     learned: float | None = None
-    """Fraction of the masks with any structure whose shapes are new; None if none are drawn."""
+    """Fraction of the masks with any structure whose shapes are new; None if no shapes are drawn or no mask has any."""
 
 
 class PairSource:
@@ -91,6 +91,10 @@ class PairSource:
         return self.config.mode != "differential" or any(changes)
 
     @property
+    def _frozen_class(self) -> int | None:
+        return self.codec.foreground + 1 if self.codec.has_ignore else None
+
+    @property
     def needs_generator(self) -> bool:
         """Whether the mode draws with a generator."""
         return self.config.mode != "deformation"
@@ -132,7 +136,7 @@ class PairSource:
             rng,
             amount=self.policy.deformation,
             movable_axes=self.movable_axes,
-            frozen_class=self.codec.foreground + 1 if self.codec.has_ignore else None,
+            frozen_class=self._frozen_class,
             start=start,
         )
         drawn = self._image(generator, image, labels, change, rng)
@@ -143,7 +147,7 @@ class PairSource:
         learned = None
         if reshaped is not None:
             shown = ((labels > 0) & (labels <= self.codec.foreground)).flatten(1).any(dim=1)
-            learned = float((reshaped & change.kept).sum() / shown.sum().clamp(min=1))
+            learned = float((reshaped & change.kept).sum() / shown.sum()) if bool(shown.any()) else None
         return Pairs(drawn, masks.warp(change.labels, change.grid.detach()), learned)
 
     def _new_shapes(self, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -152,7 +156,7 @@ class PairSource:
             return labels, None
         spread = min(1.0, self.mask_config.spread * float(self.policy.deformation.detach()))
         drawn = self.shapes.draw(labels, spread, rng)
-        sized = masks.within_sizes(labels, drawn, self.mask_config.smallest, self.largest)
+        sized = masks.within_sizes(labels, drawn, self.mask_config.smallest, self.largest, self._frozen_class)
         accepted = sized & self.topology.admit(drawn) & (drawn != labels).flatten(1).any(dim=1)
         return torch.where(masks.per_patch(accepted, labels), drawn, labels), accepted
 

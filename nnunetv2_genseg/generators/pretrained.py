@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +19,20 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 SPACING_TOLERANCE = 0.05
 """Relative difference of spacings that are taken for the same."""
+
+
+@dataclass(frozen=True)
+class ImageKind:
+    """What the images are that a generator draws."""
+
+    channels: tuple[str, ...]
+    """Their names in dataset.json."""
+    normalization: tuple[str, ...]
+    """nnU-Net's scheme for every channel."""
+    masked: tuple[bool, ...]
+    """Whether a channel is normalised within the subject alone and 0 outside."""
+    spacing: tuple[float, ...]
+    """Of the voxels, mm, per axis of the patch."""
 
 
 @runtime_checkable
@@ -43,21 +57,23 @@ def pretrainable(generator: Generator, family: str) -> Pretrainable:
     return generator
 
 
-def identity(config: GeneratorConfig, plan: NetworkPlan, layout: ConditionLayout, spacing: Sequence[float]) -> dict[str, Any]:
+def identity(config: GeneratorConfig, plan: NetworkPlan, layout: ConditionLayout, images: ImageKind) -> dict[str, Any]:
     """What a folder must have in common with a training that shall use it, JSON-like.
 
     Args:
         config: the family and its width.
         plan: the segmentation network's plan.
         layout: channels of conditions and images.
-        spacing: of the voxels, mm, per axis of the patch.
+        images: what they are.
     """
     return {
         "family": config.name,
-        "image_channels": layout.image_channels,
+        "channels": list(images.channels),
+        "normalization": list(images.normalization),
+        "masked": list(images.masked),
         "foreground": layout.foreground,
         "tissues": layout.tissues,
-        "spacing": list(spacing),
+        "spacing": list(images.spacing),
         "features": list(plan.scaled(config.width)),
         "strides": [list(stride) for stride in plan.strides],
         "kernels": [list(kernel) for kernel in plan.kernels],
@@ -88,7 +104,8 @@ def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
         own: the `identity` of `generator`.
 
     Raises:
-        ValueError: the family has no weights, or the folder is not one of a trained generator, or does not fit.
+        ValueError: the family has no weights, or the folder is not one of a trained generator, or does not fit, or holds NaN
+            or infinity.
     """
     receiver = pretrainable(generator, own["family"])
     try:
@@ -105,10 +122,13 @@ def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
         receiver.load_weights(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"the weights in {folder} are missing, damaged or of other shapes: {error}") from error
+    if not all(bool(weight.isfinite().all()) for weight in generator.weights()):
+        raise ValueError(f"the weights in {folder} hold NaN or infinity; train that generator anew")
 
 
 def _agree(key: str, there: Any, here: Any) -> bool:
-    if key != "spacing" or not isinstance(there, list) or len(there) != len(here):
+    comparable = isinstance(there, list) and len(there) == len(here) and all(isinstance(n, (int, float)) for n in there)
+    if key != "spacing" or not comparable:
         return bool(there == here)
     return all(math.isclose(one, other, rel_tol=SPACING_TOLERANCE) for one, other in zip(there, here, strict=True))
 

@@ -33,10 +33,10 @@ def save_samples(path: Path, image: Tensor, labels: Tensor, pairs: Pairs, foregr
     FigureCanvasAgg(figure)
     axes = figure.subplots(count, len(COLUMNS), squeeze=False)
     for row in range(count):
-        real, mask = _slice(image[row], labels[row])
-        drawn, new = _slice(pairs.image[row], pairs.labels[row])
-        window = np.percentile(real, [0.5, 99.5], axis=(0, 1))
-        cells = (_grey(real, window), _coloured(mask, foreground), _coloured(new, foreground), _grey(drawn, window))
+        real, mask = middle_slice(image[row], labels[row])
+        drawn, new = middle_slice(pairs.image[row], pairs.labels[row])
+        window = window_of(real)
+        cells = (grey(real, window), coloured(mask, foreground), coloured(new, foreground), grey(drawn, window))
         for axis, picture in zip(axes[row], (*cells, cells[3]), strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
@@ -48,22 +48,29 @@ def save_samples(path: Path, image: Tensor, labels: Tensor, pairs: Pairs, foregr
     figure.savefig(path, dpi=80)
 
 
-def _slice(image: Tensor, labels: Tensor) -> tuple[Picture, npt.NDArray[np.int64]]:
-    """(C, *spatial) and (*spatial) to an (H, W, C) picture and its (H, W) mask."""
+def middle_slice(image: Tensor, labels: Tensor) -> tuple[Picture, npt.NDArray[np.int64]]:
+    """(C, *spatial) and (*spatial) to an (H, W, C) picture and its (H, W) mask; in 3D the slice with most labelled voxels."""
     if labels.ndim == 3:
         best = int((labels > 0).flatten(1).sum(dim=1).argmax()) if bool((labels > 0).any()) else len(labels) // 2
         image, labels = image[:, best], labels[best]
     return image.movedim(0, -1).double().cpu().numpy(), labels.cpu().numpy()
 
 
-def _grey(picture: Picture, window: Picture) -> Picture:
+def window_of(picture: Picture) -> Picture:
+    """(2, C): the intensities of an (H, W, C) picture that are shown as black and as white."""
+    window: Picture = np.percentile(picture, [0.5, 99.5], axis=(0, 1))
+    return window
+
+
+def grey(picture: Picture, window: Picture) -> Picture:
     """Shown as RGB if the image has three channels, else its first channel."""
     low, high = window
     scaled = np.clip((picture - low) / np.maximum(high - low, 1e-6), 0, 1)
     return scaled if picture.shape[-1] == 3 else np.repeat(scaled[..., :1], 3, axis=-1)
 
 
-def _coloured(mask: npt.NDArray[np.int64], foreground: int) -> Picture:
+def coloured(mask: npt.NDArray[np.int64], foreground: int) -> Picture:
+    """An (H, W) mask as a picture, a colour a class; what is beyond `foreground` (the ignore label) is grey."""
     colours = np.vstack([np.zeros(3), colormaps["tab10"](np.arange(foreground) % 10)[:, :3], np.full(3, 0.5)])
     result: Picture = colours[np.minimum(mask, foreground + 1)]
     return result

@@ -23,6 +23,7 @@ from nnunetv2_genseg import __version__, checkpoint
 from nnunetv2_genseg.config import GenSegConfig, Settings, checked, resolve
 from nnunetv2_genseg.coupling import Coupling, Segmenter, Stage, stage_at
 from nnunetv2_genseg.generators import NetworkPlan
+from nnunetv2_genseg.generators.pretrained import ImageKind
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.pictures.progress import ProgressRecord
 from nnunetv2_genseg.pictures.samples import save_samples
@@ -108,25 +109,31 @@ class GenSegMixin(nnUNetTrainer):
             self.device,
             rank=self.local_rank,
             synchronise=_average if self.is_ddp else lambda tensors: None,
-            masked_channels=tuple(i for i, masked in enumerate(self.configuration_manager.use_mask_for_norm) if masked),
+            masked_channels=tuple(i for i, masked in enumerate(self._image_kind.masked) if masked),
         )
 
     @property
     def _image_channels(self) -> int:
         """Channels of the network's input that are image; in a cascade the previous stage's segmentation follows them."""
-        return len(self.dataset_json["modality" if "modality" in self.dataset_json else "channel_names"])
+        return len(self._image_kind.channels)
 
     @property
-    def _spacing(self) -> list[float]:
-        """Of the voxels, mm, per axis of the patch."""
-        return [float(extent) for extent in self.configuration_manager.spacing]
+    def _image_kind(self) -> ImageKind:
+        description, configuration = self.dataset_json, self.configuration_manager
+        channels = description["modality" if "modality" in description else "channel_names"]
+        return ImageKind(
+            channels=tuple(channels.values()),
+            normalization=tuple(configuration.normalization_schemes),
+            masked=tuple(map(bool, configuration.use_mask_for_norm)),
+            spacing=tuple(float(extent) for extent in configuration.spacing),
+        )
 
     def _start_from_pretrained(self) -> None:
         """Takes over the trained generator that `generator.pretrained` names, on every process."""
         assert self.coupling is not None
         folder = self.genseg.generator.pretrained
         if folder is not None:
-            self.coupling.start_from(Path(folder), self._spacing)
+            self.coupling.start_from(Path(folder), self._image_kind)
             self.print_to_log_file(f"GenSeg: the generator starts from {folder}")
 
     def _build_loss(self) -> nn.Module:
@@ -233,7 +240,7 @@ class GenSegMixin(nnUNetTrainer):
         training, validation = super().get_tr_and_val_datasets()
         first = self.dataloader_train is None and not self._turn  # a later turn may do without, for a while
         if first:
-            # all are read, so that a corrupt one is named now and not whenever it happens to be drawn
+            # all are opened, so that one that cannot be is named now and not whenever it happens to be drawn
             shown = [_has_foreground(training, case) for case in training.identifiers]
             if not any(shown):
                 raise ValueError(

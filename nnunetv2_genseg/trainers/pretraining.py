@@ -17,7 +17,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tqdm import tqdm
 
-from nnunetv2_genseg.config import FeedbackConfig
+from nnunetv2_genseg.config import FeedbackConfig, MaskConfig
 from nnunetv2_genseg.trainers.checks import read_json
 from nnunetv2_genseg.trainers.genseg_trainer import SAMPLES_FILE, GenSegMixin
 from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
@@ -109,7 +109,7 @@ def _trainer(settings: Pretraining) -> PretrainingMixin:
 
 
 class PretrainingMixin(GenSegMixin):
-    """Makes of a GenSeg trainer one of the generator alone: no segmentation network, no feedback."""
+    """Makes of a GenSeg trainer one of the generator alone: no segmentation network, no feedback, no learned masks."""
 
     def pretrain(self, iterations: int, output: Path, image_folders: Sequence[Path], work: Path) -> None:
         """Trains the generator and writes it.
@@ -148,7 +148,8 @@ class PretrainingMixin(GenSegMixin):
 
     def _prepare(self) -> None:
         """Builds the generator and what nnU-Net's loaders need; of a cascade, its images alone."""
-        self.genseg = self.genseg.model_copy(update={"feedback": FeedbackConfig(enabled=False)})
+        unused = {"feedback": FeedbackConfig(enabled=False), "masks": MaskConfig()}
+        self.genseg = self.genseg.model_copy(update=unused)
         self.is_cascaded, self.folder_with_segs_from_previous_stage = False, None
         self.enable_deep_supervision = False
         self._set_batch_size_and_oversample()
@@ -159,7 +160,12 @@ class PretrainingMixin(GenSegMixin):
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's, the unlabelled cases among those to learn from; the others are for the picture."""
         training, validation = super().get_tr_and_val_datasets()
-        return (JoinedDataset([training, self._unlabelled]) if self._unlabelled else training), validation
+        if self._unlabelled is None:
+            return training, validation
+        self.print_to_log_file(
+            f"GenSeg: {len(self._unlabelled.identifiers)} unlabelled images join {len(training.identifiers)} labelled cases"
+        )
+        return JoinedDataset(training, self._unlabelled), validation
 
     def _train_generator(self, first: int, end: int, iterations: int) -> None:
         assert self.coupling is not None
@@ -179,5 +185,5 @@ class PretrainingMixin(GenSegMixin):
 
     def _keep_generator(self, output: Path, iteration: int) -> None:
         assert self.coupling is not None
-        self.coupling.keep_generator(output, self._spacing)
+        self.coupling.keep_generator(output, self._image_kind)
         self._save_samples(output / SAMPLES_FILE, f"iteration {iteration}")

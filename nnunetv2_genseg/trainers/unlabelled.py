@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,15 +18,21 @@ NAMED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})(?P<ending>\.\w[\w.]*)")
 
 
 class JoinedDataset:
-    """Several of nnU-Net's datasets as one.
+    """Labelled and unlabelled cases as one of nnU-Net's datasets, whose loader draws each identifier as often as any other.
+
+    Labelled cases are listed again and again until they are half of it: they alone show the classes, and without
+    foreground in most patches the loader's oversampling of it would come to nothing.
 
     Args:
-        parts: datasets, whose cases may have the same names.
+        labelled: one of nnU-Net's datasets.
+        unlabelled: another one, whose cases may have the same names.
     """
 
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self._places = {f"{i}/{case}": (part, case) for i, part in enumerate(parts) for case in part.identifiers}
-        self.identifiers = list(self._places)
+    def __init__(self, labelled: Any, unlabelled: Any) -> None:
+        parts = {"labelled": labelled, "unlabelled": unlabelled}
+        self._places = {f"{name}/{case}": (part, case) for name, part in parts.items() for case in part.identifiers}
+        known, others = ([name for name in self._places if name.startswith(f"{part}/")] for part in parts)
+        self.identifiers = known * max(1, math.ceil(len(others) / len(known))) + others
 
     def load_case(self, identifier: str) -> Any:
         """Image, segmentation, segmentation of the previous stage or None, and properties, as nnU-Net's loader takes them."""
@@ -49,21 +56,29 @@ def preprocess_unlabelled(
         ValueError: a folder holds no images, or one of them is unreadable or of other channels than the dataset's.
     """
     readers = (plans.image_reader_writer_class, *LIST_OF_IO_CLASSES)
-    cases = {f"{i}_{name}": files for i, folder in enumerate(folders) for name, files in _cases(folder, readers).items()}
+    # a number behind the name, for nnU-Net takes `..._seg` for the segmentation of another case
+    cases = {f"{name}_{i}": files for i, folder in enumerate(folders) for name, files in _cases(folder, readers).items()}
     preprocessor = type("UnlabelledPreprocessor", (_Unlabelled, configuration.preprocessor_class), {})(verbose=False)
     for name, files in tqdm(cases.items(), desc="preprocessing", disable=None, leave=False):
         preprocessor.run_case_save(str(target / name), files, None, plans, configuration, description)
 
 
 def _cases(folder: Path, readers: Sequence[Any]) -> dict[str, list[str]]:
-    """Files of every case, by its name."""
+    """Files of every case, by its name; files of other formats than images may lie beside them."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name one that holds images")
-    cases = defaultdict(list)
+    cases, misnamed = defaultdict(list), []
     for path in sorted(folder.iterdir()):
         name = NAMED.fullmatch(path.name)
-        if name and _reader(name["ending"], readers) is not None:
+        if name and _readers_of(name["ending"], readers):
             cases[name["case"]].append(str(path))
+        elif name is None and _readers_of(path.suffix, readers):
+            misnamed.append(path.name)
+    if cases and misnamed:
+        raise ValueError(
+            f"{folder} holds {', '.join(misnamed[:3])}, not in nnU-Net's naming, CASE_0000.EXT; rename or remove what is not "
+            f"({len(misnamed)} file{'s' * (len(misnamed) > 1)})"
+        )
     if not cases:
         raise ValueError(
             f"{folder} holds no images in nnU-Net's naming, CASE_0000.EXT with a number a channel, in a format that nnU-Net reads"
@@ -71,9 +86,9 @@ def _cases(folder: Path, readers: Sequence[Any]) -> dict[str, list[str]]:
     return cases
 
 
-def _reader(ending: str, readers: Sequence[Any]) -> Any:
-    """The first of nnU-Net's readers for a file ending; None if there is none."""
-    return next((kind for kind in readers if ending.lower() in kind.supported_file_endings), None)
+def _readers_of(ending: str, readers: Sequence[Any]) -> list[Any]:
+    """Those of nnU-Net's readers that may read files of an ending."""
+    return [kind for kind in readers if ending.lower() in kind.supported_file_endings]
 
 
 class _Unlabelled:
@@ -99,8 +114,12 @@ class _Unlabelled:
                 f"case {_described(image_files)} has {len(image)} channel{'s' * (len(image) > 1)}, but the dataset has "
                 f"{len(channels)} ({', '.join(channels.values())}); use images with the same channels"
             )
-        if len(configuration_manager.patch_size) == 3 and image.shape[1] == 1:
-            raise ValueError(f"case {_described(image_files)} is a single slice, but the configuration is 3D; use volumes")
+        slices_stay = len(configuration_manager.patch_size) == 2 and plans_manager.transpose_forward[0] == 0
+        if image.shape[1] == 1 and not slices_stay:
+            raise ValueError(
+                f"case {_described(image_files)} is a single slice, but the configuration needs more than the slices along the "
+                "image's first axis; use volumes"
+            )
         background = np.zeros((1, *image.shape[1:]), np.float32)
         return self.run_case_npy(image, background, properties, plans_manager, configuration_manager, dataset_json)
 
@@ -114,11 +133,14 @@ def _read(files: list[str], preferred: Any) -> tuple[Any, dict[str, Any]]:
             f"case {_described(files)} has the files {', '.join(Path(file).name for file in files)}; number its channels from "
             "0000 on, in one format"
         )
-    try:
-        image, properties = _reader(endings.pop(), (preferred, *LIST_OF_IO_CLASSES))().read_images(files)
-    except Exception as error:  # whatever the formats' libraries raise
-        raise ValueError(f"case {_described(files)} cannot be read ({error}); restore or remove it") from error
-    return image, dict(properties)
+    fault: Exception | None = None
+    for reader in _readers_of(endings.pop(), (preferred, *LIST_OF_IO_CLASSES)):
+        try:
+            image, properties = reader().read_images(files)
+            return image, dict(properties)
+        except Exception as error:  # whatever the formats' libraries raise
+            fault = fault or error
+    raise ValueError(f"case {_described(files)} cannot be read ({fault}); restore or remove it") from fault
 
 
 def _described(files: list[str]) -> str:

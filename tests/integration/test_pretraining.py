@@ -9,11 +9,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -22,6 +24,7 @@ from safetensors.torch import load_file
 
 from nnunetv2_genseg.cli import external_trainers
 from nnunetv2_genseg.coupling import Coupling
+from nnunetv2_genseg.shapes import LearnedShapes
 from nnunetv2_genseg.trainers import GenSegTrainer, GenSegTrainerShort
 from nnunetv2_genseg.trainers.pretraining import STRETCHES, Pretraining, pretrain
 from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
@@ -156,8 +159,8 @@ def test_images_without_labels_take_part(pretrained, workspace, monkeypatch):
     images = workspace.folder / "nnUNet_raw" / PHANTOM_2D[0] / "imagesTs"
     loaded, learnt = watch_cases(monkeypatch), watch_learning(monkeypatch)
     folder = pretrained(*PHANTOM_2D, images=(images,), iterations=20)
-    assert {case for case in loaded if case.startswith("1/")} == {"1/0_ts_000", "1/0_ts_001"}
-    assert {case for case in loaded if case.startswith("0/")} >= {"0/tr_000", "0/tr_001"}
+    assert {case for case in loaded if case.startswith("unlabelled/")} == {"unlabelled/ts_000_0", "unlabelled/ts_001_0"}
+    assert {case for case in loaded if case.startswith("labelled/")} >= {"labelled/tr_000", "labelled/tr_001"}
     assert len(learnt) == 20
     assert all(value.isfinite().all() for value in weights_in(folder).values())
 
@@ -173,7 +176,58 @@ def test_images_of_another_format_of_its_own_names_join_it(pretrained, workspace
         (folder / "notes.txt").write_text("scanned on Monday")
     loaded = watch_cases(monkeypatch)
     pretrained(*PHANTOM_2D, images=folders, iterations=10)
-    assert {case for case in loaded if case.startswith("1/")} == {"1/0_a_0001", "1/1_a_0001"}
+    assert {case for case in loaded if case.startswith("unlabelled/")} == {"unlabelled/a_0001_0", "unlabelled/a_0001_1"}
+
+
+def test_labelled_cases_stay_half_of_what_is_learnt_from_among_many_unlabelled_ones(pretrained, workspace, monkeypatch, tmp_path):
+    source = next((workspace.folder / "nnUNet_raw" / PHANTOM_2D[0] / "imagesTs").iterdir())
+    for i in range(50):
+        shutil.copy(source, tmp_path / f"a{i}_0000.png")
+    loaded: list[str] = []
+    load = JoinedDataset.load_case
+    monkeypatch.setattr(JoinedDataset, "load_case", lambda self, case: (loaded.append(case), load(self, case))[1])
+    pretrained(*PHANTOM_2D, images=(tmp_path,), iterations=30)
+    labelled = sum(case.startswith("labelled/") for case in loaded) / len(loaded)
+    assert 0.4 < labelled < 0.65
+
+
+def test_a_name_that_ends_as_nnunets_segmentations_do_is_a_name(pretrained, workspace, monkeypatch, tmp_path):
+    source = next((workspace.folder / "nnUNet_raw" / PHANTOM_2D[0] / "imagesTs").iterdir())
+    for name in ("p", "p_seg"):
+        shutil.copy(source, tmp_path / f"{name}_0000.png")
+    loaded = watch_cases(monkeypatch)
+    pretrained(*PHANTOM_2D, images=(tmp_path,), iterations=20)
+    assert {case for case in loaded if case.startswith("unlabelled/")} == {"unlabelled/p_0", "unlabelled/p_seg_0"}
+
+
+def test_volumes_in_a_format_that_several_readers_share_are_read(pretrained, monkeypatch, tmp_path):
+    volume = np.random.default_rng(0).normal(size=(20, 24, 18)).astype(np.float32)
+    tifffile.imwrite(tmp_path / "a_0000.tif", volume)
+    loaded = watch_cases(monkeypatch)
+    pretrained(*PHANTOM_3D, plans="nnUNetPlans", images=(tmp_path,), iterations=4)
+    assert "unlabelled/a_0" in loaded
+
+
+def test_a_slice_whose_axes_the_plans_exchange_is_refused(workspace, tmp_path):
+    """Else it would be resampled along the axis that it does not have."""
+    with Image.open(next((workspace.folder / "nnUNet_raw" / PHANTOM_2D[0] / "imagesTs").iterdir())) as picture:
+        picture.convert("L").save(tmp_path / "a_0000.png")
+    planned = json.loads((workspace.preprocessed(PHANTOM_3D[0]) / "nnUNetPlans.json").read_text())
+    planned["configurations"]["2d"] = planned["configurations"]["3d_fullres"] | {"patch_size": [16, 16], "spacing": [1.0, 1.0]}
+    description = json.loads((workspace.preprocessed(PHANTOM_3D[0]) / "dataset.json").read_text())
+    for order, refused in (([0, 1, 2], False), ([2, 0, 1], True)):
+        plans = PlansManager(planned | {"transpose_forward": order, "transpose_backward": list(np.argsort(order).tolist())})
+        target = tmp_path / str(refused)
+        target.mkdir()
+        with pytest.raises(ValueError, match=r"case a in .* is a single slice") if refused else nullcontext():
+            preprocess_unlabelled([tmp_path], plans, plans.get_configuration("2d"), description, target)
+    assert nnUNetDatasetBlosc2(str(tmp_path / "False")).identifiers == ["a_0"]
+
+
+def test_shapes_are_not_learnt_for_nothing(pretrained, settings, monkeypatch):
+    settings({"masks": {"source": "learned"}})
+    monkeypatch.setattr(LearnedShapes, "learn", None)
+    pretrained(*PHANTOM_2D, iterations=2)
 
 
 KINDS = {
@@ -202,7 +256,7 @@ def test_every_kind_of_dataset_can_be_joined(kind, configuration, pretrained, mo
         [raw / "imagesTr"], plans, settings, json.loads((raw / "dataset.json").read_text()), target
     )
     ours, theirs = nnUNetDatasetBlosc2(str(target)), nnUNetDatasetBlosc2(str(base / settings.data_identifier))
-    assert ours.identifiers == [f"0_{case}" for case in theirs.identifiers]
+    assert ours.identifiers == [f"{case}_0" for case in theirs.identifiers]
     for one, other in zip(ours.identifiers, theirs.identifiers, strict=True):
         image, labels, _, properties = ours.load_case(one)
         expected, _, _, labelled = theirs.load_case(other)
@@ -216,7 +270,7 @@ def test_every_kind_of_dataset_can_be_joined(kind, configuration, pretrained, mo
     assert learnt[0][0].shape[2:] == tuple(settings.patch_size)
     found = json.loads((folder / "config.json").read_text())
     assert found["spacing"] == list(settings.spacing)
-    assert found["image_channels"] == (len(kind.channels) or (1 if kind.dims == 3 else 3))
+    assert len(found["channels"]) == (len(kind.channels) or (1 if kind.dims == 3 else 3))
 
 
 def test_in_3d_and_in_a_cascade(pretrained, settings, monkeypatch, tmp_path, workspace):
@@ -240,11 +294,11 @@ def test_in_3d_and_in_a_cascade(pretrained, settings, monkeypatch, tmp_path, wor
     before = weights_in(folder)
     shutil.rmtree(trainer.output_folder_base)
     shutil.rmtree(tmp_path / "results")
-    with pytest.raises(ValueError, match=r"case tr_000 in .* is a single slice, but the configuration is 3D"):
+    with pytest.raises(ValueError, match=r"case tr_000 in .* is a single slice, but the configuration needs more"):
         pretrained(*PHANTOM_3D, plans="nnUNetPlans", images=(slices,))
     again = pretrained(PHANTOM_3D[0], "3d_cascade_fullres", plans="nnUNetPlans", iterations=1)
     assert not same(weights_in(again), before), "it went on from where it was"
-    assert json.loads((again / "config.json").read_text())["image_channels"] == 1
+    assert json.loads((again / "config.json").read_text())["normalization"] == ["ZScoreNormalization"]
 
 
 @pytest.mark.parametrize(("trainer", "network"), [("GenSegTrainerVAE", "."), ("GenSegTrainerDiffusion", "unet")])
@@ -262,7 +316,7 @@ def test_a_fold_leaves_its_validation_cases_out(pretrained, workspace, monkeypat
     loaded = watch_cases(monkeypatch)
     pretrained(*PHANTOM_2D, fold="0", images=(images,), iterations=20)
     splits = json.loads((workspace.preprocessed(PHANTOM_2D[0]) / "splits_final.json").read_text())
-    seen = {case.removeprefix("0/") for case in loaded if case.startswith("0/")}
+    seen = {case.removeprefix("labelled/") for case in loaded if case.startswith("labelled/")}
     assert seen == set(splits[0]["train"])
 
 

@@ -1,6 +1,7 @@
 import copy
 import io
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.func import functional_call
 from nnunetv2_genseg.config import GenSegConfig, checked
 from nnunetv2_genseg.coupling import Coupling, Segmenter, stage_at
 from nnunetv2_genseg.generators import NetworkPlan
+from nnunetv2_genseg.generators.pretrained import ImageKind
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.masks import class_sizes
 
@@ -466,7 +468,7 @@ def test_nothing_is_drawn_from_the_global_random_state(outside_random_state_unto
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_coupling_starts_from_a_kept_generator_and_goes_back_to_it(dims, tmp_path):
-    spacing = (1.0, 0.5, 0.5)[-dims:]
+    images = ImageKind(("T1",), ("ZScoreNormalization",), (False,), (1.0, 0.5, 0.5)[-dims:])
 
     def alone(seed):
         return Coupling(configured(seed=seed), planned(dims), CODECS["labels"], 1, CPU)
@@ -474,7 +476,7 @@ def test_a_coupling_starts_from_a_kept_generator_and_goes_back_to_it(dims, tmp_p
     original, other = alone(0), alone(1)
     image, labels = real_pairs(CODECS["labels"], dims, 1)
     original.learn(image, labels)
-    original.keep_generator(tmp_path / "generator", spacing)
+    original.keep_generator(tmp_path / "generator", images)
     expected = [weight.detach().clone() for weight in original.generator.weights()]
 
     def differs():
@@ -482,9 +484,9 @@ def test_a_coupling_starts_from_a_kept_generator_and_goes_back_to_it(dims, tmp_p
 
     assert differs()
     with pytest.raises(ValueError, match=r"spacing is .* there"):
-        other.start_from(tmp_path / "generator", [3 * extent for extent in spacing])
+        other.start_from(tmp_path / "generator", replace(images, spacing=(3.0,) * dims))
     assert differs()
-    other.start_from(tmp_path / "generator", spacing)
+    other.start_from(tmp_path / "generator", images)
     assert not differs()
     other.learn(image, labels)
     assert differs()
@@ -498,7 +500,7 @@ def test_nothing_is_kept_where_nothing_draws(tmp_path):
     )
     for use in (coupling.keep_generator, coupling.start_from):
         with pytest.raises(ValueError, match="'deformation' has no generator to train or load; choose another mode"):
-            use(tmp_path / "generator", (1.0, 1.0))
+            use(tmp_path / "generator", ImageKind(("T1",), ("ZScoreNormalization",), (False,), (1.0, 1.0)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -530,6 +532,13 @@ def test_learned_masks_of_every_kind_of_target(dims, codec):
     assert pairs.learned > 0
     for i in range(6):
         assert set(pairs.labels[i].unique().tolist()) <= set(first.labels[i % 3].unique().tolist())
+
+
+def test_patches_without_structures_do_not_count_as_masks_that_were_not_learned():
+    setting = Setting(masks=LEARNED)
+    setting.coupling.learn(setting.image, setting.labels)
+    assert setting.coupling.draw(setting.image, setting.labels, 3).learned is not None
+    assert setting.coupling.draw(setting.image, torch.zeros_like(setting.labels), 3).learned is None
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -90,6 +90,22 @@ def test_no_structure_exceeds_the_largest_one_seen(spatial):
     assert (free > largest)[..., 1:].any()
 
 
+@pytest.mark.parametrize("spatial", SHAPES)
+def test_the_ignore_label_may_be_of_any_size(spatial):
+    """Else a band of it, which is a few voxels larger after every second turn, would discard half of the new masks."""
+    labels = torch.zeros(8, *spatial, dtype=torch.long)
+    labels[:, 3:-3, 3:-3] = 1
+    labels[..., -2:] = 2
+    largest = torch.tensor([torch.inf, torch.inf, float(masks.class_sizes(labels, 3)[0, 2])])
+
+    def kept(frozen_class):
+        changes = (masks.draw_change(labels, 3, MaskConfig(), largest, seeded(i), frozen_class=frozen_class) for i in range(5))
+        return torch.cat([change.kept for change in changes])
+
+    assert kept(2).all()
+    assert not kept(None).all()
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_patches_without_any_label_stay_empty(dims):
     labels = torch.zeros(3, *(9,) * dims, dtype=torch.long)

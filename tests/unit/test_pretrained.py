@@ -9,9 +9,10 @@ from nnunetv2_genseg.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators import NetworkPlan, build_generator
 from nnunetv2_genseg.generators.diffusion import TimedUNet
-from nnunetv2_genseg.generators.pretrained import identity, load_pretrained, save_pretrained
+from nnunetv2_genseg.generators.pretrained import ImageKind, identity, load_pretrained, save_pretrained
 
 LAYOUT = ConditionLayout(2, 3, 1)
+KIND = {dims: ImageKind(("T1",), ("ZScoreNormalization",), (False,), (1.0,) * dims) for dims in (2, 3)}
 FAMILY = pytest.mark.parametrize("family", ["diffusion", "gan", "vae"])
 DIMS = pytest.mark.parametrize("dims", [2, 3], ids=["2d", "3d"])
 
@@ -25,7 +26,7 @@ def build(family, dims=2, seed=0, layout=LAYOUT, **settings):
     generator = build_generator(
         config, planned(dims), layout, seed=seed, device=torch.device("cpu"), separate_architecture=False
     )
-    return generator, identity(config, planned(dims), layout, [1.0] * dims)
+    return generator, identity(config, planned(dims), layout, KIND[dims])
 
 
 def inputs(generator, dims=2):
@@ -78,13 +79,40 @@ def test_diffusers_own_classes_draw_the_same_from_the_folder(dims, folder):
 
 @pytest.mark.parametrize(
     "key, other",
-    [("family", "vae"), ("image_channels", 3), ("spacing", [1.0, 2.0]), ("spacing", [1.0]), ("tissues", 0), ("features", [8])],
+    [
+        ("family", "vae"),
+        ("channels", ["T2"]),
+        ("channels", ["T1", "T2"]),
+        ("normalization", ["CTNormalization"]),
+        ("masked", [True]),
+        ("spacing", [1.0, 2.0]),
+        ("spacing", [1.0]),
+        ("tissues", 0),
+        ("features", [8]),
+    ],
 )
 def test_a_generator_that_does_not_fit_is_refused_with_what_differs(key, other, folder):
     generator, own = build("gan")
     save_pretrained(generator, folder, own)
     with pytest.raises(ValueError, match=f"does not fit: {key} is .* there, .* here"):
         load_pretrained(generator, folder, {**own, key: other})
+
+
+@pytest.mark.parametrize("spacing", [[None, 1.0], ["1.0", "1.0"], None, 1.0])
+def test_a_spacing_that_is_none_is_refused(spacing, folder):
+    generator, own = build("gan")
+    save_pretrained(generator, folder, {**own, "spacing": spacing})
+    with pytest.raises(ValueError, match=r"does not fit: spacing is .* there"):
+        load_pretrained(generator, folder, own)
+
+
+def test_weights_that_are_not_finite_are_refused_with_their_folder(folder):
+    generator, own = build("gan")
+    with torch.no_grad():
+        generator.weights()[0].view(-1)[0] = float("nan")
+    save_pretrained(generator, folder, own)
+    with pytest.raises(ValueError, match=f"the weights in {folder} hold NaN or infinity"):
+        load_pretrained(generator, folder, own)
 
 
 def test_spacings_that_hardly_differ_are_taken_for_the_same(folder):
