@@ -169,11 +169,10 @@ def curve(arms: str, seeds: range, scale: str = "mini") -> list[Cell]:
     ]
 
 
-def screening(datasets: str, arms: str, longer: int = 1, seeds: range = range(1)) -> list[Cell]:
-    """Cells on the validation part, `longer` times as long as usual."""
+def screening(datasets: str, arms: str, longer: int = 1) -> list[Cell]:
+    """Cells on the validation part, one seed, `longer` times as long as usual."""
     return [
-        Cell(dataset, BUDGET[dataset], "2d", arm, seed, longer * ITERATIONS[dataset], ("validation",))
-        for seed in seeds
+        Cell(dataset, BUDGET[dataset], "2d", arm, 0, longer * ITERATIONS[dataset], ("validation",))
         for arm in arms.split()
         for dataset in datasets.split()
     ]
@@ -192,7 +191,10 @@ GRIDS: dict[str, list[Cell]] = {
     ],
     "first": comparison(f"stock genseg_deformation {OURS}", range(1))
     + comparison("genseg_fixed_cases", range(1)),
-    "families": comparison("genseg_vae genseg_diffusion", range(1), datasets="104 103 102 101"),
+    "families": [
+        *comparison("genseg_vae genseg_diffusion genseg_gmm", range(1), datasets="104 101"),
+        *volumes("stock genseg genseg_vae genseg_diffusion genseg_gmm", range(1)),
+    ],
     # what the defaults were chosen by
     "feedback": screening(ALL, "genseg_no_feedback genseg genseg_fixed_cases genseg_weights genseg_policy"),
     "mixing": screening(ALL, "genseg_half_gamma genseg_half_share genseg_no_tail"),
@@ -200,7 +202,7 @@ GRIDS: dict[str, list[Cell]] = {
     "modes": screening(ALL, "stock stock_doubled_batch deformation differential_no_feedback mask_no_feedback tissue_no_feedback"),
     "changes": screening(ALL, "deformation_all deformation_transplant deformation_tone strong_deformation"),
     "recolour": screening(ALL, "recolour_all recolour"),
-    "schedule": screening(ALL, "genseg_deformation genseg_deformation_throughout", seeds=range(2)),
-    "aside": screening("104", "genseg_policy genseg_no_feedback genseg genseg_fewer_cases", seeds=range(2)),
+    "schedule": screening(ALL, "genseg_deformation genseg_deformation_throughout"),
+    "aside": screening("104", "genseg_no_feedback genseg_fewer_cases genseg genseg_policy"),
     "length": screening("101 102", "deformation_all stock", longer=3),
 }

@@ -5,8 +5,8 @@
 
 A generator learns alone on the first N cases, by nnU-Net's plans for those N, for as many iterations as the trainings of
 `gain.py` have. A segmenter that has seen all cases of the training pool then judges its pairs: mask fidelity is that
-segmenter's Dice on the synthetic image against its mask, and KID compares the features of its bottleneck (kernel and estimator
-of Bińkowski et al., ICLR 2018; the features are not Inception's). What is finished is never run twice.
+segmenter's Dice on the synthetic image against its mask, and KID compares the features of its encoder (kernel and estimator of
+Bińkowski et al., ICLR 2018; the features are not Inception's). What is finished is never run twice.
 
 With `--phantoms` nothing is measured: all families draw the same masks of phantoms, for the picture in the documentation.
 """
@@ -159,33 +159,36 @@ def in_batches(function: Callable[..., Any], size: int, *tensors: Any) -> list[A
 
 
 def fidelity(network: Any, image: Any, labels: Any, foreground: int, batch: int) -> float:
-    """Mean Dice of a segmenter's classes against (B, *spatial) masks, over the patches and classes that the masks show."""
+    """Dice of a segmenter against (B, *spatial) masks, every class over all patches together; the mean over the classes."""
     import torch
 
     with torch.no_grad():
         found = torch.cat(in_batches(lambda part: network(part).argmax(dim=1), batch, image))
-    values = []
-    for mine, other in zip(found, labels, strict=True):
-        for label in range(1, foreground + 1):
-            there = int((other == label).sum())
-            if there:
-                both = int(((mine == label) & (other == label)).sum())
-                values.append(2 * both / (there + int((mine == label).sum())))
-    return statistics.fmean(values)
+    masks = [(found == label, labels == label) for label in range(1, foreground + 1)]
+    return statistics.fmean(2 * int((mine & other).sum()) / int(mine.sum() + other.sum()) for mine, other in masks)
 
 
 def features(network: Any, image: Any, batch: int) -> Any:
-    """(B, channels) means of the bottleneck of a segmenter."""
+    """(B, channels) strongest response of every channel of a segmenter's encoder, all stages; means say nothing after the
+    network's instance norm."""
     import torch
 
+    def strongest(part: Any) -> Any:
+        return torch.cat([stage.flatten(2).amax(dim=2) for stage in network.encoder(part)], dim=1)
+
     with torch.no_grad():
-        parts = in_batches(lambda part: network.encoder(part)[-1].flatten(2).mean(dim=2), batch, image)
-    return torch.cat(parts).cpu().numpy()
+        return torch.cat(in_batches(strongest, batch, image)).cpu().numpy()
 
 
-def kernel_distance(one: Any, other: Any) -> float:
-    """KID: the unbiased estimate of the squared MMD with the kernel (⟨x, y⟩ / channels + 1)³, of (n, channels) features."""
+def kernel_distance(one: Any, reference: Any) -> float:
+    """KID: the unbiased estimate of the squared MMD with the kernel (⟨x, y⟩ / channels + 1)³, of (n, channels) features.
+
+    Both are standardised by the reference, whose channels differ in scale.
+    """
     from sklearn.metrics.pairwise import polynomial_kernel
+
+    centre, scale = reference.mean(axis=0), reference.std(axis=0) + 1e-6
+    one, other = (one - centre) / scale, (reference - centre) / scale
 
     def within(x: Any) -> float:
         kernel = polynomial_kernel(x)

@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md and docs/reliability.md from benchmarks/results/: `python benchmarks/report.py`."""
+"""Writes docs/benchmarks.md, generators.md and reliability.md from benchmarks/results/: `python benchmarks/report.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from cells import ARMS
 from gain_report import load, mean_gains, table
+from generators_report import page as generators_page
 from reliability_report import page as reliability_page
 
 from nnunetv2_genseg.config import GenSegConfig
@@ -192,6 +193,9 @@ def main() -> None:
     page += defaults()
     page += PATH + "\n".join(path_row(result) for result in load(RESULTS / "real_data")) + "\n" + TAIL
     (ROOT / "docs" / "benchmarks.md").write_text(page, encoding="utf-8")
+    families = load(RESULTS / "generators")
+    if families:
+        (ROOT / "docs" / "generators.md").write_text(generators_page(families, final), encoding="utf-8")
     records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS / "reliability").glob("*.json")}
     if records:
         (ROOT / "docs" / "reliability.md").write_text(reliability_page(records), encoding="utf-8")

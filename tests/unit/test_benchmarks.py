@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from skimage.io import imread, imsave
 
 from nnunetv2_genseg.config import GenSegConfig, checked
@@ -18,8 +19,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 def importable(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     yield
-    for name in ("cells", "raw_datasets", "gain_report", "reliability_report", "surface"):
-        sys.modules.pop(name, None)
+    for path in FOLDER.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def result(arm, seed, dice, dataset="101"):
@@ -118,6 +119,61 @@ def test_the_reliability_page_is_made_of_the_results_that_are_there_and_holds_no
     assert page == (FOLDER.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
     assert page.count("| yes |") == len(records["kills"]["kills"])
     assert all(row["expected"] and not row["traceback"] for row in records["inputs"]["inputs"])
+
+
+def test_the_page_of_the_families_is_made_of_the_results_that_are_there():
+    import gain_report
+    import generators_report
+
+    results = gain_report.load(FOLDER / "results" / "generators")
+    page = generators_report.page(results, gain_report.load(FOLDER / "results" / "gain"))
+    assert page == (FOLDER.parent / "docs" / "generators.md").read_text(encoding="utf-8")
+    for result in results:
+        assert f"{result['parameters']:,}" in page or result["family"] == "gmm"
+
+
+def test_families_and_judges_of_the_page_have_cells_of_their_own():
+    import cells
+    import generators
+    import generators_report
+
+    every = generators.cells()
+    assert len({cell.training for cell in every}) == len(every)
+    assert generators_report.TRAINED.keys() == generators.FAMILIES.keys()
+    assert set(generators_report.TRAINED.values()) <= cells.ARMS.keys()
+
+
+def test_the_kernel_distance_is_about_zero_between_samples_of_one_distribution_and_grows_with_a_shift():
+    import generators
+
+    rng = np.random.default_rng(0)
+    pairs = [rng.normal(size=(2, 120, 8)) for _ in range(50)]
+    alike = np.array([generators.kernel_distance(one, other) for one, other in pairs])
+    assert abs(alike.mean()) < 0.02, "a biased estimate would be 0.1: the kernel of a sample with itself"
+    assert alike.min() < 0 < alike.max()
+    shifted = [generators.kernel_distance(pairs[0][0], pairs[0][1] + shift) for shift in (0.0, 0.5, 1.0)]
+    assert shifted == sorted(shifted)
+    one, other = rng.normal(size=(3, 2)), np.array([[1.0, -1.0], [-1.0, 1.0]])  # of mean 0 and deviation 1
+
+    def kernel(x, y):
+        return (x @ y / 2 + 1) ** 3
+
+    within = [sum(kernel(x, y) for i, x in enumerate(z) for j, y in enumerate(z) if i != j) for z in (one, other)]
+    expected = within[0] / 6 + within[1] / 2 - 2 * sum(kernel(x, y) for x in one for y in other) / 6
+    assert generators.kernel_distance(one, other) == pytest.approx(expected, rel=1e-4)
+
+
+def test_mask_fidelity_is_the_dice_of_every_class_over_all_patches():
+    import generators
+
+    labels = torch.zeros(2, 4, 4, dtype=torch.long)
+    labels[0, :2] = 1
+    labels[1, :, :1] = 2
+    seen = torch.zeros(2, 3, 4, 4)
+    seen[0, 1, :1] = 1.0  # half of class 1: Dice 2 · 4 / (8 + 4)
+    seen[1, 2, :, :1] = 1.0  # all of class 2
+    seen[:, 0] += 0.5
+    assert generators.fidelity(lambda image: seen[: len(image)], seen, labels, 2, 2) == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_surface_distance_of_shifted_boxes_is_the_shift_in_mm():
