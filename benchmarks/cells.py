@@ -71,6 +71,7 @@ ARMS: dict[str, Arm] = {
     ),
     "genseg_fixed_cases_from_batch": genseg(mixing=BATCH, feedback={"turns": 1}),
     "genseg_deformation_throughout": deformation(schedule=THROUGHOUT),
+    "genseg_learned_masks": genseg(masks={"source": "learned"}, feedback=OFF),
     "genseg_fewer_cases": genseg(feedback={"cases": 0.1}),
     # screening, whatever the defaults have become since
     "deformation": deformation(masks=MILD, conditioning=PLAIN, mixing=BATCH),
@@ -204,5 +205,6 @@ GRIDS: dict[str, list[Cell]] = {
     "recolour": screening(ALL, "recolour_all recolour"),
     "schedule": screening(ALL, "genseg_deformation genseg_deformation_throughout"),
     "aside": screening("104", "genseg_no_feedback genseg_fewer_cases genseg genseg_policy"),
+    "shapes": screening("104", "genseg_no_feedback genseg_learned_masks"),
     "length": screening("101 102", "deformation_all stock", longer=3),
 }

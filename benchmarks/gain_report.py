@@ -80,6 +80,23 @@ def table(results: list[Result], part: str, rival: str = "stock") -> str:
     return "\n".join(lines) + "\n"
 
 
+def contrasts(results: list[Result], part: str, pairs: list[tuple[str, str]]) -> str:
+    """Markdown: paired differences between arms, a line a pair and setting."""
+    lines = ["| arm | against | dataset | N | seeds | difference [95 %] |", "| --- | --- | --- | --- | --- | --- |"]
+    there = [result for result in results if part in result["parts"]]
+    for arm, rival in pairs:
+        for setting in sorted({setting_of(result) for result in there}):
+            ours, theirs = (
+                [result for result in there if setting_of(result) == setting and result["arm"] == name] for name in (arm, rival)
+            )
+            found = paired_difference(ours, theirs, part)
+            if found:
+                seeds = len({one["seed"] for one in ours} & {one["seed"] for one in theirs})
+                where = f"{setting[0]} {NAMES[setting[0]]} | {setting[1]} | {seeds}"
+                lines.append(f"| {arm} | {rival} | {where} | {found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}] |")
+    return "\n".join(lines) + "\n"
+
+
 def mean_gains(results: list[Result], part: str, rival: str = "stock") -> str:
     """Markdown: every arm's mean difference to stock over the datasets on which both were run at equal settings."""
     gains: dict[str, dict[str, float]] = defaultdict(dict)
