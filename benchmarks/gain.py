@@ -64,18 +64,16 @@ def prepare(cell: Cell, place: Place) -> None:
     if done.exists():
         return
     budgeted_dataset(source_of(cell.dataset, place.raw), cell.budget, cell.scale, folder / "raw")
-    with open(folder / "plan.txt", "a") as log:
-        subprocess.run(
-            [
-                str(Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")),
-                *("-d", cell.dataset, "-c", cell.configuration, "-np", "1", "-npfp", "1", "--verify_dataset_integrity"),
-            ],
-            env=os.environ | nnunet_folders(folder, folder),
-            stdout=log,
-            stderr=log,
-            check=True,
-        )
+    options = ("-d", cell.dataset, "-c", cell.configuration, "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
+    run_nnunet(folder, "nnUNetv2_plan_and_preprocess", *options)
     done.touch()
+
+
+def run_nnunet(folder: Path, program: str, *options: str) -> None:
+    """One of nnU-Net's programs on the dataset below `folder`; what it prints is kept there."""
+    command = [str(Path(sys.executable).with_name(program)), *options]
+    with open(folder / f"{program}.txt", "a") as log:
+        subprocess.run(command, env=os.environ | nnunet_folders(folder, folder), stdout=log, stderr=log, check=True)
 
 
 def nnunet_folders(dataset: Path, model: Path) -> dict[str, str]:

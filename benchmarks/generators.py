@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import BUDGET, Cell, length
-from gain import Place, nnunet_folders, prepare
+from gain import Place, nnunet_folders, prepare, run_nnunet
 from raw_datasets import budgeted_dataset, source_of
 
 RESULTS = Path(__file__).parent / "results" / "generators"
@@ -97,17 +97,7 @@ def pool_of(cell: Cell, place: Place) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         for name in ("nnUNetPlans.json", "dataset.json", "dataset_fingerprint.json"):
             shutil.copy(planned / name, target)
-        with open(folder / "preprocess.txt", "w") as log:
-            subprocess.run(
-                [
-                    str(Path(sys.executable).with_name("nnUNetv2_preprocess")),
-                    *("-d", cell.dataset, "-c", cell.configuration, "-np", "1"),
-                ],
-                env=os.environ | nnunet_folders(folder, folder),
-                stdout=log,
-                stderr=log,
-                check=True,
-            )
+        run_nnunet(folder, "nnUNetv2_preprocess", "-d", cell.dataset, "-c", cell.configuration, "-np", "1")
         done.touch()
     return folder
 
@@ -324,14 +314,8 @@ def phantom_pictures(work: Path, iterations: int) -> None:
         folder = work / "phantoms" / str(dataset.dims)
         if not (folder / "planned").exists():
             dataset.write(folder / "raw")
-            subprocess.run(
-                [
-                    str(Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")),
-                    *("-d", str(dataset.dataset_id), "-c", configuration, "-np", "1", "-npfp", "1"),
-                ],
-                env=os.environ | nnunet_folders(folder, folder),
-                check=True,
-            )
+            options = ("-d", str(dataset.dataset_id), "-c", configuration, "-np", "1", "-npfp", "1")
+            run_nnunet(folder, "nnUNetv2_plan_and_preprocess", *options)
             (folder / "planned").touch()
         columns: list[list[Any]] = [[] for _ in range(SHOWN // 2)]
         image = labels = None

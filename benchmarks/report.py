@@ -56,8 +56,8 @@ READING = """
 - nnU-Net's strongest augmentation (`da5`) lost against its default one on all four at these lengths, but for the other hospital.
 - **Where pairs are drawn from matters most.** Rows `..._from_batch` (one seed) drew them from the real patches that the segmenter
   saw beside them; the arms without that ending draw them from a further batch of nnU-Net's loader, which is the default
-  (`mixing.sources`). In the mean of the four datasets, at that seed, it raised GenSeg without feedback from +0.3 points over stock
-  to +1.7. Patches of the batch before (`deformation_previous` under Screening) lay between.
+  (`mixing.sources`). In the mean of the four datasets, at that seed, it raised GenSeg without feedback from +0.3 points over
+  stock to +1.7. Patches of the batch before (`deformation_previous` under Screening) lay between.
 - Holding two of ten hippocampus cases aside for the whole training (`genseg_fixed_cases_from_batch`) cost 2.9 points against
   holding others aside in five turns (`genseg_from_batch`), so the turns are the default now.
 - The Gaussian mixture (`genseg_gmm_from_batch`) was level with the bare deformation or below it.
@@ -118,7 +118,7 @@ EVIDENCE = {
     "masks.recombination": "`deformation_transplant` (0.5) is not better than `deformation`: off",
     "masks.margin": "not measured",
     "masks.smallest": "not measured",
-    "conditioning.mode": "`genseg_no_feedback` and `genseg_deformation` are level within chance; the trial's best",
+    "conditioning.mode": "`genseg_no_feedback` is better than `genseg_deformation` on 102, level on the others (three seeds)",
     "conditioning.tissue_classes": "not measured",
     "conditioning.intensity_shift": "`recolour_all` (1.0) lost against `deformation_all` (none) on 103, 104; 0.1 is not measured",
     "conditioning.tone": "`deformation_tone` (0.5) against `deformation` (none): better on 104, worse on 103, so half of it",
