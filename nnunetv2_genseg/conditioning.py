@@ -88,19 +88,26 @@ def _kmeans(voxels: Tensor, weight: Tensor, clusters: int) -> Tensor:
 
 def _spread(tissue: Tensor, known: Tensor, tissues: int) -> Tensor:
     """Fills the voxels that are not `known` with the most frequent known class around, in growing neighbourhoods."""
-    pool = functional.avg_pool2d if tissue.ndim == 3 else functional.avg_pool3d
     filled, done, size = tissue, known, 3
     while not done.all():
-        # avg_pool3d takes no kernel larger than the patch
-        kernel = [min(size, n - 1 + n % 2) for n in tissue.shape[1:]]
-        share = pool(one_hot(filled, tissues) * done[:, None], kernel, stride=1, padding=[n // 2 for n in kernel])
-        reached = ~done & (share.sum(dim=1) > 0)
+        count = _box_sums(one_hot(filled, tissues) * done[:, None], size)
+        reached = ~done & (count.sum(dim=1) > 0)
         if not reached.any():
             break  # a patch without any known voxel keeps its nearest clusters
-        filled = torch.where(reached, share.argmax(dim=1), filled)
+        filled = torch.where(reached, count.argmax(dim=1), filled)
         done = done | reached
         size = 2 * size + 1
     return filled
+
+
+def _box_sums(maps: Tensor, size: int) -> Tensor:
+    """Sums of (B, C, *spatial) over boxes of an odd size around every voxel, one axis after the other."""
+    pool = functional.avg_pool2d if maps.ndim == 4 else functional.avg_pool3d
+    for axis, extent in enumerate(maps.shape[2:]):
+        kernel = [1] * (maps.ndim - 2)
+        kernel[axis] = min(size, extent - 1 + extent % 2)  # avg_pool3d takes no kernel larger than the patch
+        maps = pool(maps, kernel, stride=1, padding=[n // 2 for n in kernel], divisor_override=1)
+    return maps
 
 
 def compose_scene(labels: Tensor, tissue: Tensor | None, layout: ConditionLayout) -> Tensor:
