@@ -3,8 +3,7 @@
     python benchmarks/generators.py --raw PATH/TO/nnUNet_raw --work FOLDER [--device cpu]
     python benchmarks/generators.py --phantoms --work FOLDER
 
-A generator learns alone on the first N cases, by nnU-Net's plans for those N, for as many iterations as the trainings of
-`gain.py` have. A segmenter that has seen all cases of the training pool then judges its pairs: mask fidelity is that
+A generator learns alone on the first N cases, by nnU-Net's plans for those N. A segmenter that has seen all cases of the training pool then judges its pairs: mask fidelity is that
 segmenter's Dice on the synthetic image against its mask, and KID compares the features of its encoder (kernel and estimator of
 Bińkowski et al., ICLR 2018; the features are not Inception's). What is finished is never run twice.
 
@@ -47,15 +46,22 @@ REPETITIONS = 15
 SHOWN = 4
 """Patches in the picture."""
 ORACLE = "oracle"
+GENERATOR_ITERATIONS_3D = 100
 
 
 def cells() -> list[Cell]:
-    """One a dataset and family, the segmenter that judges before them; of the datasets, plans and lengths of `gain.py`."""
+    """One a dataset and family, the segmenter that judges before them; of the datasets and plans of `gain.py`."""
     return [
-        Cell(dataset, BUDGET[dataset], configuration, part, 0, length(dataset, configuration, "mini"), ("validation",))
+        Cell(dataset, BUDGET[dataset], configuration, part, 0, iterations_of(dataset, configuration, part), ("validation",))
         for dataset, configuration in (("104", "2d"), ("101", "2d"), ("104", "3d_fullres"))
         for part in (ORACLE, *FAMILIES)
     ]
+
+
+def iterations_of(dataset: str, configuration: str, part: str) -> int:
+    """As many as the trainings of `gain.py` at the scale `mini` have; in 3D a generator's are fewer."""
+    short = configuration != "2d" and part != ORACLE
+    return GENERATOR_ITERATIONS_3D if short else length(dataset, configuration, "mini")
 
 
 def trainer_on(folder: Path, cell: Cell, kind: str, model: Path, place: Place, settings: dict[str, Any] | None = None) -> Any:
@@ -111,7 +117,7 @@ def train_oracle(cell: Cell, place: Place) -> None:
 
 def oracle_of(cell: Cell, place: Place) -> Any:
     """The trainer that holds it, its loaders begun."""
-    oracle = replace(cell, arm=ORACLE)
+    oracle = replace(cell, arm=ORACLE, iterations=iterations_of(cell.dataset, cell.configuration, ORACLE))
     model = place.work / "models" / oracle.training
     trainer = begun(trainer_on(pool_of(cell, place), oracle, "nnUNetTrainerShort", model, place))
     trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))

@@ -28,8 +28,9 @@ python benchmarks/generators.py --phantoms --work FOLDER                      # 
 *Phantoms, 2D above and 3D below: the same new masks, drawn by all families in mode `tissue` (nothing of the real image is kept)
 after 300 iterations.*
 
-Every generator learnt alone on N cases by nnU-Net's plans for those N, with its preset's settings, for as many iterations as the
-trainings of [benchmarks.md](benchmarks.md) have; one seed, 2D images at 64 pixels, one CPU thread.
+Every generator learnt alone on N cases by nnU-Net's plans for those N, with its preset's settings; one seed, 2D images at 64
+pixels, one CPU thread. Dice after training is of trainings of [benchmarks.md](benchmarks.md), in which generator and segmenter
+learn together.
 
 - **Pair**: seconds to draw one, new mask included, and the same in forward passes of nnU-Net's network over as many patches.
 - **Generator step**: relative to nnU-Net's own training step on a batch of the same size. Both ratios are medians of
@@ -72,7 +73,7 @@ def page(results: list[Result], gains: list[Result]) -> str:
     text = HEAD.format(pool=100)
     for (dataset, budget, configuration, iterations, _), families in settings.items():
         real = families[0]["real"]
-        text += f"\n## {NAMES[dataset].capitalize()}, N = {budget}, {configuration}, {iterations} iterations\n\n"
+        text += f"\n## {NAMES[dataset].capitalize()}, N = {budget}, {configuration}, {iterations} iterations of the generator\n\n"
         text += (
             f"Patches of {' × '.join(map(str, families[0]['patch_size']))}, {families[0]['batch_size']} a batch. The judging "
             f"segmenter's Dice on the real patches: {real['fidelity']:.3f}; their KID: {real['kid']:.2f}.\n\n"
@@ -84,12 +85,12 @@ def page(results: list[Result], gains: list[Result]) -> str:
         }
         for result in sorted(families, key=lambda one: list(TRAINED).index(one["family"])):
             text += _row(result, trained[TRAINED[result["family"]]])
-        text += f"\nStock nnU-Net after as many iterations: {_dice(trained['stock'])}.\n"
+        text += f"\nStock nnU-Net trained as long: {_dice(trained['stock'])}.\n"
     return text + "\n" + targets(results)
 
 
 def _same(gain: Result, result: Result) -> bool:
-    return all(gain[key] == result[key] for key in ("dataset", "budget", "configuration", "iterations", "scale"))
+    return all(gain[key] == result[key] for key in ("dataset", "budget", "configuration", "scale"))
 
 
 def _dice(values: list[float]) -> str:
