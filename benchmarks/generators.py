@@ -3,9 +3,10 @@
     python benchmarks/generators.py --raw PATH/TO/nnUNet_raw --work FOLDER [--device cpu]
     python benchmarks/generators.py --phantoms --work FOLDER
 
-A generator learns alone on the first N cases, by nnU-Net's plans for those N. A segmenter that has seen all cases of the training pool then judges its pairs: mask fidelity is that
-segmenter's Dice on the synthetic image against its mask, and KID compares the features of its encoder (kernel and estimator of
-Bińkowski et al., ICLR 2018; the features are not Inception's). What is finished is never run twice.
+A generator learns alone on the first N cases, by nnU-Net's plans for those N. A segmenter that has seen all cases of the training
+pool then judges its pairs: mask fidelity is that segmenter's Dice on the synthetic image against its mask, and KID compares the
+features of its encoder (kernel and estimator of Bińkowski et al., ICLR 2018; the features are not Inception's). What is finished
+is never run twice.
 
 With `--phantoms` nothing is measured: all families draw the same masks of phantoms, for the picture in the documentation.
 """
