@@ -61,8 +61,9 @@ def pretrain(settings: Pretraining) -> None:
     if settings.iterations < 1:
         raise ValueError(f"--iterations must be 1 or more, found {settings.iterations}")
     _require_writable(settings.output)
+    dataset = Path(os.environ["nnUNet_preprocessed"]) / maybe_convert_to_dataset_name(settings.dataset)
     with TemporaryDirectory(prefix="genseg_pretrain_") as temporary, _trainers_write_to(temporary):
-        trainer = _trainer(settings)
+        trainer = _trainer(settings, dataset)
         unlabelled = Path(temporary) / "unlabelled"
         unlabelled.mkdir()
         trainer.pretrain(settings.iterations, settings.output, settings.images, unlabelled)
@@ -90,10 +91,9 @@ def _trainers_write_to(folder: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _trainer(settings: Pretraining) -> PretrainingMixin:
-    folder = Path(os.environ["nnUNet_preprocessed"]) / maybe_convert_to_dataset_name(settings.dataset)
-    plans = read_json(folder / f"{settings.plans}.json")
-    description = read_json(folder / "dataset.json")
+def _trainer(settings: Pretraining, dataset: Path) -> PretrainingMixin:
+    plans = read_json(dataset / f"{settings.plans}.json")
+    description = read_json(dataset / "dataset.json")
     host = recursive_find_trainer_class_by_name(settings.trainer)
     if not issubclass(host, GenSegMixin):
         raise ValueError(f"{settings.trainer} has no generator; choose GenSegTrainer or another trainer with GenSegMixin")
