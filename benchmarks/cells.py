@@ -56,7 +56,7 @@ ARMS: dict[str, Arm] = {
     "genseg_deformation": deformation(),
     "genseg_gmm": genseg(generator={"name": "gmm"}, conditioning={"mode": "tissue"}, feedback=OFF),
     "genseg_vae": genseg(generator={"name": "vae"}),
-    "genseg_diffusion": genseg(generator={"name": "diffusion", "width": 0.25}, feedback={"parameters": "weights"}),
+    "genseg_diffusion": genseg(generator={"name": "diffusion", "width": 0.1875}, feedback={"parameters": "weights"}),
     "genseg_fixed_cases": genseg(feedback={"turns": 1}),
     "genseg_weights": genseg(feedback={"parameters": "weights"}),
     "genseg_policy": genseg(feedback={"parameters": "policy"}),

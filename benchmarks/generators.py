@@ -109,11 +109,12 @@ def pool_of(cell: Cell, place: Place) -> Path:
     return folder
 
 
-def train_oracle(cell: Cell, place: Place) -> None:
-    """The segmenter that judges: stock nnU-Net on all cases of the pool."""
+def train_oracle(cell: Cell, place: Place) -> dict[str, Any]:
+    """Trains the segmenter that judges: stock nnU-Net on all cases of the pool."""
     trainer = trainer_on(pool_of(cell, place), cell, "nnUNetTrainerShort", place.work / "models" / cell.training, place)
     trainer.logger.plot_progress_png = lambda folder: None
     trainer.run_training()
+    return {"model": trainer.output_folder}
 
 
 def oracle_of(cell: Cell, place: Place) -> Any:
@@ -195,7 +196,7 @@ def kernel_distance(one: Any, reference: Any) -> float:
 
 
 def seconds(device: str, *functions: Callable[[], object]) -> list[float]:
-    """Median seconds of every function, called in turns."""
+    """Seconds of every function, called in turns: the least of all, since other jobs can only add to it."""
     import torch
 
     taken: list[list[float]] = [[] for _ in functions]
@@ -207,16 +208,20 @@ def seconds(device: str, *functions: Callable[[], object]) -> list[float]:
                 torch.cuda.synchronize()
             if turn:  # the first is a warm-up
                 kept.append(time.perf_counter() - started)
-    return [statistics.median(kept) for kept in taken]
+    return [min(kept) for kept in taken]
 
 
-def learnt(cell: Cell, place: Place, folder: Path) -> Any:
-    """A trainer whose generator has learnt alone, for as many iterations as a training has."""
+def family_trainer(cell: Cell, place: Place, folder: Path) -> Any:
+    """A trainer with the family's preset, without feedback, on the dataset below `folder`."""
     from nnunetv2_genseg import trainers
 
     settings = getattr(trainers, FAMILIES[cell.arm]).preset | {"feedback": {"enabled": False}}
-    model = place.work / "models" / cell.training
-    trainer = begun(trainer_on(folder, cell, "GenSegTrainerShort", model, place, settings))
+    return begun(trainer_on(folder, cell, "GenSegTrainerShort", place.work / "models" / cell.training, place, settings))
+
+
+def learnt(cell: Cell, place: Place, folder: Path) -> Any:
+    """The same, whose generator has learnt alone."""
+    trainer = family_trainer(cell, place, folder)
     for _ in range(cell.iterations):
         trainer.coupling.learn(*trainer._on_device(next(trainer.dataloader_train)))
     trainer.coupling.recovery.end_stretch()
@@ -235,15 +240,13 @@ def in_mode(trainer: Any, mode: str) -> Any:
     return other
 
 
-def measure(cell: Cell, place: Place, command: str) -> dict[str, Any]:
-    """Everything about one family on one dataset."""
+def quality(cell: Cell, place: Place) -> dict[str, Any]:
+    """How the pairs of one family on one dataset look to the segmenter that judges."""
     import torch
 
-    started = time.monotonic()
     oracle = oracle_of(cell, place)
     judge, everything = oracle.network, patches(oracle, PAIRS)
     trainer = learnt(cell, place, place.dataset(cell))
-    learnt_after = time.monotonic() - started
     image, labels = patches(trainer, PAIRS)
     batch, foreground = trainer.batch_size, trainer.coupling.codec.foreground
     own, known = features(judge, image, batch), features(judge, everything[0], batch)
@@ -258,9 +261,6 @@ def measure(cell: Cell, place: Place, command: str) -> dict[str, Any]:
             "kid": round(kernel_distance(features(judge, images, batch), known), 5),
         }
     return {
-        "family": cell.arm,
-        "trainer": FAMILIES[cell.arm],
-        **{key: value for key, value in asdict(cell).items() if key not in ("arm", "parts")},
         "batch_size": batch,
         "patch_size": list(image.shape[2:]),
         "pairs": PAIRS,
@@ -269,20 +269,21 @@ def measure(cell: Cell, place: Place, command: str) -> dict[str, Any]:
             "fidelity": round(fidelity(judge, image, labels, foreground, batch), 4),
             "kid": round(kernel_distance(own, known), 5),
         },
-        **costs(trainer, image[:batch], labels[:batch], place.device),
-        "seconds_with_judge": round(learnt_after, 1),
         "settings": trainer.genseg.to_json(),
-        "command": command,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, device {place.device}; one CPU thread, other jobs beside",
-        "versions": {package: version(package) for package in ("nnunetv2-genseg", "nnunetv2", "torch", "diffusers")},
     }
 
 
-def costs(trainer: Any, image: Any, labels: Any, device: str) -> dict[str, Any]:
-    """Parameters, seconds a batch and the most memory, beside those of nnU-Net's own network."""
+def costs(cell: Cell, place: Place) -> dict[str, Any]:
+    """Parameters, seconds a batch and the most memory of one family, beside those of nnU-Net's own network.
+
+    Nothing is learnt before: what a generator has learnt does not change what it costs.
+    """
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+    trainer = family_trainer(cell, place, place.dataset(cell))
+    image, labels = patches(trainer, trainer.batch_size)
+    trainer.coupling.pairs.observe(labels)
     coupling, network = trainer.coupling, trainer.network
     batch = next(trainer.dataloader_train)
 
@@ -290,8 +291,8 @@ def costs(trainer: Any, image: Any, labels: Any, device: str) -> dict[str, Any]:
         with torch.no_grad():
             network(image)
 
-    draw, once = seconds(device, lambda: coupling.draw(image, labels, len(image)), forward)
-    learn, step = seconds(device, lambda: coupling.learn(image, labels), lambda: nnUNetTrainer.train_step(trainer, batch))
+    draw, once = seconds(place.device, lambda: coupling.draw(image, labels, len(image)), forward)
+    learn, step = seconds(place.device, lambda: coupling.learn(image, labels), lambda: nnUNetTrainer.train_step(trainer, batch))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "parameters": sum(weight.numel() for weight in coupling.generator.weights()),
@@ -300,7 +301,20 @@ def costs(trainer: Any, image: Any, labels: Any, device: str) -> dict[str, Any]:
         "pair_in_forward_passes": round(draw / once, 3),
         "seconds_a_generator_step": round(learn, 4),
         "generator_step_in_training_steps": round(learn / step, 3),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else memory,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if place.device == "cuda" else memory,
+    }
+
+
+def recorded(cell: Cell, place: Place, found: dict[str, Any], command: str) -> dict[str, Any]:
+    """What was found, of what, how and where."""
+    return {
+        "family": cell.arm,
+        "trainer": FAMILIES.get(cell.arm, "nnUNetTrainer"),
+        **{key: value for key, value in asdict(cell).items() if key not in ("arm", "parts")},
+        **found,
+        "command": command,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, device {place.device}; one CPU thread, other jobs beside",
+        "versions": {package: version(package) for package in ("nnunetv2-genseg", "nnunetv2", "torch", "diffusers")},
     }
 
 
@@ -361,6 +375,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--phantoms", action="store_true")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.phantoms:
         phantom_pictures(chosen.work.resolve(), 300)
@@ -370,34 +385,36 @@ def main() -> None:
     place = Place(chosen.raw.resolve(), chosen.work.resolve(), chosen.device)
     if chosen.cell:
         cell = Cell.from_json(chosen.cell)
-        done = finished(cell, place)
-        if cell.arm == ORACLE:
-            train_oracle(cell, place)
-            done.touch()
-        else:
-            found = measure(cell, place, f"python benchmarks/generators.py --device {place.device} --cell '{chosen.cell}'")
-            done.parent.mkdir(parents=True, exist_ok=True)
-            done.write_text(json.dumps(found, indent=1) + "\n")
+        command = f"python benchmarks/generators.py --device {place.device} --part {chosen.part} --cell '{chosen.cell}'"
+        measured = recorded(cell, place, PARTS[chosen.part](cell, place), command)
+        done = finished(cell, chosen.part, place)
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.write_text(json.dumps(measured, indent=1) + "\n")
         return
-    for cell in cells():
-        if finished(cell, place).is_file():
+    todo = [(cell, part) for cell in cells() for part in ((ORACLE,) if cell.arm == ORACLE else ("quality", "costs"))]
+    for cell, part in todo:
+        if finished(cell, part, place).is_file():
             continue
         prepare(cell, place)
         pool_of(cell, place)
         started = time.monotonic()
         command = [sys.executable, __file__, "--raw", str(place.raw), "--work", str(place.work), "--device", place.device]
-        log = place.work / "logs" / f"{cell.training}.txt"
+        log = place.work / "logs" / f"{cell.training}_{part}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "w") as file:
-            subprocess.run([*command, "--cell", json.dumps(asdict(cell))], stdout=file, stderr=file, check=True)
-        print(f"{cell.training}: {time.monotonic() - started:.0f} s", flush=True)
+            own = ("--cell", json.dumps(asdict(cell)), "--part", part)
+            subprocess.run([*command, *own], stdout=file, stderr=file, check=True)
+        print(f"{cell.training} {part}: {time.monotonic() - started:.0f} s", flush=True)
 
 
-def finished(cell: Cell, place: Place) -> Path:
-    """What is there when a cell is done."""
-    if cell.arm == ORACLE:
-        return place.work / "models" / cell.training / "done"
-    return RESULTS / f"{cell.training}.json"
+def finished(cell: Cell, part: str, place: Place) -> Path:
+    """The file that is there when a part of `PARTS` is done."""
+    if part == ORACLE:
+        return place.work / "models" / cell.training / "judge.json"
+    return RESULTS / part / f"{cell.training}.json"
+
+
+PARTS: dict[str, Callable[[Cell, Place], dict[str, Any]]] = {ORACLE: train_oracle, "quality": quality, "costs": costs}
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ pixels, one CPU thread. Dice after training is of trainings of [benchmarks.md](b
 learn together.
 
 - **Pair**: seconds to draw one, new mask included, and the same in forward passes of nnU-Net's network over as many patches.
-- **Generator step**: relative to nnU-Net's own training step on a batch of the same size. Both ratios are medians of
-  interleaved repetitions.
-- **Peak memory**: of the whole process, the judging segmenter and everything that Python loads included.
+- **Generator step**: relative to nnU-Net's own training step on a batch of the same size. Both ratios are of the
+  least seconds of repetitions in turns.
+- **Peak memory**: of a process that draws, learns and trains the segmenter, everything that Python loads included.
 - **Mask fidelity**: Dice, against the new mask, of what a stock nnU-Net that was trained on all {pool} cases of the pool sees in
   the synthetic image; in brackets relative to that segmenter's Dice on the real patches that the pairs were drawn from, which it
   was trained on.
@@ -59,11 +59,19 @@ COLUMNS = (
 )
 
 
+def merged(quality: list[Result], costs: list[Result]) -> list[Result]:
+    """Both parts of `generators.py`'s results, of the families and datasets of which both are there."""
+    keys = ("family", "dataset", "budget", "configuration", "iterations", "scale")
+    known = {tuple(result[key] for key in keys): result for result in costs}
+    both = [(known.get(tuple(result[key] for key in keys)), result) for result in quality]
+    return [cost | result for cost, result in both if cost is not None]
+
+
 def page(results: list[Result], gains: list[Result]) -> str:
     """Markdown: a table a dataset and configuration, and which targets are met.
 
     Args:
-        results: of `generators.py`.
+        results: of `generators.py`, `merged`.
         gains: of `gain.py`, on the test part.
     """
     settings: dict[tuple[str, int, str, int, str], list[Result]] = defaultdict(list)

@@ -8,6 +8,7 @@ from typing import Any
 
 from cells import ARMS
 from gain_report import contrasts, load, mean_gains, table
+from generators_report import merged
 from generators_report import page as generators_page
 from reliability_report import page as reliability_page
 
@@ -202,7 +203,7 @@ def main() -> None:
     page += defaults()
     page += PATH + "\n".join(path_row(result) for result in load(RESULTS / "real_data")) + "\n" + TAIL
     (ROOT / "docs" / "benchmarks.md").write_text(page, encoding="utf-8")
-    families = load(RESULTS / "generators")
+    families = merged(load(RESULTS / "generators" / "quality"), load(RESULTS / "generators" / "costs"))
     if families:
         (ROOT / "docs" / "generators.md").write_text(generators_page(families, final), encoding="utf-8")
     records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS / "reliability").glob("*.json")}

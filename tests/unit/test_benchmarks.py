@@ -125,7 +125,9 @@ def test_the_page_of_the_families_is_made_of_the_results_that_are_there():
     import gain_report
     import generators_report
 
-    results = gain_report.load(FOLDER / "results" / "generators")
+    folder = FOLDER / "results" / "generators"
+    results = generators_report.merged(gain_report.load(folder / "quality"), gain_report.load(folder / "costs"))
+    assert results
     page = generators_report.page(results, gain_report.load(FOLDER / "results" / "gain"))
     assert page == (FOLDER.parent / "docs" / "generators.md").read_text(encoding="utf-8")
     for result in results:
