@@ -26,8 +26,8 @@ python benchmarks/generators.py --phantoms --work FOLDER                      # 
 ![All families draw the same masks](images/generator_families.png)
 
 *Phantoms, 2D (RGB) above and 3D below: the same new masks, drawn by all families in mode `tissue` (nothing of the real image is
-kept) after 300 iterations. GAN and VAE draw little texture, diffusion is still noisy in 2D, and the mixture colours every channel by
-itself.*
+kept) after 300 iterations. GAN and VAE draw little texture, diffusion is still noisy in 2D, and the mixture colours every channel
+by itself.*
 
 Every generator learnt alone on N cases by nnU-Net's plans for those N, with its preset's settings; one seed, 2D images at 64
 pixels, one CPU thread. Dice after training is of trainings of [benchmarks.md](benchmarks.md), in which generator and segmenter
