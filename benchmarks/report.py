@@ -128,7 +128,7 @@ EVIDENCE = {
     "conditioning.tissue_classes": "not measured",
     "conditioning.intensity_shift": "`recolour_all` (1.0) lost against `deformation_all` (none) on 103, 104; 0.1 is not measured",
     "conditioning.tone": "`deformation_tone` (0.5) against `deformation` (none): better on 104, worse on 103, so half of it",
-    "generator.name": "`genseg_gmm_from_batch` was level with the bare deformation; `vae` and `diffusion` are not measured",
+    "generator.name": "`genseg_vae` and `genseg_diffusion` are level with `genseg` on 104, below it on 101 (one seed)",
     "generator.width": "not measured",
     "generator.style_channels": "not measured",
     "generator.learning_rate": "not measured",
