@@ -319,8 +319,7 @@ def recorded(cell: Cell, place: Place, found: dict[str, Any], command: str) -> d
 
 
 def phantom_pictures(work: Path, iterations: int) -> None:
-    """The picture of the documentation: all families draw the same masks of phantoms, in 2D and 3D, modes as in the presets
-    and wholly drawn."""
+    """The picture of the documentation: all families draw the same masks of phantoms, in 2D and 3D, in mode `tissue`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -31,7 +31,7 @@ by itself.*
 
 Every generator learnt alone on N cases by nnU-Net's plans for those N, with its preset's settings; one seed, 2D images at 64
 pixels, one CPU thread. Dice after training is of trainings of [benchmarks.md](benchmarks.md), in which generator and segmenter
-learn together.
+learn together, with feedback but for the mixture.
 
 - **Pair**: seconds to draw one, new mask included, and the same in forward passes of nnU-Net's network over as many patches.
 - **Generator step**: relative to nnU-Net's own training step on a batch of the same size. Both ratios are of the

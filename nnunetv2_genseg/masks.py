@@ -72,7 +72,8 @@ def draw_change(
         labels if start is None else start, config, movable, rng, frozen_class
     )
     grown = grow(edited, classes, config.growth, rng, frozen_class)
-    survives = per_patch(_keeps_classes(edited, grown, classes, config.smallest, frozen_class), edited)
+    unbounded = torch.full_like(largest, math.inf)
+    survives = per_patch(within_sizes(edited, grown, config.smallest, unbounded, frozen_class), edited)
     edited = torch.where(survives, grown, edited)
     identity = identity_grid(spatial, labels.device).expand(count, *spatial, len(spatial))
     grid = affine(identity, random_affine(count, spatial, config, movable, rng)) + amount * elastic_field(
@@ -108,20 +109,15 @@ def within_sizes(
     Returns:
         (B,) booleans.
     """
-    classes = len(largest)
-    bounded = class_sizes(new, classes) <= torch.maximum(largest, class_sizes(labels, classes))
-    return _keeps_classes(labels, new, classes, smallest, frozen_class) & bounded[:, 1:frozen_class].all(dim=1)
+    counted = slice(1, frozen_class)
+    real, size = (class_sizes(maps, len(largest))[:, counted] for maps in (labels, new))
+    keeps = (size >= (smallest * real).clamp(min=1)) | (real == 0)
+    return (keeps & (size <= torch.maximum(largest[counted], real))).all(dim=1)
 
 
 def per_patch(values: Tensor, like: Tensor) -> Tensor:
     """(B,) to (B, 1, ...), to be broadcast against `like`."""
     return values.view(-1, *(1,) * (like.ndim - 1))
-
-
-def _keeps_classes(before: Tensor, after: Tensor, classes: int, smallest: float, frozen_class: int | None) -> Tensor:
-    """(B,) whether every class that a map has, but the frozen one, keeps at least `smallest` of its voxels, and one."""
-    real, new = (class_sizes(labels, classes)[:, 1:frozen_class] for labels in (before, after))
-    return ((new >= (smallest * real).clamp(min=1)) | (real == 0)).all(dim=1)
 
 
 def class_sizes(labels: Tensor, classes: int) -> Tensor:

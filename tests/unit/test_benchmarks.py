@@ -46,6 +46,16 @@ def test_every_arm_is_a_valid_configuration_and_every_cell_has_its_own_name():
     assert all(cell.parts == ("validation",) and cell.budget <= 40 for cell in judged_by_choice)
 
 
+def test_the_arms_of_the_families_are_the_presets():
+    import cells
+
+    from nnunetv2_genseg.trainers import GenSegTrainerDiffusion, GenSegTrainerGMM, GenSegTrainerVAE
+
+    assert cells.ARMS["genseg_vae"].settings == GenSegTrainerVAE.preset
+    assert cells.ARMS["genseg_diffusion"].settings == GenSegTrainerDiffusion.preset
+    assert cells.ARMS["genseg_gmm"].settings == GenSegTrainerGMM.preset | {"feedback": {"enabled": False}}
+
+
 def test_validation_cases_belong_to_no_budget_that_choices_are_made_at():
     import cells
     import raw_datasets
