@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -163,15 +162,15 @@ class PairSource:
     def _outside(self, image: Tensor, change: MaskChange) -> Tensor:
         """(B, C, *spatial) booleans: where the masked channels of a changed image must be 0."""
         outside = (image[:, self.masked_channels] == 0).all(dim=1).long()
-        warped = _with_transplants(lambda source, grid: masks.warp(outside[source], grid.detach())[:, None].float(), change)
-        return (warped > 0.5) & self.masked_channels.view(-1, *(1,) * (image.ndim - 2))
+        parts = [masks.warp(outside[source], grid.detach())[:, None].float() for source, grid in _origins(change)]
+        return (_joined(parts, change) > 0.5) & self.masked_channels.view(-1, *(1,) * (image.ndim - 2))
 
     def _image(
         self, generator: Generator | None, image: Tensor, labels: Tensor, change: MaskChange, rng: torch.Generator
     ) -> Tensor:
         """(B, C, *spatial) the image after a change of the masks, as the mode has it."""
         if generator is None:
-            return _with_transplants(lambda source, grid: masks.warp_image(image[source], grid), change)
+            return _joined([masks.warp_image(image[source], grid) for source, grid in _origins(change)], change)
         tissue = self._tissue(image, labels)
         before = conditioning.compose_scene(labels, tissue, self.layout)
         after = conditioning.compose_scene(change.labels, self._transplanted(tissue, change), self.layout)
@@ -179,15 +178,18 @@ class PairSource:
         shifted = own + self.policy.style * self.config.intensity_shift * _shift(own.shape, rng)
         style = self.style(generator, image, rng)
 
-        drawn = generator.draw(conditioning.condition(after, shifted, self.layout, change.grid), style)
-        if self.config.mode == "differential":
-
-            def rest(source: Tensor, grid: Tensor) -> Tensor:
-                reference = conditioning.condition(before[source], own[source], self.layout, grid)
-                return masks.warp_image(image[source], grid) - generator.draw(reference, style)
-
-            drawn = drawn + _with_transplants(rest, change)
-        return drawn
+        wanted = conditioning.condition(after, shifted, self.layout, change.grid)
+        if self.config.mode != "differential":
+            return generator.draw(wanted, style)
+        origins = _origins(change)
+        references = [conditioning.condition(before[source], own[source], self.layout, grid) for source, grid in origins]
+        # one call for all: with few small patches it is the number of calls that costs
+        conditions = [wanted, *references]
+        drawn, *replaced = generator.draw(torch.cat(conditions), torch.cat([style] * len(conditions))).chunk(len(conditions))
+        unchanged = (wanted == references[0]).flatten(1).all(dim=1)
+        drawn = torch.where(masks.per_patch(unchanged, drawn), replaced[0], drawn)  # so that the gradient cancels to the bit
+        moved = [masks.warp_image(image[source], grid) for source, grid in origins]
+        return drawn + _joined([real - old for real, old in zip(moved, replaced, strict=True)], change)
 
     def _transplanted(self, tissue: Tensor | None, change: MaskChange) -> Tensor | None:
         if tissue is None or not change.exchanged.any():
@@ -209,16 +211,19 @@ def _shift(shape: torch.Size, rng: torch.Generator) -> Tensor:
     return math.sqrt(COMMON_SHIFT) * common + math.sqrt(1 - COMMON_SHIFT) * own
 
 
-def _with_transplants(content: Callable[[Tensor, Tensor], Tensor], change: MaskChange) -> Tensor:
-    """What `content` shows after a change, in the transplants that of their donors, joined over a voxel.
+def _origins(change: MaskChange) -> list[tuple[Tensor, Tensor]]:
+    """Where the content of changed patches comes from, as indices of patches (B,) and positions in them (B, *spatial, dims):
+    the patches themselves and, if there are transplants, their donors."""
+    origins = [(torch.arange(len(change.donors), device=change.donors.device), change.grid)]
+    if change.exchanged.any():
+        origins.append((change.donors, masks.affine(change.grid, change.to_donor)))
+    return origins
 
-    Args:
-        content: indices of patches (B,) and positions in them (B, *spatial, dims) to (B, C, *spatial).
-        change: of the masks.
-    """
-    receivers = content(torch.arange(len(change.donors), device=change.donors.device), change.grid)
-    if not change.exchanged.any():
-        return receivers
-    donors = content(change.donors, masks.affine(change.grid, change.to_donor))
+
+def _joined(contents: list[Tensor], change: MaskChange) -> Tensor:
+    """(B, C, *spatial) content of changed patches out of that of their origins, joined over a voxel."""
+    if len(contents) == 1:
+        return contents[0]
+    receivers, donors = contents
     inside = masks.warp(change.exchanged.long(), change.grid.detach())[:, None].float()
     return torch.lerp(receivers, donors, masks.neighbourhood_mean(inside))

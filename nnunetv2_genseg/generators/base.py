@@ -22,8 +22,8 @@ class Generator(Protocol):
         """Shape of one patch's style noise, for patches of this extent."""
 
     def draw(self, condition: Tensor, style: Tensor) -> Tensor:
-        """(B, layout.channels, *spatial) and (B, *style_shape) to (B, layout.image_channels, *spatial), differentiable
-        in the condition, the style and the generator's parameters."""
+        """(B, layout.channels, *spatial) and (B, *style_shape) to (B, layout.image_channels, *spatial), for any B, every patch
+        by itself; differentiable in the condition, the style and the generator's parameters."""
 
     def learn(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, float]:
         """One optimisation step on real pairs; the losses by name."""
