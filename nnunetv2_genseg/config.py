@@ -87,6 +87,12 @@ class MaskConfig(Topic):
     smallest: float = Field(0.3, gt=0, le=1)
     """A structure that keeps less than this fraction of its voxels makes the new mask be discarded for the real one."""
 
+    @model_validator(mode="after")
+    def _read_by_the_source(self) -> MaskConfig:
+        if self.source != "learned" and self.spread != type(self).model_fields["spread"].default:
+            raise ValueError(f"masks.spread is not read by masks.source {self.source!r}; remove it, or choose source 'learned'")
+        return self
+
 
 class ConditioningConfig(Topic):
     """What the generator is told about the image that it shall draw."""
@@ -107,7 +113,7 @@ class DiffusionConfig(Topic):
     """What generator `diffusion` alone reads."""
 
     sampling_steps: int = Field(2, ge=1, le=50)
-    """Steps from noise to image; a pair takes as many passes of the network, twice as many in mode `differential`."""
+    """Steps from noise to image; a pair takes as many passes of the network, in mode `differential` of two patches each."""
     feedback_steps: int = Field(1, ge=1, le=50)
     """The last steps that feedback is propagated through; the steps before are constants to it."""
     ema: float = Field(0.999, ge=0, lt=1)
@@ -176,7 +182,10 @@ class FeedbackConfig(Topic):
     method: Literal["exact", "finite_difference", "last_layers"] = "exact"
     """How the hypergradient is computed."""
     start: float = Field(0.3, ge=0, lt=1)
-    """Fraction of the epochs after which feedback begins; it ends with the real-only tail."""
+    """Fraction of the epochs after which feedback begins, not before the warm-up is over."""
+    end: float = Field(0.6, gt=0, le=1)
+    """Fraction of the epochs after which feedback ends, at the latest when the real-only tail begins. The kernel mixture and
+    the policy stay as the feedback left them; weights go on learning from the real pairs."""
     interval: int = Field(5, ge=1)
     """A feedback step every so many iterations (K)."""
     patches: int = Field(2, ge=1)
@@ -187,10 +196,10 @@ class FeedbackConfig(Topic):
     """Fraction of the fold's training cases that is held aside, at least one case."""
     turns: int = Field(5, ge=1, le=20)
     """Into how many parts of equal length the time of the feedback is divided, each with other cases held aside. With 1
-    they are the same from the first iteration on and never trained on before the tail. With more, all cases train before the
-    feedback starts and in the other turns: nothing is lost to the segmenter, but it has seen what it is judged on."""
-    release_in_tail: bool = True
-    """Give the held-aside cases back to the segmenter in the real-only tail."""
+    they are the same from the first iteration on and not trained on before the feedback ends. With more, all cases train
+    before the feedback starts and in the other turns: little is lost to the segmenter, but it has seen what it is judged on."""
+    release: bool = True
+    """Give the held-aside cases back to the segmenter when the feedback has ended."""
     lookahead: bool = False
     """Take the feedback gradient one SGD step on the synthetic loss ahead instead of at the current weights."""
 
@@ -222,13 +231,18 @@ class GenSegConfig(Topic):
 
     @model_validator(mode="after")
     def _feedback_has_time(self) -> GenSegConfig:
-        start = max(self.feedback.start, self.schedule.warmup)
-        if self.feedback.enabled and start >= 1 - self.schedule.tail:
+        start, end = self.feedback_span
+        if self.feedback.enabled and start >= end:
             raise ValueError(
-                f"feedback would start at {start:g} of the training, when the real-only tail has begun "
-                f"({1 - self.schedule.tail:g}); lower feedback.start or schedule.tail, or set feedback.enabled to false"
+                f"feedback would start at {start:g} of the training (feedback.start or schedule.warmup) and end at {end:g} "
+                "(feedback.end or schedule.tail); leave it some time, or set feedback.enabled to false"
             )
         return self
+
+    @property
+    def feedback_span(self) -> tuple[float, float]:
+        """Fractions of the epochs between which the feedback is taken."""
+        return max(self.feedback.start, self.schedule.warmup), min(self.feedback.end, 1 - self.schedule.tail)
 
     def to_json(self) -> Settings:
         """The settings as plain dictionaries, for a JSON file."""

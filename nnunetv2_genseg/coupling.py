@@ -64,7 +64,8 @@ def stage_at(progress: float, config: GenSegConfig) -> Stage:
     risen = (progress - schedule.warmup) / schedule.ramp if schedule.ramp else 1.0
     gamma = config.mixing.gamma * min(1.0, risen)
     # at the ramp's first iteration the weight is not yet above 0: the batch stays real, feedback would be zero
-    return Stage(gamma, config.feedback.enabled and gamma > 0 and progress >= config.feedback.start, False)
+    start, end = config.feedback_span
+    return Stage(gamma, config.feedback.enabled and gamma > 0 and start <= progress < end, False)
 
 
 class Coupling:

@@ -202,14 +202,12 @@ class GenSegMixin(nnUNetTrainer):
 
     def _turn_at(self, iteration: int) -> int | None:
         """Which part of the cases is held aside; None if all of them train."""
-        feedback, tail = self.genseg.feedback, self.genseg.schedule.tail
+        feedback, (start, end) = self.genseg.feedback, self.genseg.feedback_span
         progress = self._progress_of(iteration)
-        in_tail = progress >= 1 - tail
-        start = max(feedback.start, self.genseg.schedule.warmup)
         before = feedback.turns > 1 and progress < start
-        if not feedback.enabled or before or (in_tail and feedback.release_in_tail):
+        if not feedback.enabled or before or (feedback.release and progress >= end):
             return None
-        elapsed = (progress - start) / max(1 - tail - start, 1e-9)
+        elapsed = (progress - start) / (end - start)
         return min(max(0, int(elapsed * feedback.turns + 1e-6)), feedback.turns - 1)
 
     def _require_cases(self) -> None:
@@ -352,7 +350,7 @@ class GenSegMixin(nnUNetTrainer):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Holds other cases aside, or none in the real-only tail, when it is time."""
+        """Exchanges the cases held aside where a turn, or the feedback, begins or ends."""
         super().on_train_epoch_start()
         self._iteration = 0
         self._exchange_cases_if_due()

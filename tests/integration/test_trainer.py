@@ -44,7 +44,7 @@ def test_before_mixing_the_segmenter_is_bit_identical_to_stock(nnunet, settings,
 
 
 def test_before_mixing_with_feedback_it_is_stock_on_the_cases_that_are_not_held_aside(nnunet, settings, monkeypatch):
-    settings({"schedule": {"warmup": 0.8, "ramp": 0.1, "tail": 0.0}, "feedback": {"start": 0.8, "turns": 1}})
+    settings({"schedule": {"warmup": 0.8, "ramp": 0.1, "tail": 0.0}, "feedback": {"start": 0.8, "end": 1.0, "turns": 1}})
     ours = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,3")
     stop_after(ours, 4)
     with pytest.raises(StoppedError):
@@ -114,8 +114,10 @@ def assert_all_stages(trainer: nnUNetTrainer) -> None:
     rows = {int(row["epoch"]): row for row in trainer.progress.rows}
     assert "l1" in rows[0]
     assert "synthetic" not in rows[0]
-    assert {"synthetic", "feedback", "hypergradient", "l1"} <= rows[6].keys()
-    assert rows[6]["hypergradient"] > 0
+    assert {"synthetic", "feedback", "hypergradient", "l1"} <= rows[5].keys()
+    assert rows[5]["hypergradient"] > 0
+    assert {"synthetic", "l1"} <= rows[6].keys(), "synthetic pairs go on when the feedback has ended"
+    assert "feedback" not in rows[6]
     assert rows[9].keys() == {"epoch", "gamma"}, "the last epoch sees real data alone"
     folder = Path(trainer.output_folder)
     for name in ("genseg_samples.png", "genseg_progress.png"):
@@ -136,7 +138,7 @@ def assert_all_stages(trainer: nnUNetTrainer) -> None:
 @pytest.mark.parametrize("parameters", ["architecture", "weights", "policy"])
 @pytest.mark.parametrize("method", ["exact", "finite_difference", "last_layers"])
 def test_every_feedback_moves_what_it_may(nnunet, settings, parameters, method):
-    settings({"feedback": {"interval": 1, "parameters": parameters, "method": method, "start": 0.0},
+    settings({"feedback": {"interval": 1, "parameters": parameters, "method": method, "start": 0.0, "end": 1.0},
               "schedule": {"warmup": 0.2, "ramp": 0.0, "tail": 0.2}, "generator": {"interval": 1000}})
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0")
     stop_after(trainer, 3)
@@ -149,7 +151,7 @@ def test_every_feedback_moves_what_it_may(nnunet, settings, parameters, method):
 
 
 @pytest.mark.parametrize(("dataset", "configuration"), [PHANTOM_2D, PHANTOM_3D])
-@pytest.mark.parametrize("stop", [3, 7])
+@pytest.mark.parametrize("stop", [3, 5])
 def test_a_resumed_training_equals_an_uninterrupted_one(nnunet, settings, monkeypatch, dataset, configuration, stop):
     """Stopped while the synthetic pairs enter, and during feedback; saved every epoch."""
     settings(EVERY_STEP)
@@ -176,7 +178,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one(nnunet, settings, monkey
 
 def test_feedback_leaves_the_segmenter_its_own_parameters_and_it_goes_on_learning(nnunet, settings):
     """nnU-Net's decoder holds the encoder under a second name, which functional copies must survive."""
-    settings({**EVERY_STEP, "schedule": {"warmup": 0.2, "ramp": 0.0, "tail": 0.0}, "feedback": {"interval": 1, "start": 0.2}})
+    stages = {"schedule": {"warmup": 0.2, "ramp": 0.0, "tail": 0.0}, "feedback": {"interval": 1, "start": 0.2, "end": 1.0}}
+    settings({**EVERY_STEP, **stages})
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0")
     trainer.initialize()
     own = list(trainer.network.parameters())
@@ -218,7 +221,7 @@ def test_the_checkpoint_names_the_stock_trainer(nnunet, settings):
     assert content["init_args"]["configuration"] == "2d"
 
 
-def test_held_aside_cases_are_not_trained_on_until_the_tail(nnunet, settings):
+def test_held_aside_cases_are_not_trained_on_until_the_feedback_has_ended(nnunet, settings):
     settings({"feedback": {"turns": 1}})
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "10,2,1,9,0")
     trainer.initialize()
@@ -228,12 +231,21 @@ def test_held_aside_cases_are_not_trained_on_until_the_tail(nnunet, settings):
     assert held == set(trainer._carving.feedback)
     assert held
     assert not held & set(validation)
+    assert [trainer._turn_at(iteration) for iteration in range(20)] == [0] * 12 + [None] * 8
     trainer.run_training()
     assert set(trainer.do_split()[0]) == set(everything)
 
 
+def test_held_aside_cases_are_kept_for_ever_without_release(nnunet, settings):
+    settings({"feedback": {"turns": 1, "release": False}})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "10,2,1,9,0")
+    trainer.initialize()
+    assert [trainer._turn_at(iteration) for iteration in range(20)] == [0] * 20
+
+
 def test_every_turn_of_the_feedback_holds_other_cases_aside(nnunet, settings):
-    settings({"schedule": {"warmup": 0.0, "ramp": 0.1, "tail": 0.2}, "feedback": {"interval": 1, "start": 0.2, "turns": 3}})
+    feedback = {"interval": 1, "start": 0.2, "end": 0.6, "turns": 2}
+    settings({"schedule": {"warmup": 0.0, "ramp": 0.1, "tail": 0.2}, "feedback": feedback})
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "10,2,1,9,0")
     everything = set(nnUNetTrainer.do_split(trainer)[0])
     train, fed, seen = trainer.train_step, trainer._feedback_batch, []
@@ -249,8 +261,10 @@ def test_every_turn_of_the_feedback_holds_other_cases_aside(nnunet, settings):
     trainer.train_step, trainer._feedback_batch, trainer._refresh_pictures = watched_train, watched_feedback, lambda: None
     trainer.run_training()
     held = {epoch: cases for epoch, kind, cases in seen if kind == "held"}
-    assert sorted(held) == list(range(2, 8))
-    assert held[2] == held[3] != held[4] == held[5] != held[6] == held[7]
+    assert sorted(held) == list(range(2, 6))
+    assert held[2] == held[3] != held[4] == held[5]
+    later = set().union(*(cases for epoch, kind, cases in seen if kind == "train" and 6 <= epoch < 8))
+    assert later & held[4]
     assert all(not cases & held.get(epoch, set()) for epoch, kind, cases in seen if kind == "train")
     assert all(cases <= everything for _, _, cases in seen)
 

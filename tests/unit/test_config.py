@@ -90,10 +90,19 @@ def test_a_full_schedule_is_accepted():
     assert resolve(settings, {}).schedule.tail == 0.99
 
 
+def test_the_spread_of_shapes_that_are_not_learned_is_refused():
+    assert resolve({"masks": {"source": "learned", "spread": 0.2}}, {}).masks.spread == 0.2
+    with pytest.raises(ValueError, match=r"spread is not read by masks\.source 'deformation'; remove it"):
+        resolve({"masks": {"spread": 0.2}}, {})
+
+
 def test_feedback_that_would_never_begin_is_refused():
-    assert resolve({"feedback": {"start": 0.8}}, {}).feedback.start == 0.8
-    with pytest.raises(ValueError, match=r"start at 0.9 of the training, when the real-only tail has begun \(0.85\)"):
-        resolve({"feedback": {"start": 0.9}}, {})
+    assert resolve({"feedback": {"start": 0.8, "end": 1.0}}, {}).feedback_span == (0.8, 0.85)
+    with pytest.raises(ValueError, match=r"start at 0.9 of the training .* and end at 0.85 \(feedback.end or schedule.tail\)"):
+        resolve({"feedback": {"start": 0.9, "end": 1.0}}, {})
+    with pytest.raises(ValueError, match=r"start at 0.7 of the training \(feedback.start or schedule.warmup\) and end at 0.6"):
+        resolve({"schedule": {"warmup": 0.7}}, {})
+    assert not resolve({"schedule": {"warmup": 0.7}, "feedback": {"enabled": False}}, {}).feedback.enabled
 
 
 def test_missing_file_is_an_error_that_names_it(tmp_path):

@@ -119,7 +119,7 @@ def same(first, second):
 
 def test_stages_over_the_schedule():
     config = configured(
-        schedule={"warmup": 0.2, "ramp": 0.2, "tail": 0.2}, mixing={"gamma": 2.0}, feedback={"start": 0.5}
+        schedule={"warmup": 0.2, "ramp": 0.2, "tail": 0.2}, mixing={"gamma": 2.0}, feedback={"start": 0.5, "end": 1.0}
     )
     gammas = {0.0: 0.0, 0.19: 0.0, 0.2: 0.0, 0.3: 1.0, 0.4: 2.0, 0.79: 2.0, 0.8: 0.0, 0.99: 0.0}
     assert {at: stage_at(at, config).gamma for at in gammas} == pytest.approx(gammas)
@@ -138,6 +138,12 @@ def test_without_a_ramp_full_weight_follows_the_warmup():
     config = configured(schedule={"warmup": 0.2, "ramp": 0.0, "tail": 0.0})
     assert [stage_at(at, config).gamma for at in (0.19, 0.2, 0.999)] == [0.0, 1.0, 1.0]
     assert not stage_at(0.999, config).tail
+
+
+def test_feedback_ends_while_synthetic_pairs_go_on():
+    config = configured(feedback={"start": 0.4, "end": 0.6})
+    assert [stage_at(at, config).feedback for at in (0.39, 0.4, 0.59, 0.6, 0.8)] == [False, True, True, False, False]
+    assert stage_at(0.6, config).gamma == stage_at(0.8, config).gamma == config.mixing.gamma
 
 
 def test_feedback_waits_for_the_warmup_and_for_being_enabled():
