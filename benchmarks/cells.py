@@ -12,19 +12,21 @@ from nnunetv2_genseg.config import Settings
 BUDGET = {"101": 20, "102": 20, "103": 20, "104": 10}
 ITERATIONS = {"101": 1000, "102": 1000, "103": 1000, "104": 600}
 """At the scale `mini`, configuration 2d."""
-ITERATIONS_3D = 300
+ITERATIONS_3D = 200
 SEEDS = range(3)
 RIVALS = "stock stock_doubled_batch da5 genseg_deformation genseg_gmm"
 OURS = "genseg_no_feedback genseg"
+FAMILIES = "genseg_late_feedback genseg_diffusion_late_feedback genseg_vae_late_feedback genseg_gmm"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A trainer, its settings and how many times nnU-Net's planned batch it gets."""
+    """A trainer, its settings and how many times nnU-Net's planned batch and learning rate it gets."""
 
     trainer: str
     settings: Settings = field(default_factory=dict)
     batch_factor: int = 1
+    rate_factor: int = 1
 
 
 def genseg(**topics: Settings) -> Arm:
@@ -39,7 +41,10 @@ def deformation(masks: Settings | None = None, conditioning: Settings | None = N
 
 OFF: Settings = {"enabled": False}
 BATCH: Settings = {"sources": "batch"}
-THROUGHOUT: Settings = {"warmup": 0.02, "ramp": 0.05, "tail": 0.0}
+LATE: Settings = {"end": 1.0}
+"""Feedback until the real-only tail."""
+EARLY: Settings = {"warmup": 0.02, "ramp": 0.05}
+THROUGHOUT: Settings = EARLY | {"tail": 0.0}
 MILD: Settings = {"elastic": 0.04, "rotation": 10.0, "scaling": 0.1, "growth": 0.2, "recombination": 0.0}
 STRONG: Settings = MILD | {"elastic": 0.08, "rotation": 30.0, "scaling": 0.25, "growth": 0.0}
 TRANSPLANT: Settings = {"recombination": 0.5, "margin": 0.05}
@@ -49,30 +54,36 @@ RECOLOUR: Settings = PLAIN | {"mode": "differential", "intensity_shift": 1.0}
 ARMS: dict[str, Arm] = {
     "stock": Arm("nnUNetTrainerShort"),
     "stock_doubled_batch": Arm("nnUNetTrainerShort", batch_factor=2),
+    "stock_doubled_batch_and_rate": Arm("nnUNetTrainerShort", batch_factor=2, rate_factor=2),
     "da5": Arm("nnUNetTrainerDA5Short"),
     "da5_doubled_batch": Arm("nnUNetTrainerDA5Short", batch_factor=2),
     "genseg": genseg(),
     "genseg_no_feedback": genseg(feedback=OFF),
     "genseg_deformation": deformation(),
     "genseg_gmm": genseg(generator={"name": "gmm"}, conditioning={"mode": "tissue"}, feedback=OFF),
-    "genseg_vae": genseg(generator={"name": "vae"}),
-    "genseg_diffusion": genseg(generator={"name": "diffusion", "width": 0.1875}, feedback={"parameters": "weights"}),
     "genseg_fixed_cases": genseg(feedback={"turns": 1}),
     "genseg_weights": genseg(feedback={"parameters": "weights"}),
     "genseg_policy": genseg(feedback={"parameters": "policy"}),
     "genseg_half_gamma": genseg(mixing={"gamma": 0.5}, feedback=OFF),
     "genseg_half_share": genseg(mixing={"share": 0.5}, feedback=OFF),
     "genseg_no_tail": genseg(schedule={"tail": 0.0}, feedback=OFF),
-    "genseg_from_batch": genseg(mixing=BATCH),
+    "genseg_late_feedback": genseg(feedback=LATE),
+    "genseg_vae_late_feedback": genseg(generator={"name": "vae"}, feedback=LATE),
+    "genseg_diffusion_late_feedback": genseg(
+        generator={"name": "diffusion", "width": 0.1875}, feedback=LATE | {"parameters": "weights"}
+    ),
+    "genseg_fewer_cases_late_feedback": genseg(feedback=LATE | {"cases": 0.1}),
+    "genseg_from_batch": genseg(mixing=BATCH, feedback=LATE),
     "genseg_no_feedback_from_batch": genseg(mixing=BATCH, feedback=OFF),
     "genseg_deformation_from_batch": deformation(mixing=BATCH),
     "genseg_gmm_from_batch": genseg(
         generator={"name": "gmm"}, conditioning={"mode": "tissue"}, mixing=BATCH, feedback=OFF
     ),
-    "genseg_fixed_cases_from_batch": genseg(mixing=BATCH, feedback={"turns": 1}),
+    "genseg_fixed_cases_from_batch": genseg(mixing=BATCH, feedback=LATE | {"turns": 1}),
     "genseg_deformation_throughout": deformation(schedule=THROUGHOUT),
+    "genseg_deformation_early": deformation(schedule=EARLY),
+    "genseg_deformation_no_tail": deformation(schedule={"tail": 0.0}),
     "genseg_learned_masks": genseg(masks={"source": "learned"}, feedback=OFF),
-    "genseg_fewer_cases": genseg(feedback={"cases": 0.1}),
     # screening, whatever the defaults have become since
     "deformation": deformation(masks=MILD, conditioning=PLAIN, mixing=BATCH),
     "deformation_other": deformation(masks=MILD, conditioning=PLAIN),
@@ -128,10 +139,12 @@ class Cell:
         return folder / f"{self.name}.json" if "test" in self.parts else folder / "screening" / f"{self.name}.json"
 
 
-def comparison(arms: str, seeds: range, scale: str = "mini", datasets: str = "101 102 103 104") -> list[Cell]:
-    """Cells on the test part, seed after seed; the chest X-rays also of the other hospital."""
+def comparison(
+    arms: str, seeds: range, scale: str = "mini", datasets: str = "101 102 103 104", longer: int = 1
+) -> list[Cell]:
+    """Cells on the test part, seed after seed, `longer` times as long as usual; the chest X-rays also of the other hospital."""
     return [
-        Cell(dataset, BUDGET[dataset], "2d", arm, seed, length(dataset, "2d", scale), parts(dataset), scale)
+        Cell(dataset, BUDGET[dataset], "2d", arm, seed, longer * length(dataset, "2d", scale), parts(dataset), scale)
         for seed in seeds
         for arm in arms.split()
         for dataset in datasets.split()
@@ -183,6 +196,10 @@ ALL = "101 102 103 104"
 GRIDS: dict[str, list[Cell]] = {
     # final figures
     "final": comparison(f"{RIVALS} {OURS}", SEEDS),
+    "feedback": [
+        *comparison("genseg_no_feedback genseg_late_feedback genseg", SEEDS, datasets="104"),
+        *comparison("genseg_no_feedback genseg_late_feedback genseg", SEEDS, datasets="103 102 101"),
+    ],
     "volumes": volumes(f"stock genseg_deformation {OURS}", SEEDS),
     "curve": curve("stock genseg", SEEDS),
     "full": [
@@ -190,21 +207,24 @@ GRIDS: dict[str, list[Cell]] = {
         *volumes(f"{RIVALS} {OURS}", SEEDS, "full"),
         *curve("stock genseg", SEEDS, "full"),
     ],
+    "rate": comparison("stock_doubled_batch_and_rate", SEEDS, datasets="104 103 102 101"),
     "first": comparison(f"stock genseg_deformation {OURS}", range(1))
     + comparison("genseg_fixed_cases", range(1)),
     "families": [
-        *comparison("genseg_vae genseg_diffusion genseg_gmm", range(1), datasets="104 101"),
-        *volumes("stock genseg genseg_vae genseg_diffusion genseg_gmm", range(1)),
+        *comparison(FAMILIES, range(1), datasets="104 101"),
+        *volumes(f"stock {FAMILIES}", range(1)),
     ],
     # what the defaults were chosen by
-    "feedback": screening(ALL, "genseg_no_feedback genseg genseg_fixed_cases genseg_weights genseg_policy"),
+    "parameters": screening(ALL, "genseg_no_feedback genseg genseg_fixed_cases genseg_weights genseg_policy"),
     "mixing": screening(ALL, "genseg_half_gamma genseg_half_share genseg_no_tail"),
     "sources": screening(ALL, "stock stock_doubled_batch deformation deformation_other"),
     "modes": screening(ALL, "stock stock_doubled_batch deformation differential_no_feedback mask_no_feedback tissue_no_feedback"),
     "changes": screening(ALL, "deformation_all deformation_transplant deformation_tone strong_deformation"),
     "recolour": screening(ALL, "recolour_all recolour"),
-    "schedule": screening(ALL, "genseg_deformation genseg_deformation_throughout"),
-    "aside": screening("104", "genseg_no_feedback genseg_fewer_cases genseg genseg_policy"),
+    "schedule": screening(ALL, "genseg_deformation genseg_deformation_throughout")
+    + screening("101 102", "genseg_deformation_early genseg_deformation_no_tail"),
+    "aside": screening("104", "genseg_no_feedback genseg genseg_late_feedback genseg_fewer_cases_late_feedback"),
     "shapes": screening("104", "genseg_no_feedback genseg_learned_masks"),
+    "saturation": comparison("stock stock_doubled_batch_and_rate genseg_deformation genseg", range(1), datasets="104", longer=4),
     "length": screening("101 102", "deformation_all stock", longer=3),
 }

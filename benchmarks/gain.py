@@ -140,6 +140,7 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
         dataset_json=json.loads((preprocessed / "dataset.json").read_text()),
         device=torch.device(place.device),
     )
+    trainer.initial_lr *= arm.rate_factor
     trained = model / "trained.json"
     resolved = trainer.genseg.to_json() if isinstance(trainer, trainers.GenSegTrainer) else None
     if not trained.is_file() or json.loads(trained.read_text()).get("resolved_settings") != resolved:
@@ -166,6 +167,7 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
         "trainer": arm.trainer,
         "settings": arm.settings,
         "batch_factor": arm.batch_factor,
+        "rate_factor": arm.rate_factor,
         "batch_size": int(plans["configurations"][cell.configuration]["batch_size"]),
         "patch_size": [int(n) for n in plans["configurations"][cell.configuration]["patch_size"]],
         "parts": parts,

@@ -47,6 +47,7 @@ REPETITIONS = 15
 SHOWN = 4
 """Patches in the picture."""
 ORACLE = "oracle"
+ORACLE_ITERATIONS_3D = 300
 GENERATOR_ITERATIONS_3D = 100
 
 
@@ -60,9 +61,10 @@ def cells() -> list[Cell]:
 
 
 def iterations_of(dataset: str, configuration: str, part: str) -> int:
-    """As many as the trainings of `gain.py` at the scale `mini` have; in 3D a generator's are fewer."""
-    short = configuration != "2d" and part != ORACLE
-    return GENERATOR_ITERATIONS_3D if short else length(dataset, configuration, "mini")
+    """In 2D as many as the trainings of `gain.py` at the scale `mini` have."""
+    if configuration == "2d":
+        return length(dataset, configuration, "mini")
+    return ORACLE_ITERATIONS_3D if part == ORACLE else GENERATOR_ITERATIONS_3D
 
 
 def trainer_on(folder: Path, cell: Cell, kind: str, model: Path, place: Place, settings: dict[str, Any] | None = None) -> Any:
