@@ -16,7 +16,7 @@ ITERATIONS_3D = 200
 SEEDS = range(3)
 RIVALS = "stock stock_doubled_batch da5 genseg_deformation genseg_gmm"
 OURS = "genseg_no_feedback genseg"
-FAMILIES = "genseg_late_feedback genseg_diffusion_late_feedback genseg_vae_late_feedback genseg_gmm"
+FAMILIES = "genseg genseg_diffusion genseg_vae genseg_gmm"
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,6 @@ def deformation(masks: Settings | None = None, conditioning: Settings | None = N
 
 OFF: Settings = {"enabled": False}
 BATCH: Settings = {"sources": "batch"}
-LATE: Settings = {"end": 1.0}
-"""Feedback until the real-only tail."""
 EARLY: Settings = {"warmup": 0.02, "ramp": 0.05}
 THROUGHOUT: Settings = EARLY | {"tail": 0.0}
 MILD: Settings = {"elastic": 0.04, "rotation": 10.0, "scaling": 0.1, "growth": 0.2, "recombination": 0.0}
@@ -67,19 +65,17 @@ ARMS: dict[str, Arm] = {
     "genseg_half_gamma": genseg(mixing={"gamma": 0.5}, feedback=OFF),
     "genseg_half_share": genseg(mixing={"share": 0.5}, feedback=OFF),
     "genseg_no_tail": genseg(schedule={"tail": 0.0}, feedback=OFF),
-    "genseg_late_feedback": genseg(feedback=LATE),
-    "genseg_vae_late_feedback": genseg(generator={"name": "vae"}, feedback=LATE),
-    "genseg_diffusion_late_feedback": genseg(
-        generator={"name": "diffusion", "width": 0.1875}, feedback=LATE | {"parameters": "weights"}
-    ),
-    "genseg_fewer_cases_late_feedback": genseg(feedback=LATE | {"cases": 0.1}),
-    "genseg_from_batch": genseg(mixing=BATCH, feedback=LATE),
+    "genseg_vae": genseg(generator={"name": "vae"}),
+    "genseg_diffusion": genseg(generator={"name": "diffusion", "width": 0.1875}, feedback={"parameters": "weights"}),
+    "genseg_early_feedback": genseg(feedback={"end": 0.6}),
+    "genseg_fewer_cases": genseg(feedback={"cases": 0.1}),
+    "genseg_from_batch": genseg(mixing=BATCH),
     "genseg_no_feedback_from_batch": genseg(mixing=BATCH, feedback=OFF),
     "genseg_deformation_from_batch": deformation(mixing=BATCH),
     "genseg_gmm_from_batch": genseg(
         generator={"name": "gmm"}, conditioning={"mode": "tissue"}, mixing=BATCH, feedback=OFF
     ),
-    "genseg_fixed_cases_from_batch": genseg(mixing=BATCH, feedback=LATE | {"turns": 1}),
+    "genseg_fixed_cases_from_batch": genseg(mixing=BATCH, feedback={"turns": 1}),
     "genseg_deformation_throughout": deformation(schedule=THROUGHOUT),
     "genseg_deformation_early": deformation(schedule=EARLY),
     "genseg_deformation_no_tail": deformation(schedule={"tail": 0.0}),
@@ -196,10 +192,7 @@ ALL = "101 102 103 104"
 GRIDS: dict[str, list[Cell]] = {
     # final figures
     "final": comparison(f"{RIVALS} {OURS}", SEEDS),
-    "feedback": [
-        *comparison("genseg_no_feedback genseg_late_feedback genseg", SEEDS, datasets="104"),
-        *comparison("genseg_no_feedback genseg_late_feedback genseg", SEEDS, datasets="103 102 101"),
-    ],
+    "feedback": comparison("genseg_no_feedback genseg_early_feedback genseg", SEEDS),
     "volumes": volumes(f"stock genseg_deformation {OURS}", SEEDS),
     "curve": curve("stock genseg", SEEDS),
     "full": [
@@ -223,7 +216,7 @@ GRIDS: dict[str, list[Cell]] = {
     "recolour": screening(ALL, "recolour_all recolour"),
     "schedule": screening(ALL, "genseg_deformation genseg_deformation_throughout")
     + screening("101 102", "genseg_deformation_early genseg_deformation_no_tail"),
-    "aside": screening("104", "genseg_no_feedback genseg genseg_late_feedback genseg_fewer_cases_late_feedback"),
+    "aside": screening("104", "genseg_no_feedback genseg genseg_early_feedback genseg_fewer_cases"),
     "shapes": screening("104", "genseg_no_feedback genseg_learned_masks"),
     "saturation": comparison("stock stock_doubled_batch_and_rate genseg_deformation genseg", range(1), datasets="104", longer=4),
     "length": screening("101 102", "deformation_all stock", longer=3),

@@ -183,9 +183,9 @@ class FeedbackConfig(Topic):
     """How the hypergradient is computed."""
     start: float = Field(0.3, ge=0, lt=1)
     """Fraction of the epochs after which feedback begins, not before the warm-up is over."""
-    end: float = Field(0.6, gt=0, le=1)
-    """Fraction of the epochs after which feedback ends, at the latest when the real-only tail begins. The kernel mixture and
-    the policy stay as the feedback left them; weights go on learning from the real pairs."""
+    end: float = Field(1.0, gt=0, le=1)
+    """Fraction of the epochs after which feedback ends, at the latest when the real-only tail begins. If earlier, the kernel
+    mixture and the policy stay as the feedback left them, weights go on learning from the real pairs, and all cases train."""
     interval: int = Field(5, ge=1)
     """A feedback step every so many iterations (K)."""
     patches: int = Field(2, ge=1)

@@ -46,14 +46,13 @@ def test_every_arm_is_a_valid_configuration_and_every_cell_has_its_own_name():
     assert all(cell.parts == ("validation",) and cell.budget <= 40 for cell in judged_by_choice)
 
 
-def test_the_arms_of_the_families_are_the_presets_but_for_when_feedback_ends():
+def test_the_arms_of_the_families_are_the_presets():
     import cells
 
     from nnunetv2_genseg.trainers import GenSegTrainerDiffusion, GenSegTrainerGMM, GenSegTrainerVAE
 
-    for name, preset in (("vae", GenSegTrainerVAE.preset), ("diffusion", GenSegTrainerDiffusion.preset)):
-        late = preset | {"feedback": preset.get("feedback", {}) | cells.LATE}
-        assert cells.ARMS[f"genseg_{name}_late_feedback"].settings == late
+    assert cells.ARMS["genseg_vae"].settings == GenSegTrainerVAE.preset
+    assert cells.ARMS["genseg_diffusion"].settings == GenSegTrainerDiffusion.preset
     assert cells.ARMS["genseg_gmm"].settings == GenSegTrainerGMM.preset | {"feedback": {"enabled": False}}
 
 

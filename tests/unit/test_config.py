@@ -100,9 +100,10 @@ def test_feedback_that_would_never_begin_is_refused():
     assert resolve({"feedback": {"start": 0.8, "end": 1.0}}, {}).feedback_span == (0.8, 0.85)
     with pytest.raises(ValueError, match=r"start at 0.9 of the training .* and end at 0.85 \(feedback.end or schedule.tail\)"):
         resolve({"feedback": {"start": 0.9, "end": 1.0}}, {})
+    late = {"schedule": {"warmup": 0.7}, "feedback": {"end": 0.6}}
     with pytest.raises(ValueError, match=r"start at 0.7 of the training \(feedback.start or schedule.warmup\) and end at 0.6"):
-        resolve({"schedule": {"warmup": 0.7}}, {})
-    assert not resolve({"schedule": {"warmup": 0.7}, "feedback": {"enabled": False}}, {}).feedback.enabled
+        resolve(late, {})
+    assert not resolve({**late, "feedback": {"end": 0.6, "enabled": False}}, {}).feedback.enabled
 
 
 def test_missing_file_is_an_error_that_names_it(tmp_path):
