@@ -14,7 +14,7 @@ ITERATIONS = {"101": 1000, "102": 1000, "103": 1000, "104": 600}
 """At the scale `mini`, configuration 2d."""
 ITERATIONS_3D = 200
 SEEDS = range(3)
-RIVALS = "stock stock_doubled_batch da5 genseg_deformation genseg_gmm"
+RIVALS = "stock stock_doubled_batch stock_doubled_batch_and_rate da5 genseg_deformation genseg_gmm"
 OURS = "genseg_no_feedback genseg"
 FAMILIES = "genseg genseg_diffusion genseg_vae genseg_gmm"
 
@@ -59,16 +59,15 @@ ARMS: dict[str, Arm] = {
     "genseg_no_feedback": genseg(feedback=OFF),
     "genseg_deformation": deformation(),
     "genseg_gmm": genseg(generator={"name": "gmm"}, conditioning={"mode": "tissue"}, feedback=OFF),
+    "genseg_vae": genseg(generator={"name": "vae"}),
+    "genseg_diffusion": genseg(generator={"name": "diffusion", "width": 0.1875}, feedback={"parameters": "weights"}),
     "genseg_fixed_cases": genseg(feedback={"turns": 1}),
     "genseg_weights": genseg(feedback={"parameters": "weights"}),
     "genseg_policy": genseg(feedback={"parameters": "policy"}),
     "genseg_half_gamma": genseg(mixing={"gamma": 0.5}, feedback=OFF),
     "genseg_half_share": genseg(mixing={"share": 0.5}, feedback=OFF),
     "genseg_no_tail": genseg(schedule={"tail": 0.0}, feedback=OFF),
-    "genseg_vae": genseg(generator={"name": "vae"}),
-    "genseg_diffusion": genseg(generator={"name": "diffusion", "width": 0.1875}, feedback={"parameters": "weights"}),
     "genseg_early_feedback": genseg(feedback={"end": 0.6}),
-    "genseg_fewer_cases": genseg(feedback={"cases": 0.1}),
     "genseg_from_batch": genseg(mixing=BATCH),
     "genseg_no_feedback_from_batch": genseg(mixing=BATCH, feedback=OFF),
     "genseg_deformation_from_batch": deformation(mixing=BATCH),
@@ -80,6 +79,7 @@ ARMS: dict[str, Arm] = {
     "genseg_deformation_early": deformation(schedule=EARLY),
     "genseg_deformation_no_tail": deformation(schedule={"tail": 0.0}),
     "genseg_learned_masks": genseg(masks={"source": "learned"}, feedback=OFF),
+    "genseg_fewer_cases": genseg(feedback={"cases": 0.1}),
     # screening, whatever the defaults have become since
     "deformation": deformation(masks=MILD, conditioning=PLAIN, mixing=BATCH),
     "deformation_other": deformation(masks=MILD, conditioning=PLAIN),
@@ -193,6 +193,7 @@ GRIDS: dict[str, list[Cell]] = {
     # final figures
     "final": comparison(f"{RIVALS} {OURS}", SEEDS),
     "feedback": comparison("genseg_no_feedback genseg_early_feedback genseg", SEEDS),
+    "saturation": comparison("stock stock_doubled_batch_and_rate genseg_deformation genseg", range(1), datasets="104", longer=4),
     "volumes": volumes(f"stock genseg_deformation {OURS}", SEEDS),
     "curve": curve("stock genseg", SEEDS),
     "full": [
@@ -200,7 +201,6 @@ GRIDS: dict[str, list[Cell]] = {
         *volumes(f"{RIVALS} {OURS}", SEEDS, "full"),
         *curve("stock genseg", SEEDS, "full"),
     ],
-    "rate": comparison("stock_doubled_batch_and_rate", SEEDS, datasets="104 103 102 101"),
     "first": comparison(f"stock genseg_deformation {OURS}", range(1))
     + comparison("genseg_fixed_cases", range(1)),
     "families": [
@@ -218,6 +218,5 @@ GRIDS: dict[str, list[Cell]] = {
     + screening("101 102", "genseg_deformation_early genseg_deformation_no_tail"),
     "aside": screening("104", "genseg_no_feedback genseg genseg_early_feedback genseg_fewer_cases"),
     "shapes": screening("104", "genseg_no_feedback genseg_learned_masks"),
-    "saturation": comparison("stock stock_doubled_batch_and_rate genseg_deformation genseg", range(1), datasets="104", longer=4),
     "length": screening("101 102", "deformation_all stock", longer=3),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cells import length
 
 Result = dict[str, Any]
 Setting = tuple[str, int, str, str, int]
@@ -25,6 +26,11 @@ def load(folder: Path) -> list[Result]:
 def setting_of(result: Result) -> Setting:
     """What two results must have in common to be compared."""
     return (result["dataset"], result["budget"], result["configuration"], result["scale"], result["iterations"])
+
+
+def usual(results: list[Result]) -> list[Result]:
+    """Those of trainings of the length that `gain.py` gives their dataset unless a grid says otherwise."""
+    return [one for one in results if one["iterations"] == length(one["dataset"], one["configuration"], one["scale"])]
 
 
 def case_dice(result: Result, part: str) -> dict[str, float]:
@@ -82,7 +88,10 @@ def table(results: list[Result], part: str, rival: str = "stock") -> str:
 
 def contrasts(results: list[Result], part: str, pairs: list[tuple[str, str]]) -> str:
     """Markdown: paired differences between arms, a line a pair and setting."""
-    lines = ["| arm | against | dataset | N | seeds | difference [95 %] |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| arm | against | dataset | N | iterations | seeds | difference [95 %] |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     there = [result for result in results if part in result["parts"]]
     for arm, rival in pairs:
         for setting in sorted({setting_of(result) for result in there}):
@@ -92,7 +101,7 @@ def contrasts(results: list[Result], part: str, pairs: list[tuple[str, str]]) ->
             found = paired_difference(ours, theirs, part)
             if found:
                 seeds = len({one["seed"] for one in ours} & {one["seed"] for one in theirs})
-                where = f"{setting[0]} {NAMES[setting[0]]} | {setting[1]} | {seeds}"
+                where = f"{setting[0]} {NAMES[setting[0]]} | {setting[1]} | {setting[4]} | {seeds}"
                 lines.append(f"| {arm} | {rival} | {where} | {found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}] |")
     return "\n".join(lines) + "\n"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from cells import length
-from gain_report import NAMES
+from gain_report import NAMES, usual
 
 Result = dict[str, Any]
 
@@ -90,7 +90,7 @@ def page(results: list[Result], gains: list[Result]) -> str:
         )
         text += "| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|\n"
         trained = {
-            arm: [gain["dice"] for gain in gains if gain["arm"] == arm and _same(gain, families[0])]
+            arm: [gain["dice"] for gain in usual(gains) if gain["arm"] == arm and _same(gain, families[0])]
             for arm in ("stock", *TRAINED.values())
         }
         for result in sorted(families, key=lambda one: list(TRAINED).index(one["family"])):
@@ -100,11 +100,7 @@ def page(results: list[Result], gains: list[Result]) -> str:
 
 
 def _same(gain: Result, result: Result) -> bool:
-    """Whether a training is one of the usual length on the dataset of a family's result."""
-    usual = length(gain["dataset"], gain["configuration"], gain["scale"])
-    return gain["iterations"] == usual and all(
-        gain[key] == result[key] for key in ("dataset", "budget", "configuration", "scale")
-    )
+    return all(gain[key] == result[key] for key in ("dataset", "budget", "configuration", "scale"))
 
 
 def _dice(values: list[float]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import ARMS
-from gain_report import contrasts, load, mean_gains, table
+from gain_report import contrasts, load, mean_gains, table, usual
 from generators_report import merged
 from generators_report import page as generators_page
 from reliability_report import page as reliability_page
@@ -213,14 +213,14 @@ def main() -> None:
     final, screened = load(RESULTS / "gain"), load(RESULTS / "gain" / "screening")
     page = HEAD
     if final:
-        planar = [result for result in final if result["configuration"] == "2d"]
+        planar = [result for result in usual(final) if result["configuration"] == "2d"]
         page += "\n### Test part\n\n" + table(final, "test") + "\n" + mean_gains(planar, "test")
         page += "\n### What each part brings\n\n" + contrasts(final, "test", CONTRASTS)
         page += "\n### Chest X-ray, the other hospital\n\nTrained in Shenzhen, tested in Montgomery.\n\n"
         page += table(final, "montgomery") + "\n" + contrasts(final, "montgomery", CONTRASTS)
         page += "\n" + arms(final) + READING
     if screened:
-        page += SCREENING.format(validation=60) + table(screened, "validation") + "\n" + mean_gains(screened, "validation")
+        page += SCREENING.format(validation=60) + table(screened, "validation") + "\n" + mean_gains(usual(screened), "validation")
         page += "\n" + arms(screened)
     page += defaults()
     page += PATH + "\n".join(path_row(result) for result in load(RESULTS / "real_data")) + "\n" + TAIL

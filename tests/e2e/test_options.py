@@ -61,9 +61,8 @@ def test_val_and_val_best_validate_and_train_nothing(shell: Shell, trained: Path
 
 
 def test_pretrained_weights_are_taken_and_without_checkpoints_none_is_written(shell: Shell, trained: Path):
-    long_enough = {"nnUNet_genseg_short": "4,4,1,1,0", "nnUNet_n_proc_DA": "0"}  # for a step of the feedback
     pretrained = ("-pretrained_weights", str(trained / "checkpoint_final.pth"))
-    output = shell.succeed(*TRAIN, "2", *OPTIONS, *pretrained, "--disable_checkpointing", **long_enough)
+    output = shell.succeed(*TRAIN, "2", *OPTIONS, *pretrained, "--disable_checkpointing", nnUNet_n_proc_DA="0")
     assert "Loading pretrained weights" in output
     assert "hypergradient" in output
     assert "Mean Validation Dice" in output

@@ -18,8 +18,8 @@ STEPS = {
     "draw": 8,
     "learn": 9,
     "learn done": 9,
-    "feedback": 4,
-    "feedback done": 4,
+    "feedback": 6,
+    "feedback done": 6,
     "validation_step": 6,
     "_refresh_pictures": 2,
 }

@@ -42,7 +42,7 @@ from .datasets import Kind, plan, use_threads
 DATASET_ID = 910
 LENGTH = "5,2,1,1,0"
 STOP = 3
-STAGES = {"schedule": {"warmup": 0.2, "ramp": 0.1, "tail": 0.2}, "feedback": {"interval": 1, "start": 0.4, "end": 0.8}}
+STAGES = {"schedule": {"warmup": 0.2, "ramp": 0.1, "tail": 0.2}, "feedback": {"interval": 1, "start": 0.4}}
 """Epoch 0 is the warm-up, 1 mixes, 2 and 3 have feedback, 4 is the tail."""
 
 

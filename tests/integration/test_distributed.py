@@ -82,7 +82,7 @@ def train_together(rank: int, folder: Path, dataset: str, configuration: str) ->
 
 @pytest.mark.parametrize(("dataset", "configuration"), [PHANTOM_2D, PHANTOM_3D])
 def test_all_processes_learn_the_same_and_draw_differently(nnunet, settings, dataset, configuration):
-    settings({"feedback": {"interval": 1, "end": 1.0}})
+    settings({"feedback": {"interval": 1}})
     first, second = in_processes(train_together, nnunet, dataset, configuration)
     assert {"synthetic", "feedback", "hypergradient", "l1"} <= set(first["rows"])
     assert first.pop("drawn") != second.pop("drawn")

@@ -88,8 +88,7 @@ def test_a_folder_that_becomes_read_only_is_named_when_saving(workspace, tmp_pat
 
 
 def test_a_killed_data_loading_process_ends_the_training_which_goes_on_later(workspace, tmp_path):
-    one_turn = {"feedback": {"interval": 1, "turns": 1}}  # no exchange of cases, which starts other workers, is near
-    training = Training(workspace, tmp_path, workers=1, settings=one_turn)
+    training = Training(workspace, tmp_path, workers=1)
     outcome = training.run(Moment("train_step", 6, "kill worker"))
     assert outcome.exit_status == 2
     assert "background workers are no longer alive" in outcome.error

@@ -92,7 +92,7 @@ def learned(trainer: nnUNetTrainer) -> list[torch.Tensor]:
 @pytest.mark.parametrize("spoil", FAULTS, ids=lambda spoil: spoil.__name__)
 def test_a_fault_leaves_the_segmenter_alone_is_logged_and_undone(nnunet, settings, spoil):
     message, sees = FAULTS[spoil]
-    settings({"feedback": {"interval": 1, "end": 1.0}})
+    settings({"feedback": {"interval": 1}})
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, f"10,{ITERATIONS},1,4,0")
     step, seen = trainer.train_step, {}
 
@@ -133,7 +133,7 @@ def test_a_fault_leaves_the_segmenter_alone_is_logged_and_undone(nnunet, setting
 
 
 def test_a_fault_that_does_not_stop_ends_the_training_with_the_reason(nnunet, settings):
-    settings({"feedback": {"interval": 1, "end": 1.0}})
+    settings({"feedback": {"interval": 1}})
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, f"10,{ITERATIONS},1,4,0")
     trainer.initialize()
     spoil_drawing(trainer)
@@ -145,7 +145,7 @@ def test_a_fault_that_does_not_stop_ends_the_training_with_the_reason(nnunet, se
 
 
 def test_a_generator_that_is_not_finite_when_an_epoch_ends_is_put_back(nnunet, settings):
-    settings({"schedule": {"warmup": 0.5, "ramp": 0.0, "tail": 0.0}, "feedback": {"end": 1.0}})
+    settings({"schedule": {"warmup": 0.5, "ramp": 0.0, "tail": 0.0}})
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "4,2,1,9,0")
     step = trainer.train_step
 

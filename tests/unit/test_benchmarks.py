@@ -95,6 +95,24 @@ def test_cases_without_any_foreground_are_left_out_and_an_arm_without_stock_has_
     assert "| ours | +0.250 | 1 |" in gain_report.mean_gains([result("stock", 0, [0.25]), result("ours", 0, [0.5])], "test")
 
 
+def test_trainings_of_other_lengths_are_told_apart():
+    import cells
+    import gain_report
+
+    usual = cells.length("103", "2d", "mini")
+    every = [
+        result(arm, 0, [dice], dataset="103") | {"iterations": length}
+        for length, gain in ((usual, 0.1), (4 * usual, 0.3))
+        for arm, dice in (("stock", 0.5), ("ours", 0.5 + gain))
+    ]
+    assert gain_report.usual(every) == every[:2]
+    lines = gain_report.contrasts(every, "test", [("ours", "stock")]).splitlines()[2:]
+    assert [line.split(" | ")[4:] for line in lines] == [
+        [str(usual), "1", "+0.100 [+0.100, +0.100] |"],
+        [str(4 * usual), "1", "+0.300 [+0.300, +0.300] |"],
+    ]
+
+
 @pytest.mark.parametrize("shape", [(120, 256, 3), (256, 120)])
 def test_images_and_labels_are_resampled_alike_and_labels_stay_labels(tmp_path, shape):
     import raw_datasets

@@ -97,13 +97,13 @@ def test_the_spread_of_shapes_that_are_not_learned_is_refused():
 
 
 def test_feedback_that_would_never_begin_is_refused():
-    assert resolve({"feedback": {"start": 0.8, "end": 1.0}}, {}).feedback_span == (0.8, 0.85)
+    assert resolve({"feedback": {"start": 0.8}}, {}).feedback_span == (0.8, 0.85)
     with pytest.raises(ValueError, match=r"start at 0.9 of the training .* and end at 0.85 \(feedback.end or schedule.tail\)"):
-        resolve({"feedback": {"start": 0.9, "end": 1.0}}, {})
-    late = {"schedule": {"warmup": 0.7}, "feedback": {"end": 0.6}}
+        resolve({"feedback": {"start": 0.9}}, {})
     with pytest.raises(ValueError, match=r"start at 0.7 of the training \(feedback.start or schedule.warmup\) and end at 0.6"):
-        resolve(late, {})
-    assert not resolve({**late, "feedback": {"end": 0.6, "enabled": False}}, {}).feedback.enabled
+        resolve({"schedule": {"warmup": 0.7}, "feedback": {"end": 0.6}}, {})
+    off = {"schedule": {"warmup": 0.7}, "feedback": {"end": 0.6, "enabled": False}}
+    assert not resolve(off, {}).feedback.enabled
 
 
 def test_missing_file_is_an_error_that_names_it(tmp_path):

@@ -119,7 +119,7 @@ def same(first, second):
 
 def test_stages_over_the_schedule():
     config = configured(
-        schedule={"warmup": 0.2, "ramp": 0.2, "tail": 0.2}, mixing={"gamma": 2.0}, feedback={"start": 0.5, "end": 1.0}
+        schedule={"warmup": 0.2, "ramp": 0.2, "tail": 0.2}, mixing={"gamma": 2.0}, feedback={"start": 0.5}
     )
     gammas = {0.0: 0.0, 0.19: 0.0, 0.2: 0.0, 0.3: 1.0, 0.4: 2.0, 0.79: 2.0, 0.8: 0.0, 0.99: 0.0}
     assert {at: stage_at(at, config).gamma for at in gammas} == pytest.approx(gammas)
