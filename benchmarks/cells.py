@@ -179,12 +179,13 @@ def curve(arms: str, seeds: range, scale: str = "mini") -> list[Cell]:
     ]
 
 
-def screening(datasets: str, arms: str, longer: int = 1) -> list[Cell]:
-    """Cells on the validation part, one seed, `longer` times as long as usual."""
+def screening(datasets: str, arms: str, longer: int = 1, seeds: range = range(1)) -> list[Cell]:
+    """Cells on the validation part, `longer` times as long as usual."""
     return [
-        Cell(dataset, BUDGET[dataset], "2d", arm, 0, longer * ITERATIONS[dataset], ("validation",))
+        Cell(dataset, BUDGET[dataset], "2d", arm, seed, longer * ITERATIONS[dataset], ("validation",))
         for arm in arms.split()
         for dataset in datasets.split()
+        for seed in seeds
     ]
 
 
@@ -192,8 +193,10 @@ ALL = "101 102 103 104"
 GRIDS: dict[str, list[Cell]] = {
     # final figures
     "final": comparison(f"{RIVALS} {OURS}", SEEDS),
-    "feedback": comparison("genseg_no_feedback genseg_early_feedback genseg", SEEDS),
-    "saturation": comparison("stock stock_doubled_batch_and_rate genseg_deformation genseg", range(1), datasets="104", longer=4),
+    "feedback": comparison("genseg_no_feedback genseg_fewer_cases genseg_early_feedback genseg", SEEDS),
+    "saturation": comparison(
+        f"stock stock_doubled_batch_and_rate genseg_deformation {OURS}", SEEDS, datasets="104", longer=4
+    ),
     "volumes": volumes(f"stock genseg_deformation {OURS}", SEEDS),
     "curve": curve("stock genseg", SEEDS),
     "full": [
@@ -216,7 +219,8 @@ GRIDS: dict[str, list[Cell]] = {
     "recolour": screening(ALL, "recolour_all recolour"),
     "schedule": screening(ALL, "genseg_deformation genseg_deformation_throughout")
     + screening("101 102", "genseg_deformation_early genseg_deformation_no_tail"),
-    "aside": screening("104", "genseg_no_feedback genseg genseg_early_feedback genseg_fewer_cases"),
+    "aside": screening("104 102 101", "genseg_fewer_cases genseg_early_feedback genseg", seeds=SEEDS)
+    + screening("104", "genseg_no_feedback"),
     "shapes": screening("104", "genseg_no_feedback genseg_learned_masks"),
     "length": screening("101 102", "deformation_all stock", longer=3),
 }

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -101,6 +102,8 @@ def pretrain(arguments: Sequence[str]) -> None:
         images=tuple(chosen.images),
         device=chosen.device,
     )
+    # a scheduler's SIGTERM ends it like an error does, so that the temporary folder of preprocessed images is removed
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with _preprocessed(chosen.dataset):
         pretraining.pretrain(settings)
 

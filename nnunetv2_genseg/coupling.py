@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nnunetv2_genseg import hypergradient
 from nnunetv2_genseg.config import GenSegConfig
 from nnunetv2_genseg.generators import Generator, NetworkPlan, build_generator
-from nnunetv2_genseg.generators.pretrained import ImageKind, identity, load_pretrained, pretrainable, save_pretrained
+from nnunetv2_genseg.generators.pretrained import Cases, ImageKind, identity, load_pretrained, pretrainable, save_pretrained
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.masks import class_sizes
 from nnunetv2_genseg.pairs import Pairs, PairSource
@@ -165,22 +165,26 @@ class Coupling:
         pretrainable(self.generator, self.config.generator.name)
         return self.generator
 
-    def start_from(self, folder: Path, images: ImageKind) -> None:
+    def start_from(self, folder: Path, images: ImageKind) -> Cases:
         """Starts with the weights of a trained generator, also after a fault; all else of its training begins anew.
 
         Args:
             folder: from `keep_generator`.
             images: what the training's images are.
 
+        Returns:
+            What it was trained on.
+
         Raises:
             ValueError: the folder holds no trained generator, or one that does not fit or is not finite.
         """
-        load_pretrained(self.trained_alone(), folder, self._identity(images))
+        trained_on = load_pretrained(self.trained_alone(), folder, self._identity(images))
         self.recovery.keep()
+        return trained_on
 
-    def keep_generator(self, folder: Path, images: ImageKind) -> None:
-        """Writes the generator into a folder that other trainings can start from; arguments as in `start_from`."""
-        save_pretrained(self.trained_alone(), folder, self._identity(images))
+    def keep_generator(self, folder: Path, images: ImageKind, cases: Cases) -> None:
+        """Writes the generator, trained on `cases`, into a folder for `start_from`; the other arguments as there."""
+        save_pretrained(self.trained_alone(), folder, self._identity(images), cases)
 
     def _identity(self, images: ImageKind) -> dict[str, Any]:
         return identity(self.config.generator, self.plan, self.pairs.layout, images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,8 +18,11 @@ from nnunetv2_genseg.generators.networks import NetworkPlan
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+TRAINED_ON = "trained_on"
 SPACING_TOLERANCE = 0.05
 """Relative difference of spacings that are taken for the same."""
+Cases = Mapping[str, Sequence[str]]
+"""Labelled cases that a generator was trained on, by the name of their dataset."""
 
 
 @dataclass(frozen=True)
@@ -80,28 +84,33 @@ def identity(config: GeneratorConfig, plan: NetworkPlan, layout: ConditionLayout
     }
 
 
-def save_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> None:
-    """Writes a generator's weights and, last, what they fit.
+def save_pretrained(generator: Generator, folder: Path, own: dict[str, Any], cases: Cases) -> None:
+    """Writes a generator's weights and, last, what they fit and where they come from.
 
     Args:
         generator: of a family that has weights.
         folder: made if need be; what is in it of a generator is overwritten.
         own: the generator's `identity`.
+        cases: what it was trained on.
 
     Raises:
         ValueError: the family has no weights to save.
     """
     pretrainable(generator, own["family"]).save_weights(_made(folder))
-    (folder / CONFIG).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+    described = own | {TRAINED_ON: {dataset: sorted(names) for dataset, names in cases.items()}}
+    (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> None:
+def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> Cases:
     """Loads what `save_pretrained` wrote; optimisers, discriminator and encoder stay as they are.
 
     Args:
         generator: receives the weights.
         folder: a trained generator's.
         own: the `identity` of `generator`.
+
+    Returns:
+        What it was trained on.
 
     Raises:
         ValueError: the family has no weights, or the folder is not one of a trained generator, or does not fit, or holds NaN
@@ -124,6 +133,8 @@ def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
         raise ValueError(f"the weights in {folder} are missing, damaged or of other shapes: {error}") from error
     if not all(bool(weight.isfinite().all()) for weight in generator.weights()):
         raise ValueError(f"the weights in {folder} hold NaN or infinity; train that generator anew")
+    trained_on: Cases = there.get(TRAINED_ON, {})
+    return trained_on
 
 
 def _agree(key: str, there: Any, here: Any) -> bool:

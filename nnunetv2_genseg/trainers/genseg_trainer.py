@@ -23,7 +23,7 @@ from nnunetv2_genseg import __version__, checkpoint
 from nnunetv2_genseg.config import GenSegConfig, Settings, checked, resolve
 from nnunetv2_genseg.coupling import Coupling, Segmenter, Stage, stage_at
 from nnunetv2_genseg.generators import NetworkPlan
-from nnunetv2_genseg.generators.pretrained import ImageKind
+from nnunetv2_genseg.generators.pretrained import Cases, ImageKind
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.pictures.progress import ProgressRecord
 from nnunetv2_genseg.pictures.samples import save_samples
@@ -72,6 +72,7 @@ class GenSegMixin(nnUNetTrainer):
         self.coupling: Coupling | None = None
         self.progress = ProgressRecord()
         self._carving: Carving | None = None
+        self._generator_saw: Cases = {}
         self._feedback_loader: nnUNetDataLoader | None = None
         self._previous_stage: PreviousStage | None = None
         self._building_feedback_loss = False
@@ -133,7 +134,7 @@ class GenSegMixin(nnUNetTrainer):
         assert self.coupling is not None
         folder = self.genseg.generator.pretrained
         if folder is not None:
-            self.coupling.start_from(Path(folder), self._image_kind)
+            self._generator_saw = self.coupling.start_from(Path(folder), self._image_kind)
             self.print_to_log_file(f"GenSeg: the generator starts from {folder}")
 
     def _build_loss(self) -> nn.Module:
@@ -244,7 +245,17 @@ class GenSegMixin(nnUNetTrainer):
                 raise ValueError(
                     "no training case of this fold holds a voxel of a foreground class; check labelsTr and dataset.json"
                 )
+            self._warn_of_seen(set(validation.identifiers) - set(training.identifiers))
         return training, validation
+
+    def _warn_of_seen(self, validation: set[str]) -> None:
+        seen = sorted(validation.intersection(self._generator_saw.get(self.plans_manager.dataset_name, ())))
+        if seen:
+            self.print_to_log_file(
+                f"GenSeg WARNING: the generator in {self.genseg.generator.pretrained} was trained on {len(seen)} of the "
+                f"{len(validation)} validation cases of this fold ({', '.join(seen[:3])}{', ...' * (len(seen) > 3)}), so "
+                "validation cannot judge it; train one for this fold with genseg pretrain -f FOLD"
+            )
 
     def _feedback_batch(self) -> tuple[Tensor, Tensor]:
         """A micro-batch of held-aside cases, not augmented: (B', C, *spatial) network inputs, (B', *spatial) class maps."""

@@ -160,6 +160,7 @@ class PretrainingMixin(GenSegMixin):
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's, the unlabelled cases among those to learn from; the others are for the picture."""
         training, validation = super().get_tr_and_val_datasets()
+        self._labelled = list(training.identifiers)
         if self._unlabelled is None:
             return training, validation
         self.print_to_log_file(
@@ -185,5 +186,7 @@ class PretrainingMixin(GenSegMixin):
 
     def _keep_generator(self, output: Path, iteration: int) -> None:
         assert self.coupling is not None
-        self.coupling.keep_generator(output, self._image_kind)
+        dataset = self.plans_manager.dataset_name
+        seen = {*self._generator_saw.get(dataset, ()), *self._labelled}
+        self.coupling.keep_generator(output, self._image_kind, {**self._generator_saw, dataset: sorted(seen)})
         self._save_samples(output / SAMPLES_FILE, f"iteration {iteration}")

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,23 @@ def test_killed_resumed_and_predicted_by_stock_nnunet_without_this_package(shell
 def test_genseg_train_needs_no_environment_variable(shell: Shell):
     output = shell.succeed("genseg", "train", "903", "2d", "0", "-tr", "GenSegTrainerShort", "-device", "cpu")
     assert "GenSeg 0.1.0: generator gan" in output
+
+
+def test_pretraining_that_is_terminated_leaves_no_temporary_files(shell: Shell, tmp_path: Path):
+    temporary, generator = tmp_path / "temporary", tmp_path / "generator"
+    temporary.mkdir()
+    arguments = ("903", "2d", str(generator), "--iterations", "100000", "-device", "cpu")
+    process = shell.start("genseg", "pretrain", *arguments, TMPDIR=str(temporary))
+    while not list(temporary.glob("genseg_pretrain_*")) or not generator.is_dir():  # made when the first iteration begins
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    process.terminate()
+    try:
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        assert not list(temporary.glob("genseg_pretrain_*"))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its loaders, if any were left
 
 
 @pytest.mark.parametrize(

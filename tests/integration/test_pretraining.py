@@ -320,6 +320,32 @@ def test_a_fold_leaves_its_validation_cases_out(pretrained, workspace, monkeypat
     assert seen == set(splits[0]["train"])
 
 
+def test_a_fold_is_warned_of_a_generator_that_saw_its_validation_cases(pretrained, settings, workspace):
+    def seen_by(folder: Path) -> set[str]:
+        return set(json.loads((folder / "config.json").read_text())["trained_on"][PHANTOM_2D[0]])
+
+    def warnings(fold: int | str) -> str:
+        trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, LENGTH, plans_name=TINY, fold=fold)
+        trainer.on_train_start()
+        return "".join(line for line in Path(trainer.log_file).read_text().splitlines() if "WARNING" in line)
+
+    folder = pretrained(*PHANTOM_2D, iterations=1, fold="0")
+    split = json.loads((workspace.preprocessed(PHANTOM_2D[0]) / "splits_final.json").read_text())[0]
+    assert seen_by(folder) == set(split["train"])
+    settings({"generator": {"pretrained": str(folder)}})
+    assert warnings(0) == ""
+    shutil.rmtree(folder.parent.parent / "results")
+
+    settings({})
+    kept = pretrained(*PHANTOM_2D, iterations=1).rename(folder.parent / "all")
+    settings({"generator": {"pretrained": str(kept)}})
+    assert f"trained on {len(split['val'])} of the {len(split['val'])} validation cases" in warnings(0)
+    assert warnings("all") == ""
+    shutil.rmtree(folder.parent.parent / "results")
+    folder = pretrained(*PHANTOM_2D, iterations=1, fold="0")
+    assert seen_by(folder) == {*split["train"], *split["val"]}, "what it started from has seen them"
+
+
 def test_what_is_not_finite_is_undone_and_a_long_run_is_kept_on_the_way(pretrained, monkeypatch, nnunet):
     learn, calls = Coupling.learn, []
 

@@ -2,6 +2,7 @@ import copy
 import io
 import random
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -482,7 +483,7 @@ def test_a_coupling_starts_from_a_kept_generator_and_goes_back_to_it(dims, tmp_p
     original, other = alone(0), alone(1)
     image, labels = real_pairs(CODECS["labels"], dims, 1)
     original.learn(image, labels)
-    original.keep_generator(tmp_path / "generator", images)
+    original.keep_generator(tmp_path / "generator", images, {"Dataset901_Phantom2D": ["tr_000"]})
     expected = [weight.detach().clone() for weight in original.generator.weights()]
 
     def differs():
@@ -492,7 +493,7 @@ def test_a_coupling_starts_from_a_kept_generator_and_goes_back_to_it(dims, tmp_p
     with pytest.raises(ValueError, match=r"spacing is .* there"):
         other.start_from(tmp_path / "generator", replace(images, spacing=(3.0,) * dims))
     assert differs()
-    other.start_from(tmp_path / "generator", images)
+    assert other.start_from(tmp_path / "generator", images) == {"Dataset901_Phantom2D": ["tr_000"]}
     assert not differs()
     other.learn(image, labels)
     assert differs()
@@ -504,7 +505,7 @@ def test_nothing_is_kept_where_nothing_draws(tmp_path):
     coupling = Coupling(
         configured(conditioning={"mode": "deformation"}, feedback={"enabled": False}), planned(2), CODECS["labels"], 1, CPU
     )
-    for use in (coupling.keep_generator, coupling.start_from):
+    for use in (partial(coupling.keep_generator, cases={}), coupling.start_from):
         with pytest.raises(ValueError, match="'deformation' has no generator to train or load; choose another mode"):
             use(tmp_path / "generator", ImageKind(("T1",), ("ZScoreNormalization",), (False,), (1.0, 1.0)))
     assert list(tmp_path.iterdir()) == []
