@@ -197,7 +197,7 @@ GRIDS: dict[str, list[Cell]] = {
     "saturation": comparison(
         f"stock stock_doubled_batch_and_rate genseg_deformation {OURS}", SEEDS, datasets="104", longer=4
     ),
-    "volumes": volumes(f"stock genseg_deformation {OURS}", SEEDS),
+    "volumes": volumes(f"stock stock_doubled_batch_and_rate genseg_deformation {OURS}", SEEDS),
     "curve": curve("stock genseg", SEEDS),
     "full": [
         *comparison(f"{RIVALS} {OURS} genseg_weights genseg_policy", SEEDS, "full"),

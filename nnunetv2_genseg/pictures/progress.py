@@ -8,11 +8,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-PANELS = {
-    "generator": ("l1", "generator", "discriminator"),
-    "segmenter on synthetic pairs": ("synthetic",),
-    "feedback": ("feedback", "hypergradient"),
-}
+SYNTHETIC = ("synthetic", "learned masks")
+FEEDBACK, HYPERGRADIENT = "feedback", "hypergradient"
 
 
 class ProgressRecord:
@@ -35,22 +32,30 @@ class ProgressRecord:
         self.rows = [dict(row) for row in state]
 
     def plot(self, path: Path, num_epochs: int) -> None:
-        """Writes a PNG with a panel for the generator, the synthetic loss and the feedback."""
+        """Writes a PNG with panels for the synthetic pairs, the feedback and all else, which is the generator's losses."""
         figure = Figure(figsize=(9, 8), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(len(PANELS), 1, sharex=True)
-        for axis, (title, names) in zip(axes, PANELS.items(), strict=True):
-            for name in names:
-                known = [(row["epoch"], row[name]) for row in self.rows if name in row]
-                if known:
-                    axis.plot(*zip(*known, strict=True), label=name, marker=".")
-            if "segmenter" in title:
-                axis.plot([row["epoch"] for row in self.rows], [row["gamma"] for row in self.rows], "k:", label="γ")
-            if title == "feedback" and any("hypergradient" in row for row in self.rows):
-                axis.set_yscale("symlog", linthresh=1e-6)
-            axis.set_title(title, loc="left")
-            axis.set_xlim(-0.5, num_epochs - 0.5)
-            if axis.lines:
-                axis.legend(loc="upper right")
-        axes[-1].set_xlabel("epoch")
+        panels = figure.subplots(3, 1, sharex=True)
+        others = {name for row in self.rows for name in row} - {"epoch", "gamma", FEEDBACK, HYPERGRADIENT, *SYNTHETIC}
+        self._draw(panels[0], *sorted(others))
+        self._draw(panels[1], *SYNTHETIC)
+        panels[1].plot([row["epoch"] for row in self.rows], [row["gamma"] for row in self.rows], "k:", label="γ")
+        self._draw(panels[2], FEEDBACK)
+        if any(row.get(HYPERGRADIENT) for row in self.rows):
+            norms = panels[2].twinx()
+            norms.set_yscale("log")
+            norms.set_ylabel("norm of the hypergradient", color="tab:orange")
+            self._draw(norms, HYPERGRADIENT, color="tab:orange")
+        for panel, title in zip(panels, ("generator", "segmenter on synthetic pairs", "loss on held-aside cases"), strict=True):
+            panel.set_title(title, loc="left")
+            panel.set_xlim(-0.5, num_epochs - 0.5)
+            if panel.lines:
+                panel.legend(loc="upper right")
+        panels[-1].set_xlabel("epoch")
         figure.savefig(path, dpi=80)
+
+    def _draw(self, axis: Any, *names: str, **style: Any) -> None:
+        for name in names:
+            known = [(row["epoch"], row[name]) for row in self.rows if name in row]
+            if known:
+                axis.plot(*zip(*known, strict=True), label=name, marker=".", **style)

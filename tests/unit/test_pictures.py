@@ -39,14 +39,23 @@ def test_a_repeated_epoch_replaces_its_older_record():
     assert record.rows[-1] == {"epoch": 1.0, "gamma": 0.7, "l1": 0.1}
 
 
-def test_curves_are_drawn(tmp_path):
-    filled_record().plot(tmp_path / "full.png", 5)
-    ProgressRecord().plot(tmp_path / "empty.png", 5)
-    full, empty = imread(tmp_path / "full.png"), imread(tmp_path / "empty.png")
-    assert full.shape[:2] == empty.shape[:2]
-    assert full.shape[0] > 300
-    colourful = [(np.ptp(picture[..., :3], axis=-1) > 0.3).sum() for picture in (full, empty)]
-    assert colourful[0] > colourful[1] + 50
+def colourful(record, path):
+    record.plot(path, 5)
+    picture = imread(path)
+    assert picture.shape[:2] == (640, 720)
+    return (np.ptp(picture[..., :3], axis=-1) > 0.3).sum()
+
+
+@pytest.mark.parametrize("name", ["generator", "flow", "a user's own", "synthetic", "learned masks", "feedback", "hypergradient"])
+def test_every_curve_is_drawn(name, tmp_path):
+    record = ProgressRecord()
+    for epoch in range(3):
+        record.add(epoch, 0.0, {name: 0.1 + epoch})
+    assert colourful(record, tmp_path / "full.png") > colourful(ProgressRecord(), tmp_path / "empty.png") + 50
+
+
+def test_curves_that_begin_late_are_drawn(tmp_path):
+    assert colourful(filled_record(), tmp_path / "full.png") > 200
 
 
 def example(dims, channels, mask):
