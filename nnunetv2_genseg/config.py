@@ -18,6 +18,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 ENVIRONMENT_VARIABLE = "nnUNet_genseg_config"
+ADJUSTABLE = ("feedback.interval", "feedback.method", "feedback.patches")
+"""What may be changed when a training is resumed: how much time and memory the feedback takes."""
 
 Settings = dict[str, Any]
 
@@ -85,7 +87,8 @@ class MaskConfig(Topic):
     margin: float = Field(0.05, ge=0, le=0.5)
     """Largest width of the surroundings that come along, as a fraction of the longest patch extent."""
     smallest: float = Field(0.3, gt=0, le=1)
-    """A structure that keeps less than this fraction of its voxels makes the new mask be discarded for the real one."""
+    """A structure that keeps less than this fraction of its voxels makes the new mask be discarded for the real one; of
+    structures that the patch's border cuts, only if all structures together keep less."""
 
     @model_validator(mode="after")
     def _read_by_the_source(self) -> MaskConfig:
@@ -252,9 +255,13 @@ class GenSegConfig(Topic):
         """The settings by their full names, as in `feedback.turns`."""
         return _flat(self.to_json())
 
+    def lasting(self) -> Settings:
+        """As `flat`, the settings that a training keeps when it is resumed."""
+        return {key: value for key, value in self.flat().items() if key not in ADJUSTABLE}
+
     def differences(self, other: GenSegConfig) -> list[str]:
-        """`topic.key: own value, other's value` for every setting in which the two differ."""
-        mine, theirs = self.flat(), other.flat()
+        """`topic.key: own value, other's value` for every lasting setting in which the two differ."""
+        mine, theirs = self.lasting(), other.lasting()
         return [f"{key}: {mine[key]!r}, there {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
 
 

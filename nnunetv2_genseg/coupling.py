@@ -22,6 +22,7 @@ from nnunetv2_genseg.generators.pretrained import Cases, ImageKind, identity, lo
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.masks import class_sizes
 from nnunetv2_genseg.pairs import Pairs, PairSource
+from nnunetv2_genseg.policy import weighed_loss
 from nnunetv2_genseg.recovery import Recovery
 from nnunetv2_genseg.shapes import LearnedShapes
 
@@ -222,14 +223,14 @@ class Coupling:
 
     def synthetic_loss(self, logits: hypergradient.Logits, labels: Tensor, segmenter: Segmenter) -> Tensor:
         """L_syn: the segmentation loss of synthetic pairs, each with its worth where the policy weighs classes."""
+        worth, target = self.worth(labels), segmenter.to_target(labels)
+        return segmenter.loss(logits, target) if worth is None else weighed_loss(segmenter.loss, logits, target, worth)
+
+    def worth(self, labels: Tensor) -> Tensor | None:
+        """(B,) what synthetic pairs with the class maps (B, *spatial) weigh; None if the feedback does not move it."""
         if self.config.feedback.parameters != "policy" or not self.config.feedback.enabled:
-            return segmenter.loss(logits, segmenter.to_target(labels))
-        worth = self.pairs.policy.worth(class_sizes(labels, self.codec.classes)[:, 1 : 1 + self.codec.foreground])
-        single = []
-        for i in range(len(labels)):
-            own = logits[i : i + 1] if isinstance(logits, Tensor) else [part[i : i + 1] for part in logits]
-            single.append(worth[i] * segmenter.loss(own, segmenter.to_target(labels[i : i + 1])))
-        return torch.stack(single).mean()
+            return None
+        return self.pairs.policy.worth(class_sizes(labels, self.codec.classes)[:, 1 : 1 + self.codec.foreground])
 
     def feedback(
         self,

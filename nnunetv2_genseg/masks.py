@@ -52,7 +52,8 @@ def draw_change(
     """Draws a new mask for every patch.
 
     A patch keeps its real mask where the new one would lose a class that the real one has, shrink it below
-    `config.smallest` of its size, or make it larger than anything seen in the dataset.
+    `config.smallest` of its size, or make it larger than anything seen in the dataset. A class that the patch's border cuts may
+    shrink or leave, if `config.smallest` of all classes together stays: else patches of many structures would keep their masks.
 
     Args:
         labels: (B, *spatial) int64 class maps, values in [0, classes).
@@ -81,7 +82,8 @@ def draw_change(
     )
 
     new = warp(edited, grid.detach())
-    kept = within_sizes(labels, new, config.smallest, largest, frozen_class)
+    cut = at_border(labels, classes)
+    kept = within_sizes(labels, new, config.smallest, largest, frozen_class, cut)
     chosen = per_patch(kept, labels)
     own = torch.arange(count, device=labels.device)
     return MaskChange(
@@ -95,7 +97,12 @@ def draw_change(
 
 
 def within_sizes(
-    labels: Tensor, new: Tensor, smallest: float, largest: Tensor, frozen_class: int | None = None
+    labels: Tensor,
+    new: Tensor,
+    smallest: float,
+    largest: Tensor,
+    frozen_class: int | None = None,
+    may_leave: Tensor | None = None,
 ) -> Tensor:
     """Whether new masks lose no class, shrink none too far and show none larger than any seen.
 
@@ -105,14 +112,28 @@ def within_sizes(
         smallest: fraction of its voxels that every class keeps.
         largest: (classes,) most voxels of every class seen in one real patch.
         frozen_class: the last class, whose size does not matter (the ignore label).
+        may_leave: (B, classes) booleans, of which it is enough that `smallest` of all classes together stays; none by default.
 
     Returns:
         (B,) booleans.
     """
     counted = slice(1, frozen_class)
     real, size = (class_sizes(maps, len(largest))[:, counted] for maps in (labels, new))
-    keeps = (size >= (smallest * real).clamp(min=1)) | (real == 0)
-    return (keeps & (size <= torch.maximum(largest[counted], real))).all(dim=1)
+
+    def stays(now: Tensor, before: Tensor) -> Tensor:
+        return (now >= (smallest * before).clamp(min=1)) | (before == 0)
+
+    keeps = stays(size, real)
+    if may_leave is not None:
+        keeps |= may_leave[:, counted]
+    bounded = (keeps & (size <= torch.maximum(largest[counted], real))).all(dim=1)
+    return bounded & stays(size.sum(dim=1), real.sum(dim=1))
+
+
+def at_border(labels: Tensor, classes: int) -> Tensor:
+    """(B, classes) whether a class touches the border of the patch, for (B, *spatial) class maps."""
+    faces = [labels.select(axis, end).flatten(1) for axis in range(1, labels.ndim) for end in (0, -1)]
+    return class_sizes(torch.cat(faces, dim=1), classes) > 0
 
 
 def per_patch(values: Tensor, like: Tensor) -> Tensor:

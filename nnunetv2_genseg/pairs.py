@@ -35,6 +35,8 @@ class Pairs:
     """(B, C, *spatial), in nnU-Net's normalised intensities."""
     labels: Tensor
     """(B, *spatial) int64 class maps."""
+    kept: float
+    """Fraction of the masks that were changed; the others would have left the dataset's bounds and are the real ones."""
     learned: float | None = None
     """Fraction of the masks with any structure whose shapes are new; None if no shapes are drawn or no mask has any."""
 
@@ -147,7 +149,7 @@ class PairSource:
         if reshaped is not None:
             shown = ((labels > 0) & (labels <= self.codec.foreground)).flatten(1).any(dim=1)
             learned = float((reshaped & change.kept).sum() / shown.sum()) if bool(shown.any()) else None
-        return Pairs(drawn, masks.warp(change.labels, change.grid.detach()), learned)
+        return Pairs(drawn, masks.warp(change.labels, change.grid.detach()), float(change.kept.float().mean()), learned)
 
     def _new_shapes(self, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """(B, *spatial) masks of which those (B,) have new shapes that are within the dataset's bounds; the others are real."""

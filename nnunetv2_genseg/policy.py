@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -48,3 +51,21 @@ class Policy(nn.Module):
         present = (sizes > 0).float()
         factors = (present * self._factor(self.log_worth)).sum(dim=1) / present.sum(dim=1).clamp(min=1)
         return torch.where(present.any(dim=1), factors, 1.0)
+
+
+def weighed_loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, worth: Tensor) -> Tensor:
+    """The mean of the losses of single patches, each times its worth.
+
+    Args:
+        loss: of logits and targets.
+        output: (B, classes, *spatial) logits, or a list of them, one a level of deep supervision.
+        target: targets for them, likewise.
+        worth: (B,) what each patch weighs.
+    """
+    single = [loss(patches(output, slice(i, i + 1)), patches(target, slice(i, i + 1))) for i in range(len(worth))]
+    return (worth * torch.stack(single)).mean()
+
+
+def patches(values: Any, chosen: slice) -> Any:
+    """Some patches of a tensor, or of every tensor of a list."""
+    return values[chosen] if isinstance(values, Tensor) else [part[chosen] for part in values]

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-SYNTHETIC = ("synthetic", "learned masks")
+SYNTHETIC = ("synthetic", "new masks", "learned masks")
 FEEDBACK, HYPERGRADIENT = "feedback", "hypergradient"
 
 

@@ -52,3 +52,24 @@ def require_splits(path: Path, cases: Collection[str]) -> None:
     if unknown:
         names = ", ".join(unknown[:5])
         raise ValueError(f"{path} names cases that are not preprocessed: {names}; correct it, or run {PREPROCESS}")
+
+
+def require_previous_stage(folder: Path, cases: Collection[str], configuration: str, trainer: str) -> None:
+    """Whether the first stage of a cascade has segmented what the second one trains on.
+
+    Args:
+        folder: of the first stage's segmentations.
+        cases: names of the training cases.
+        configuration: of the first stage.
+        trainer: its name.
+
+    Raises:
+        ValueError: it has not.
+    """
+    remedy = f"first train configuration {configuration} with -tr {trainer} to its end, every fold or `all`"
+    if not folder.is_dir():
+        raise ValueError(f"{folder}, the previous stage's segmentations, is missing; {remedy}")
+    missing = sorted(set(cases) - {path.stem for path in folder.iterdir()})
+    if missing:
+        names = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
+        raise ValueError(f"{folder} lacks the segmentations of {len(missing)} of {len(cases)} training cases ({names}); {remedy}")

@@ -29,7 +29,7 @@ from nnunetv2_genseg.pictures.progress import ProgressRecord
 from nnunetv2_genseg.pictures.samples import save_samples
 from nnunetv2_genseg.trainers.carving import Carving, carve
 from nnunetv2_genseg.trainers.cascade import PreviousStage
-from nnunetv2_genseg.trainers.checks import PREPROCESS, read_json, require_description, require_splits
+from nnunetv2_genseg.trainers.checks import PREPROCESS, read_json, require_description, require_previous_stage, require_splits
 from nnunetv2_genseg.trainers.mixing import MixedLoss, Target, joined
 
 CONFIG_FILE = "genseg_config.json"
@@ -231,12 +231,10 @@ class GenSegMixin(nnUNetTrainer):
             ValueError: there is not.
         """
         previous = self.folder_with_segs_from_previous_stage
-        if previous is not None and not Path(previous).is_dir():
-            raise ValueError(
-                f"{previous}, the previous stage's segmentations, is missing; first train configuration "
-                f"{self.configuration_manager.previous_stage_name} with -tr {type(self).__name__} to its end, every fold or `all`"
-            )
         training, validation = super().get_tr_and_val_datasets()
+        if previous is not None:
+            stage = self.configuration_manager.previous_stage_name
+            require_previous_stage(Path(previous), training.identifiers, stage, type(self).__name__)
         first = self.dataloader_train is None and not self._turn  # a later turn may do without, for a while
         if first:
             # all are opened, so that one that cannot be is named now and not whenever it happens to be drawn
@@ -436,10 +434,12 @@ class GenSegMixin(nnUNetTrainer):
             return super().train_step(batch), fault or "a synthetic image of another process holds NaN or infinity"
         synthetic_input = self._to_input(pairs.image, pairs.labels)
         mixed = {"data": torch.cat([real_input, synthetic_input]), "target": joined(target, self._to_target(pairs.labels))}
-        with self.loss.mixing(len(image), gamma):
+        worth = self.coupling.worth(pairs.labels)
+        with self.loss.mixing(len(image), gamma, None if worth is None else worth.detach()):
             result = super().train_step(mixed)
         real, synthetic = float(self.loss.real), float(self.loss.synthetic)
         self.coupling.note("synthetic", synthetic)
+        self.coupling.note("new masks", pairs.kept)
         if pairs.learned is not None:
             self.coupling.note("learned masks", pairs.learned)
         if self.loss.left_out:
@@ -569,7 +569,7 @@ class GenSegMixin(nnUNetTrainer):
             "fold": str(self.fold),
             "image_channels": int(self.num_input_channels),
             "classes": self.coupling.codec.classes,
-            "settings": self.genseg.to_json(),
+            "settings": self.genseg.lasting(),
         }
 
     def save_checkpoint(self, filename: str) -> None:

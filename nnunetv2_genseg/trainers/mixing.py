@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunetv2_genseg.policy import patches, weighed_loss
+
 Target = Tensor | list[Tensor]
 
 
@@ -28,19 +30,26 @@ class MixedLoss(nn.Module):
         self.on_any_process = on_any_process
         self._real_patches = 0
         self._gamma = 0.0
+        self._worth: Tensor | None = None
         self.real = self.synthetic = torch.zeros(())
         """Detached parts of the last mixed loss."""
         self.left_out = False
         """Whether the synthetic part of the last mixed loss was not finite, on any process."""
 
     @contextlib.contextmanager
-    def mixing(self, real_patches: int, gamma: float) -> Iterator[None]:
-        """Inside the block the patches of a batch from `real_patches` on are synthetic and weigh `gamma`."""
-        self._real_patches, self._gamma = real_patches, gamma
+    def mixing(self, real_patches: int, gamma: float, worth: Tensor | None = None) -> Iterator[None]:
+        """Inside the block the patches of a batch from `real_patches` on are synthetic.
+
+        Args:
+            real_patches: B.
+            gamma: weight of the synthetic loss.
+            worth: (S,) what each synthetic patch weighs in it; None if all weigh the same.
+        """
+        self._real_patches, self._gamma, self._worth = real_patches, gamma, worth
         try:
             yield
         finally:
-            self._real_patches, self._gamma = 0, 0.0
+            self._real_patches, self._gamma, self._worth = 0, 0.0, None
 
     def forward(self, output: Any, target: Any) -> Tensor:
         """(B + S, classes, *spatial) logits and their targets, or lists of them, to a scalar."""
@@ -48,8 +57,9 @@ class MixedLoss(nn.Module):
             loss: Tensor = self.loss(output, target)
             return loss
         n = self._real_patches
-        real = self.loss(_patches(output, slice(n)), _patches(target, slice(n)))
-        synthetic = self.loss(_patches(output, slice(n, None)), _patches(target, slice(n, None)))
+        real = self.loss(patches(output, slice(n)), patches(target, slice(n)))
+        drawn = patches(output, slice(n, None)), patches(target, slice(n, None))
+        synthetic = self.loss(*drawn) if self._worth is None else weighed_loss(self.loss, *drawn, self._worth)
         self.real, self.synthetic = real.detach(), synthetic.detach()
         self.left_out = self.on_any_process(not bool(torch.isfinite(synthetic)))
         mixed: Tensor = real if self.left_out else real + self._gamma * synthetic
@@ -61,7 +71,3 @@ def joined(first: Target, second: Target) -> Target:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return torch.cat([first, second])
     return [torch.cat(pair) for pair in zip(first, second, strict=True)]
-
-
-def _patches(values: Any, chosen: slice) -> Any:
-    return values[chosen] if isinstance(values, Tensor) else [part[chosen] for part in values]

@@ -10,6 +10,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from PIL import Image
 
+from nnunetv2_genseg.coupling import Coupling, Segmenter
 from nnunetv2_genseg.trainers import (
     GenSegTrainer,
     GenSegTrainerDiffusion,
@@ -277,6 +278,56 @@ def test_resume_with_another_configuration_is_refused_and_names_the_setting(nnun
     settings({"seed": 1, "mixing": {"gamma": 0.5}})
     with pytest.raises(ValueError, match=r"another configuration[\s\S]*mixing.gamma: 1.0, there 0.5"):
         resume(GenSegTrainerShort, *PHANTOM_2D, length).run_training()
+
+
+def test_a_training_is_resumed_with_a_cheaper_feedback(nnunet, settings):
+    stages = {"schedule": {"warmup": 0.0, "ramp": 0.0, "tail": 0.0}}
+    settings(stages | {"feedback": {"start": 0.5, "interval": 1}})
+    length = "4,2,1,1,0"
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, length)
+    stop_after(trainer, 2)
+    with pytest.raises(StoppedError):
+        trainer.run_training()
+    settings(stages | {"feedback": {"start": 0.5, "interval": 2, "patches": 1, "method": "last_layers"}})
+    second = resume(GenSegTrainerShort, *PHANTOM_2D, length)
+    second.run_training()
+    assert "feedback" in second.progress.rows[-1]
+    recorded = json.loads((Path(second.output_folder) / "genseg_config.json").read_text())
+    assert recorded["feedback"]["method"] == "last_layers"
+
+
+def test_with_the_policy_each_synthetic_patch_weighs_in_training_what_it_weighs_in_the_feedback(nnunet, settings, monkeypatch):
+    settings(
+        {
+            "schedule": {"warmup": 0.0, "ramp": 0.0, "tail": 0.0},
+            "feedback": {"parameters": "policy", "interval": 100},
+        }
+    )
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "1,1,1,1,0")
+    trainer.initialize()
+    with torch.no_grad():
+        trainer.coupling.pairs.policy.log_worth.copy_(torch.tensor([2.0, -2.0]))
+    drawn, weighed = [], []
+    draw, forward = Coupling.draw, trainer.loss.forward
+
+    def watched_draw(self, *arguments):
+        drawn.append(draw(self, *arguments))
+        return drawn[-1]
+
+    def watched_forward(output, target):
+        loss = forward(output, target)
+        count = len(drawn[-1].labels)
+        segmenter = Segmenter(trainer.network, trainer._feedback_loss, trainer._to_input, trainer._to_target)
+        weighed.append(trainer.coupling.synthetic_loss([part[-count:] for part in output], drawn[-1].labels, segmenter))
+        return loss
+
+    monkeypatch.setattr(Coupling, "draw", watched_draw)
+    monkeypatch.setattr(trainer.loss, "forward", watched_forward)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    torch.testing.assert_close(trainer.loss.synthetic, weighed[0].detach())
+    assert (trainer.coupling.worth(drawn[0].labels) != 1).any()
 
 
 def test_a_checkpoint_that_an_earlier_training_left_is_not_gone_on_with_under_other_settings(nnunet, settings):

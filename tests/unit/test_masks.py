@@ -73,7 +73,9 @@ def test_labels_never_vanish_nor_shrink_below_the_bound(spatial):
     changed = 0
     for seed in range(20):
         new = new_masks(labels, config, seed)
-        assert (masks.class_sizes(new, 4) >= 0.6 * real)[:, 1:].all()
+        sizes = masks.class_sizes(new, 4)
+        assert (sizes >= 0.6 * real)[:, 1:3].all()
+        assert (sizes[:, 1:].sum(dim=1) >= 0.6 * real[:, 1:].sum(dim=1)).all(), "class 3 lies at the border and may leave"
         changed += int((new != labels).any())
     assert changed > 0
 
@@ -404,3 +406,46 @@ def test_centroids_are_in_the_order_of_grid_sample():
     labels = torch.zeros(1, 4, 8, dtype=torch.long)
     labels[0, 0, 7] = 1
     torch.testing.assert_close(masks.centroids(labels > 0), torch.tensor([[0.875, -0.75]]))
+
+
+@pytest.mark.parametrize("spatial", SHAPES)
+def test_a_class_touches_the_border_on_whichever_face(spatial):
+    labels = torch.zeros(2, *spatial, dtype=torch.long)
+    labels[(0, *(n // 2 for n in spatial))] = 1
+    for axis in range(len(spatial)):
+        for value, end in ((2, 0), (3, -1)):
+            map_ = labels.clone()
+            map_[(1, *(end if i == axis else n // 2 for i, n in enumerate(spatial)))] = value
+            assert masks.at_border(map_, 4).tolist() == [[True, False, False, False], [True, False, value == 2, value == 3]]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_structures_that_the_border_cuts_do_not_keep_a_patch_of_many_from_changing(dims):
+    spatial, classes = (32,) * dims, 14
+    labels = torch.zeros(8, *spatial, dtype=torch.long)
+    labels[(slice(None), *(slice(10, 22) for _ in spatial))] = 1
+    for value in range(2, classes):  # a sliver of every other class, two voxels deep, along the first face
+        start = 2 * (value - 2)
+        labels[(slice(None), slice(0, 2), slice(start, start + 2))] = value
+    config, unbounded = MaskConfig(), torch.full((classes,), torch.inf)
+    change = masks.draw_change(labels, classes, config, unbounded, seeded())
+    assert change.kept.all()
+    new = masks.class_sizes(masks.warp(change.labels, change.grid), classes)
+    assert (new[:, 1] >= config.smallest * 12**dims).all()
+    assert (new[:, 2:] == 0).any(), "some of the slivers left the patch"
+
+
+@pytest.mark.parametrize(
+    ("new", "may_leave", "within"),
+    [
+        ([[0, 1, 1, 1, 2, 2]], False, True),
+        ([[0, 1, 1, 1, 0, 0]], False, False),
+        ([[0, 1, 1, 1, 0, 0]], True, True),
+        ([[0, 0, 0, 0, 2, 2]], True, False),  # class 1 may not leave
+        ([[0, 1, 0, 0, 0, 0]], True, False),  # too little of all classes together
+    ],
+)
+def test_what_may_leave_leaves_enough_behind(new, may_leave, within):
+    real, new = torch.tensor([[0, 1, 1, 1, 2, 2]]), torch.tensor(new)
+    allowed = torch.tensor([[False, False, may_leave]])
+    assert masks.within_sizes(real, new, 0.3, torch.full((3,), torch.inf), None, allowed).tolist() == [within]

@@ -54,6 +54,19 @@ def test_inside_it_is_real_plus_gamma_times_synthetic(dims, listed, real, gamma)
     torch.testing.assert_close(loss.synthetic, second)
 
 
+@CASES[0]
+@CASES[1]
+def test_each_synthetic_patch_weighs_what_it_is_worth(dims, listed):
+    output, target = batch(dims, listed)
+    loss, worth = MixedLoss(DeepCrossEntropy()), torch.tensor([0.5, 3.0])
+    with loss.mixing(3, 0.7, worth):
+        mixed = loss(output, target)
+    single = [DeepCrossEntropy()(part(output, slice(i, i + 1)), part(target, slice(i, i + 1))) for i in (3, 4)]
+    expected = DeepCrossEntropy()(part(output, slice(3)), part(target, slice(3))) + 0.7 * (0.5 * single[0] + 3 * single[1]) / 2
+    torch.testing.assert_close(mixed, expected)
+    assert torch.equal(loss(output, target), DeepCrossEntropy()(output, target))
+
+
 def test_after_mixing_it_is_the_wrapped_loss_again_also_after_an_error():
     output, target = batch(2, False)
     loss, own = MixedLoss(DeepCrossEntropy()), DeepCrossEntropy()(output, target)

@@ -69,7 +69,7 @@ def example(dims, channels, mask):
         labels[..., -2:, -2:] = 3  # the ignore label of two foreground classes
     elif mask == "full":
         labels[:] = 1
-    return image, labels, Pairs(drawn, labels.roll(1, -1))
+    return image, labels, Pairs(drawn, labels.roll(1, -1), 1.0)
 
 
 @pytest.mark.parametrize("mask", ["labels", "empty", "full"])
@@ -89,7 +89,7 @@ def test_samples_are_drawn(tmp_path, dims, channels, mask):
 def test_a_constant_image_is_drawn(tmp_path):
     _, labels, _ = example(2, 1, "labels")
     image = torch.zeros(2, 1, 12, 14)
-    save_samples(tmp_path / "samples.png", image, labels, Pairs(image, labels), 2, "constant")
+    save_samples(tmp_path / "samples.png", image, labels, Pairs(image, labels, 1.0), 2, "constant")
     assert imread(tmp_path / "samples.png").std() > 0
 
 
@@ -98,6 +98,6 @@ def test_a_volume_is_shown_where_most_is_labelled(tmp_path):
     labels[:, 4, 3:9, 4:10] = 1
     image[:, :, 4] = 0.0
     flat = (image[:, :, 4], labels[:, 4])
-    save_samples(tmp_path / "volume.png", image, labels, Pairs(image, labels), 1, "same")
-    save_samples(tmp_path / "slice.png", *flat, Pairs(*flat), 1, "same")
+    save_samples(tmp_path / "volume.png", image, labels, Pairs(image, labels, 1.0), 1, "same")
+    save_samples(tmp_path / "slice.png", *flat, Pairs(*flat, 1.0), 1, "same")
     assert np.array_equal(imread(tmp_path / "volume.png"), imread(tmp_path / "slice.png"))
