@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnunetv2_genseg.masks import neighbourhood_mean, one_hot, warp_one_hot
+from nnunetv2_genseg.masks import neighbourhood_mean, one_hot, warp
 
 KMEANS_STEPS = 5
 KMEANS_VOXELS = 32768
@@ -136,10 +136,9 @@ def condition(scene: Tensor, intensities: Tensor, layout: ConditionLayout, grid:
         grid: (B, *spatial, dims) deformation of the scene; none if omitted.
 
     Returns:
-        (B, layout.channels, *spatial) float32, differentiable in `intensities` and `grid`.
+        (B, layout.channels, *spatial) float32, differentiable in `intensities`.
     """
-    classes = layout.scene_classes
-    channels = one_hot(scene, classes) if grid is None else warp_one_hot(scene, classes, grid)
+    channels = one_hot(scene if grid is None else warp(scene, grid), layout.scene_classes)
     if not layout.tissues:
         return channels[:, 1:]
     # borders are a voxel wide, as in real images: a shifted class must not be told by a hard edge

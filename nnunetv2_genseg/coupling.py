@@ -29,6 +29,10 @@ from nnunetv2_genseg.shapes import LearnedShapes
 BRIGHTEST = 100.0
 """Largest intensity of synthetic images relative to the real ones of the batch: what is beyond could overflow the segmenter."""
 
+FURTHER = 0.2
+"""Half the distance, as a logarithm, between the two deformations whose difference stands for the derivative: labels jump by
+whole voxels, so that it must be far enough for many of them to jump."""
+
 
 @dataclass(frozen=True)
 class Segmenter:
@@ -261,12 +265,18 @@ class Coupling:
             raise RuntimeError("feedback is not enabled")
         settings = self.config.feedback
         network, theta = segmenter.network, dict(segmenter.network.named_parameters())
-        with torch.enable_grad():
+        before = self.rng.get_state()
+
+        def drawn() -> tuple[Tensor, hypergradient.LossOfLogits]:
             pairs = self.pairs.draw(self.generator, image, labels, self.rng)
-            synthetic = segmenter.to_input(pairs.image, pairs.labels)
 
             def on_synthetic(logits: hypergradient.Logits) -> Tensor:
                 return gamma * self.synthetic_loss(logits, pairs.labels, segmenter)
+
+            return segmenter.to_input(pairs.image, pairs.labels), on_synthetic
+
+        with torch.enable_grad():
+            synthetic, on_synthetic = drawn()
 
             def on_held(logits: hypergradient.Logits) -> Tensor:
                 value = segmenter.loss(logits, segmenter.to_target(held_labels))
@@ -284,6 +294,15 @@ class Coupling:
                 direction = hypergradient.last_layers(theta, direction)
             method = hypergradient.finite_difference if settings.method == "finite_difference" else hypergradient.exact
             gradient = method(network, theta, direction, self.phi, synthetic, on_synthetic, step_size)
+            if settings.parameters == "policy" and self.pairs.deforms:
+
+                def alignment() -> Tensor:
+                    with torch.no_grad():
+                        further = drawn()
+                    return hypergradient.alignment(network, theta, direction, *further)
+
+                deformation = next(i for i, own in enumerate(self.phi) if own is self.pairs.policy.log_deformation)
+                gradient[deformation] = -step_size * self._slope_over_deformation(alignment, before)
         self.synchronise(gradient)
         norm = hypergradient.finite_norm(gradient)
         self._note({"hypergradient": norm})
@@ -293,6 +312,16 @@ class Coupling:
             parameter.grad = part
         self.phi_optimizer.step()
         self.phi_optimizer.zero_grad(set_to_none=True)
+
+    def _slope_over_deformation(self, value: Callable[[], Tensor], state: Tensor) -> Tensor:
+        """The central difference of a value over `log_deformation`, both sides of it drawn from one random state."""
+        sides, after = [], self.rng.get_state()
+        for further in (FURTHER, -FURTHER):
+            self.rng.set_state(state)
+            with self.pairs.policy.deforming(further):
+                sides.append(value())
+        self.rng.set_state(after)
+        return (sides[0] - sides[1]) / (2 * FURTHER)
 
     def note(self, name: str, value: float) -> None:
         """Adds a measured value to the next `report`."""

@@ -78,12 +78,27 @@ def exact(
     Raises:
         RuntimeError: nothing of `phi` is reached.
     """
+    product = alignment(network, theta, direction, image, loss, differentiable=True)
+    return [-step_size * part for part in _gradient(product, phi)]
+
+
+def alignment(
+    network: nn.Module,
+    theta: Parameters,
+    direction: Parameters,
+    image: Tensor,
+    loss: LossOfLogits,
+    differentiable: bool = False,
+) -> Tensor:
+    """⟨∇_θ L_syn, v⟩: how far the segmenter's step on synthetic pairs lowers the feedback loss, over η.
+
+    Args: as in `exact`; with `differentiable` the result has a graph to what `image` and `loss` were computed from.
+    """
     weights = {name: weight.detach().requires_grad_(name in direction) for name, weight in theta.items()}
     value = loss(_output(network, weights, image))
     chosen = [weights[name] for name in direction]
-    slopes = torch.autograd.grad(value, chosen, create_graph=True, allow_unused=True, materialize_grads=True)
-    product = torch.stack([(slope * part).sum() for slope, part in zip(slopes, direction.values(), strict=True)]).sum()
-    return [-step_size * part for part in _gradient(product, phi)]
+    slopes = torch.autograd.grad(value, chosen, create_graph=differentiable, allow_unused=True, materialize_grads=True)
+    return torch.stack([(slope * part).sum() for slope, part in zip(slopes, direction.values(), strict=True)]).sum()
 
 
 def finite_difference(

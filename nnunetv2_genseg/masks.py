@@ -61,7 +61,7 @@ def draw_change(
         config: how far masks are changed.
         largest: (classes,) most voxels of every class seen in one real patch.
         rng: on the device of `labels`.
-        amount: factor on the elastic displacement; the grid is differentiable in it.
+        amount: factor on the elastic displacement.
         movable_axes: False for an axis along which nothing is deformed (anisotropic 3D); all by default. A transplant may be
             moved along it, by whole voxels.
         frozen_class: the last class, which neither grows nor moves between patches and may be of any size (the ignore label).
@@ -81,7 +81,7 @@ def draw_change(
         count, spatial, config.elastic, config.control_points, movable, rng
     )
 
-    new = warp(edited, grid.detach())
+    new = warp(edited, grid)
     cut = at_border(labels, classes)
     kept = within_sizes(labels, new, config.smallest, largest, frozen_class, cut)
     chosen = per_patch(kept, labels)
@@ -373,22 +373,3 @@ def warp(maps: Tensor, grid: Tensor, outside: str = "reflection") -> Tensor:
 def warp_image(image: Tensor, grid: Tensor) -> Tensor:
     """Samples (B, C, *spatial) images at (B, *spatial, dims) positions, linearly, mirrored at the border."""
     return functional.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-
-def warp_one_hot(maps: Tensor, classes: int, grid: Tensor) -> Tensor:
-    """Samples class maps as one-hot channels: the values are the nearest neighbour's, the derivative in `grid` the
-    linear interpolation's (straight-through), so that feedback can reach how far masks are deformed.
-
-    Args:
-        maps: (B, *spatial) int64.
-        classes: number of channels.
-        grid: (B, *spatial, dims).
-
-    Returns:
-        (B, classes, *spatial) float32.
-    """
-    hard = one_hot(warp(maps, grid.detach()), classes)
-    if not grid.requires_grad:
-        return hard
-    soft = warp_image(one_hot(maps, classes), grid)
-    return hard + soft - soft.detach()

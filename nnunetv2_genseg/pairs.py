@@ -92,6 +92,11 @@ class PairSource:
         return self.config.mode != "differential" or any(changes)
 
     @property
+    def deforms(self) -> bool:
+        """Whether anything depends on the policy's factor on the deformation."""
+        return self.mask_config.elastic > 0 or self.shapes is not None
+
+    @property
     def _frozen_class(self) -> int | None:
         return self.codec.foreground + 1 if self.codec.has_ignore else None
 
@@ -126,7 +131,7 @@ class PairSource:
             rng: source of all randomness, on their device.
 
         Returns:
-            B pairs, with graph to the generator's parameters and the policy.
+            B pairs, with graph to the generator's parameters and the policy's factor on appearance.
         """
         start, reshaped = self._new_shapes(labels, rng)
         change = masks.draw_change(
@@ -149,13 +154,13 @@ class PairSource:
         if reshaped is not None:
             shown = ((labels > 0) & (labels <= self.codec.foreground)).flatten(1).any(dim=1)
             learned = float((reshaped & change.kept).sum() / shown.sum()) if bool(shown.any()) else None
-        return Pairs(drawn, masks.warp(change.labels, change.grid.detach()), float(change.kept.float().mean()), learned)
+        return Pairs(drawn, masks.warp(change.labels, change.grid), float(change.kept.float().mean()), learned)
 
     def _new_shapes(self, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """(B, *spatial) masks of which those (B,) have new shapes that are within the dataset's bounds; the others are real."""
         if self.shapes is None:
             return labels, None
-        spread = min(1.0, self.mask_config.spread * float(self.policy.deformation.detach()))
+        spread = min(1.0, self.mask_config.spread * float(self.policy.deformation))
         drawn = self.shapes.draw(labels, spread, rng)
         sized = masks.within_sizes(labels, drawn, self.mask_config.smallest, self.largest, self._frozen_class)
         accepted = sized & self.topology.admit(drawn) & (drawn != labels).flatten(1).any(dim=1)
@@ -164,7 +169,7 @@ class PairSource:
     def _outside(self, image: Tensor, change: MaskChange) -> Tensor:
         """(B, C, *spatial) booleans: where the masked channels of a changed image must be 0."""
         outside = (image[:, self.masked_channels] == 0).all(dim=1).long()
-        parts = [masks.warp(outside[source], grid.detach())[:, None].float() for source, grid in _origins(change)]
+        parts = [masks.warp(outside[source], grid)[:, None].float() for source, grid in _origins(change)]
         return (_joined(parts, change) > 0.5) & self.masked_channels.view(-1, *(1,) * (image.ndim - 2))
 
     def _image(
@@ -227,5 +232,5 @@ def _joined(contents: list[Tensor], change: MaskChange) -> Tensor:
     if len(contents) == 1:
         return contents[0]
     receivers, donors = contents
-    inside = masks.warp(change.exchanged.long(), change.grid.detach())[:, None].float()
+    inside = masks.warp(change.exchanged.long(), change.grid)[:, None].float()
     return torch.lerp(receivers, donors, masks.neighbourhood_mean(inside))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,8 +32,20 @@ class Policy(nn.Module):
 
     @property
     def deformation(self) -> Tensor:
-        """Factor on the elastic displacement; on the spread of learned shapes too, where it has no derivative."""
-        return self._factor(self.log_deformation)
+        """Factor on the elastic displacement, and on the spread of learned shapes; without graph, since labels are integers."""
+        return self._factor(self.log_deformation.detach())
+
+    @contextmanager
+    def deforming(self, further: float) -> Iterator[None]:
+        """Inside the block `log_deformation` is larger by `further`."""
+        own = self.log_deformation.detach().clone()
+        with torch.no_grad():
+            self.log_deformation.add_(further)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                self.log_deformation.copy_(own)
 
     @property
     def style(self) -> Tensor:

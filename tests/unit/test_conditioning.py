@@ -176,16 +176,13 @@ def test_condition_is_differentiable_in_the_intensities(spatial):
 
 
 @pytest.mark.parametrize("spatial", SHAPES)
-def test_condition_is_deformed_with_the_grid_and_differentiable_in_it(spatial):
+def test_condition_is_deformed_with_the_grid(spatial):
     layout = ConditionLayout(1, 2, 1)
     scene = torch.randint(4, (1, *spatial), generator=torch.Generator().manual_seed(0))
     intensities = noise(1, 4, 1)
     shift = torch.zeros(len(spatial))
     shift[0] = 2 / spatial[-1]  # one voxel along the last axis
-    grid = (identity_grid(spatial, scene.device) + shift).requires_grad_()
-    found = condition(scene, intensities, layout, grid)
+    found = condition(scene, intensities, layout, identity_grid(spatial, scene.device) + shift)
     plain = condition(scene, intensities, layout)
     inner = (..., *(slice(2, -2),) * len(spatial))
-    torch.testing.assert_close(found[..., :-1].detach()[inner], plain[..., 1:][inner], rtol=0, atol=1e-5)
-    found.square().sum().backward()
-    assert grid.grad.abs().sum() > 0
+    torch.testing.assert_close(found[..., :-1][inner], plain[..., 1:][inner], rtol=0, atol=1e-5)

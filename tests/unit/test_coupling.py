@@ -14,7 +14,7 @@ from torch import nn
 from torch.func import functional_call
 
 from nnunetv2_genseg.config import GenSegConfig, checked
-from nnunetv2_genseg.coupling import Coupling, Segmenter, stage_at
+from nnunetv2_genseg.coupling import FURTHER, Coupling, Segmenter, stage_at
 from nnunetv2_genseg.generators import NetworkPlan
 from nnunetv2_genseg.generators.pretrained import ImageKind
 from nnunetv2_genseg.labels import LabelCodec
@@ -302,6 +302,56 @@ def test_feedback_descends_the_unrolled_loss(mode, method, lookahead):
     assert clear.sum() >= 3
     assert torch.equal(moved[clear].sign(), -expected[clear].sign())
     torch.testing.assert_close(setting.coupling.report()["hypergradient"], float(expected.norm()), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("lookahead", [False, True])
+@pytest.mark.parametrize(
+    "mode, masks", [("deformation", "deformed"), *((mode, masks) for mode in MODES for masks in ("deformed", "learned"))]
+)
+def test_the_slope_over_the_deformation_is_that_of_the_feedback_loss_after_a_real_step(mode, masks, lookahead):
+    setting = Setting(
+        conditioning={"mode": mode},
+        masks={"smallest": 0.01, **({"source": "learned", "spread": 0.5} if masks == "learned" else {})},
+        feedback={"parameters": "policy", "lookahead": lookahead},
+    )
+    for _ in range(3):
+        setting.coupling.learn(setting.image, setting.labels)
+    setting.coupling.pairs.largest *= 2  # so that masks of other sizes are taken
+    deformation, state = setting.coupling.pairs.policy.log_deformation, setting.coupling.rng.get_state()
+
+    step = ETA if lookahead else ETA / 100  # the derivative is taken after the step or before it
+
+    def held_loss_after_a_step(further):
+        rng = torch.Generator()
+        rng.set_state(state)
+        with torch.no_grad():
+            deformation.fill_(further)
+            pairs = setting.coupling.pairs.draw(setting.coupling.generator, setting.image, setting.labels, rng)
+            deformation.fill_(0.0)
+        stepped = copy.deepcopy(setting.network).double()
+        loss = setting.coupling.synthetic_loss(stepped(pairs.image.double()), pairs.labels, setting.segmenter)
+        slopes = torch.autograd.grad(loss, list(stepped.parameters()))
+        with torch.no_grad():
+            for weight, slope in zip(stepped.parameters(), slopes, strict=True):
+                weight -= step * slope
+            return float(setting.loss(stepped(setting.held_image.double()), setting.to_target(setting.held_labels))), rng
+
+    (further, after), (less, _) = held_loss_after_a_step(FURTHER), held_loss_after_a_step(-FURTHER)
+    expected = (further - less) / (2 * FURTHER) * ETA / step
+    setting.feedback()
+    found = float(setting.coupling.phi_optimizer.state[deformation]["exp_avg"]) / 0.5  # Adam's after one step
+    assert expected != 0
+    assert found == pytest.approx(expected, rel=0.1 if lookahead else 0.02)
+    assert torch.equal(setting.coupling.rng.get_state(), after.get_state()), "as if drawn once"
+
+
+@pytest.mark.parametrize("parameters", ["architecture", "weights"])
+def test_a_policy_that_is_not_moved_costs_no_further_drawing(parameters, monkeypatch):
+    setting = Setting(feedback={"parameters": parameters})
+    drawn, draw = [], setting.coupling.pairs.draw
+    monkeypatch.setattr(setting.coupling.pairs, "draw", lambda *args: drawn.append(1) or draw(*args))
+    setting.feedback()
+    assert len(drawn) == 1
 
 
 def test_feedback_with_deep_supervision():

@@ -368,32 +368,6 @@ def test_amount_scales_the_elastic_displacement(spatial):
     torch.testing.assert_close(double - identity, 2 * (single - identity), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("spatial", SHAPES)
-def test_warped_one_hot_is_nearest_and_yet_differentiable(spatial):
-    labels = nested_boxes(spatial)
-    amount = torch.tensor(1.0, requires_grad=True)
-    config = MaskConfig(smallest=0.01)
-    change = masks.draw_change(labels, 4, config, UNBOUNDED, seeded(), amount=amount)
-    assert change.grid.requires_grad
-    values = masks.warp_one_hot(labels, 4, change.grid)
-    torch.testing.assert_close(values.detach(), masks.one_hot(masks.warp(labels, change.grid.detach()), 4), rtol=0, atol=1e-6)
-    assert not torch.equal(values.detach(), masks.one_hot(labels, 4))
-    weight = torch.randn(values.shape, generator=seeded())
-    (slope,) = torch.autograd.grad((values * weight).sum(), amount, retain_graph=True)
-    soft = masks.warp_image(masks.one_hot(labels, 4), change.grid)
-    (expected,) = torch.autograd.grad((soft * weight).sum(), amount)
-    assert slope != 0
-    torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_warped_one_hot_without_gradient_is_binary():
-    labels = nested_boxes((16, 16))
-    change = masks.draw_change(labels, 4, MaskConfig(smallest=0.01), UNBOUNDED, seeded())
-    values = masks.warp_one_hot(labels, 4, change.grid)
-    assert set(values.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(values.argmax(dim=1), masks.warp(labels, change.grid))
-
-
 @pytest.mark.parametrize("dims", [2, 3])
 def test_one_hot_and_sizes_and_centroids(dims):
     labels = torch.stack([box((10,) * dims, (2,) * dims, 4), torch.zeros((10,) * dims, dtype=torch.long)])

@@ -55,16 +55,6 @@ def test_pairs_are_finite_and_reach_generator_and_policy(mode, dims, channels, i
     assert slopes[-1] != 0
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_feedback_can_reach_how_far_masks_are_deformed(mode):
-    source, generator, image, labels = setting(mode, changes={"smallest": 0.01})
-    source.largest.fill_(torch.inf)
-    pairs = source.draw(generator, image, labels, seeded())
-    assert not torch.equal(pairs.labels, labels)
-    (slope,) = torch.autograd.grad(pairs.image.square().sum(), source.policy.log_deformation)
-    assert slope != 0
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_differential_without_any_change_is_the_real_pair(dims, channels):

@@ -34,8 +34,21 @@ def test_no_factor_leaves_its_limits(extreme, bound):
 
 def test_factors_grow_with_their_parameters():
     policy = Policy(1)
-    for name, factor in (("log_deformation", "deformation"), ("log_style", "style")):
-        (slope,) = torch.autograd.grad(getattr(policy, factor), getattr(policy, name))
-        assert float(slope) == pytest.approx(1.0)
+    (slope,) = torch.autograd.grad(policy.style, policy.log_style)
+    assert float(slope) == pytest.approx(1.0)
     (slope,) = torch.autograd.grad(policy.worth(torch.ones(1, 1)).sum(), policy.log_worth)
     assert slope.tolist() == pytest.approx([1.0])
+
+
+def test_a_further_deformation_lasts_for_the_block():
+    policy = Policy(1)
+    with torch.no_grad():
+        policy.log_deformation.fill_(0.3)
+    own = float(policy.log_deformation)
+    for further, grows in ((0.1, True), (-0.1, False)):
+        before = policy.deformation
+        with pytest.raises(ZeroDivisionError), policy.deforming(further):
+            assert (policy.deformation > before) == grows
+            assert not policy.deformation.requires_grad
+            raise ZeroDivisionError
+        assert float(policy.log_deformation) == own
