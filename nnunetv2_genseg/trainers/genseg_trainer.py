@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -31,6 +32,7 @@ from nnunetv2_genseg.trainers.carving import Carving, carve
 from nnunetv2_genseg.trainers.cascade import PreviousStage
 from nnunetv2_genseg.trainers.checks import PREPROCESS, read_json, require_description, require_previous_stage, require_splits
 from nnunetv2_genseg.trainers.mixing import MixedLoss, Target, joined
+from nnunetv2_genseg.trainers.rehearsal import undone
 
 CONFIG_FILE = "genseg_config.json"
 SAMPLES_FILE = "genseg_samples.png"
@@ -303,8 +305,11 @@ class GenSegMixin(nnUNetTrainer):
     def on_train_start(self) -> None:
         """nnU-Net's preparations; the generator is loaded or, after `--c`, restored, and the configuration recorded.
 
+        On a GPU the largest steps of the training are tried at once.
+
         Raises:
             ValueError: what the generator is to start from, or go on from, is missing, damaged or does not fit.
+            MemoryError: the GPU's memory does not hold the training to its end.
         """
         if not self.was_initialized:
             self.initialize()
@@ -338,6 +343,35 @@ class GenSegMixin(nnUNetTrainer):
                 feedback = self.genseg.feedback
                 self._carving.write(folder, feedback.cases, self.genseg.seed, feedback.turns)
         self._announce()
+        if self.device.type == "cuda":
+            self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Takes the largest steps, which come hours later, once and undoes them.
+
+        Raises:
+            MemoryError: memory does not hold one of them.
+        """
+        assert self.coupling is not None
+        progress, feedback = self._progress_of(self._global_iteration()), self.genseg.feedback
+        if stage_at(progress, self.genseg).tail:
+            return
+        parts = [self._plain_network(), self.optimizer, *([] if self.grad_scaler is None else [self.grad_scaler])]
+        gamma = self.genseg.mixing.gamma
+        remedy = "set mixing: {share: 0.5} or lower, or train with a smaller batch"
+        try:
+            with undone(self.coupling, self.device, *parts), contextlib.suppress(FloatingPointError):  # that has its own remedy
+                batch = next(self.dataloader_train)
+                real_input, target, image, labels = self._parts_of(batch)
+                self._segmenter_step(batch, real_input, target, image, labels, gamma)
+                self.coupling.learn(image, labels)
+                if feedback.enabled and progress < self.genseg.feedback_span[1]:
+                    remedy = "set feedback: {patches: 1}, {method: last_layers} or {method: finite_difference}"
+                    self._feedback_step(image, labels, gamma)
+        except torch.cuda.OutOfMemoryError as error:
+            raise MemoryError(f"GPU memory does not hold this training to its end; {remedy} ({error})") from error
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _announce(self) -> None:
         held = f"{len(self._carving.feedback)} of its training cases held aside" if self._carving else "no feedback"
@@ -404,9 +438,7 @@ class GenSegMixin(nnUNetTrainer):
         if stage.tail:
             result: dict[str, Any] = super().train_step(batch)
         else:
-            real_input = batch["data"].to(self.device, non_blocking=True)
-            target = _to_device(batch["target"], self.device)
-            image, labels = real_input[:, : self._image_channels], self._codec_on_device(target)
+            real_input, target, image, labels = self._parts_of(batch)
             result, fault = self._segmenter_step(batch, real_input, target, image, labels, stage.gamma)
             fault = fault or self._generator_step(image, labels, stage)
             if fault:
@@ -417,6 +449,11 @@ class GenSegMixin(nnUNetTrainer):
         if self._bar is not None:
             self._bar.update()
         return result
+
+    def _parts_of(self, batch: dict[str, Any]) -> tuple[Tensor, Target, Tensor, Tensor]:
+        """Of a batch of nnU-Net's, on the device: network input, target, image (B, C, *spatial), class maps (B, *spatial)."""
+        real_input, target = batch["data"].to(self.device, non_blocking=True), _to_device(batch["target"], self.device)
+        return real_input, target, real_input[:, : self._image_channels], self._codec_on_device(target)
 
     def _segmenter_step(
         self, batch: dict[str, Any], real_input: Tensor, target: Target, image: Tensor, labels: Tensor, gamma: float

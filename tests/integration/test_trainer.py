@@ -21,7 +21,7 @@ from nnunetv2_genseg.trainers import (
 )
 from nnunetv2_genseg.trainers import GenSegTrainer_5epochs as FiveEpochs  # type: ignore[attr-defined]
 
-from .conftest import StoppedError, make_trainer, resume, stop_after, weights_of
+from .conftest import TINY, StoppedError, make_trainer, resume, stop_after, weights_of
 
 PHANTOM_2D = ("Dataset901_Phantom2D", "2d")
 PHANTOM_3D = ("Dataset902_Phantom3D", "3d_fullres")
@@ -173,6 +173,78 @@ def test_a_resumed_training_equals_an_uninterrupted_one(nnunet, settings, monkey
         torch.testing.assert_close(other, mine, rtol=1e-5, atol=1e-6)
     assert [row["epoch"] for row in second.progress.rows] == list(range(10))
     assert second.progress.rows[-2]["l1"] == pytest.approx(whole.progress.rows[-2]["l1"], rel=1e-4)
+
+
+REHEARSED = {
+    "gan": (PHANTOM_3D, "nnUNetPlans", {}),
+    "policy": (PHANTOM_2D, TINY, {"feedback": {"interval": 1, "parameters": "policy"}, "masks": {"source": "learned"}}),
+    "diffusion": (PHANTOM_2D, TINY, {"generator": {"name": "diffusion"}, "feedback": {"interval": 1, "parameters": "weights"}}),
+}
+
+
+@pytest.mark.parametrize("case", REHEARSED)
+def test_steps_tried_before_a_training_leave_no_trace_in_it(nnunet, settings, monkeypatch, case):
+    """Neither at its start nor where it is resumed, in the midst of feedback."""
+    data, plans, topics = REHEARSED[case]
+    settings({**EVERY_STEP, **topics})
+    length = "10,1,1,1,5"
+    plain = make_trainer(GenSegTrainerShort, *data, length, plans_name=plans)
+    plain.run_training()
+
+    begin, tried = GenSegTrainerShort.on_train_start, []
+
+    def rehearsed(trainer):
+        begin(trainer)
+        before = len(tried)
+        trainer._rehearse()
+        assert set(tried[before:]) == {"segmenter", "learn", "feedback"}
+        del tried[before:]
+
+    monkeypatch.setattr(GenSegTrainerShort, "on_train_start", rehearsed)
+    for name, owner, method in (
+        ("segmenter", nnUNetTrainer, "train_step"), ("learn", Coupling, "learn"), ("feedback", Coupling, "feedback"),
+    ):  # fmt: skip
+        own = getattr(owner, method)
+        monkeypatch.setattr(owner, method, lambda *args, name=name, own=own: tried.append(name) or own(*args))
+    monkeypatch.setenv("nnUNet_results", str(nnunet / "rehearsed"))
+    first = make_trainer(GenSegTrainerShort, *data, length, plans_name=plans)
+    stop_after(first, 5)
+    with pytest.raises(StoppedError):
+        first.run_training()
+    second = resume(GenSegTrainerShort, *data, length, plans_name=plans)
+    second.run_training()
+
+    for name, value in weights_of(plain).items():
+        assert torch.equal(weights_of(second)[name], value), name
+    assert torch.equal(plain.coupling.rng.get_state(), second.coupling.rng.get_state())
+    assert same_state(plain.coupling.state(), second.coupling.state())
+    assert same_state(plain.optimizer.state_dict(), second.optimizer.state_dict())
+    assert plain.progress.rows[-2]["feedback"] == second.progress.rows[-2]["feedback"]
+
+
+def same_state(first, second):
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same_state(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same_state, first, second))
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
+
+@pytest.mark.parametrize("owner, method, remedy", [
+    (nnUNetTrainer, "train_step", r"set mixing: {share: 0.5}"), (Coupling, "learn", r"set mixing: {share: 0.5}"),
+    (Coupling, "feedback", r"set feedback: {patches: 1}"),
+])  # fmt: skip
+def test_memory_that_does_not_hold_a_later_step_is_said_at_once(nnunet, settings, monkeypatch, owner, method, remedy):
+    settings({})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0", plans_name=TINY)
+    trainer.on_train_start()
+
+    def full(*args):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(owner, method, full)
+    with pytest.raises(MemoryError, match=f"does not hold this training to its end; {remedy}.*CUDA out of memory"):
+        trainer._rehearse()
 
 
 def test_feedback_leaves_the_segmenter_its_own_parameters_and_it_goes_on_learning(nnunet, settings):
