@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import length
+from cells import BUDGET, length
 
 Result = dict[str, Any]
 Setting = tuple[str, int, str, str, int]
@@ -29,8 +29,13 @@ def setting_of(result: Result) -> Setting:
 
 
 def usual(results: list[Result]) -> list[Result]:
-    """Those of trainings of the length that `gain.py` gives their dataset unless a grid says otherwise."""
-    return [one for one in results if one["iterations"] == length(one["dataset"], one["configuration"], one["scale"])]
+    """Those of the budget and the length that `gain.py` gives their dataset unless a grid says otherwise."""
+
+    def as_usual(one: Result) -> bool:
+        iterations = length(one["dataset"], one["configuration"], one["scale"])
+        return one["budget"] == BUDGET[one["dataset"]] and one["iterations"] == iterations
+
+    return [one for one in results if as_usual(one)]
 
 
 def case_dice(result: Result, part: str) -> dict[str, float]:
@@ -89,8 +94,8 @@ def table(results: list[Result], part: str, rival: str = "stock") -> str:
 def contrasts(results: list[Result], part: str, pairs: list[tuple[str, str]]) -> str:
     """Markdown: paired differences between arms, a line a pair and setting."""
     lines = [
-        "| arm | against | dataset | N | iterations | seeds | difference [95 %] |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| arm | against | dataset | N | plan | iterations | seeds | difference [95 %] |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     there = [result for result in results if part in result["parts"]]
     for arm, rival in pairs:
@@ -101,7 +106,7 @@ def contrasts(results: list[Result], part: str, pairs: list[tuple[str, str]]) ->
             found = paired_difference(ours, theirs, part)
             if found:
                 seeds = len({one["seed"] for one in ours} & {one["seed"] for one in theirs})
-                where = f"{setting[0]} {NAMES[setting[0]]} | {setting[1]} | {setting[4]} | {seeds}"
+                where = f"{setting[0]} {NAMES[setting[0]]} | {setting[1]} | {setting[2]} | {setting[4]} | {seeds}"
                 lines.append(f"| {arm} | {rival} | {where} | {found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}] |")
     return "\n".join(lines) + "\n"
 

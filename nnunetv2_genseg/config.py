@@ -195,7 +195,7 @@ class FeedbackConfig(Topic):
     """Patches in the micro-batches of a feedback step, real and synthetic each; at most the batch size."""
     learning_rate: float = Field(3e-3, gt=0, le=1)
     """Adam's learning rate for φ."""
-    cases: float = Field(0.2, gt=0, le=0.5)
+    cases: float = Field(0.1, gt=0, le=0.5)
     """Fraction of the fold's training cases that is held aside, at least one case."""
     turns: int = Field(5, ge=1, le=20)
     """Into how many parts of equal length the time of the feedback is divided, each with other cases held aside. With 1

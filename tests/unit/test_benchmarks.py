@@ -51,8 +51,9 @@ def test_the_arms_of_the_families_are_the_presets():
 
     from nnunetv2_genseg.trainers import GenSegTrainerDiffusion, GenSegTrainerGMM, GenSegTrainerVAE
 
-    assert cells.ARMS["genseg_vae"].settings == GenSegTrainerVAE.preset
-    assert cells.ARMS["genseg_diffusion"].settings == GenSegTrainerDiffusion.preset
+    for name, trainer in (("genseg_vae", GenSegTrainerVAE), ("genseg_diffusion", GenSegTrainerDiffusion)):
+        measured = cells.ARMS[f"{name}_more_cases"].settings
+        assert measured == trainer.preset | {"feedback": trainer.preset.get("feedback", {}) | cells.MORE}
     assert cells.ARMS["genseg_gmm"].settings == GenSegTrainerGMM.preset | {"feedback": {"enabled": False}}
 
 
@@ -105,9 +106,9 @@ def test_trainings_of_other_lengths_are_told_apart():
         for length, gain in ((usual, 0.1), (4 * usual, 0.3))
         for arm, dice in (("stock", 0.5), ("ours", 0.5 + gain))
     ]
-    assert gain_report.usual(every) == every[:2]
+    assert gain_report.usual([*every, every[0] | {"budget": 40}]) == every[:2]
     lines = gain_report.contrasts(every, "test", [("ours", "stock")]).splitlines()[2:]
-    assert [line.split(" | ")[4:] for line in lines] == [
+    assert [line.split(" | ")[5:] for line in lines] == [
         [str(usual), "1", "+0.100 [+0.100, +0.100] |"],
         [str(4 * usual), "1", "+0.300 [+0.300, +0.300] |"],
     ]
