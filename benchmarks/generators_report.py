@@ -37,7 +37,8 @@ by itself.*
 
 Every generator learnt alone on N cases by nnU-Net's plans for those N, with its preset's settings; one seed, 2D images at 64
 pixels, one CPU thread. Dice after training is of trainings of [benchmarks.md](benchmarks.md), in which generator and segmenter
-learn together, but for the mixture with feedback on a fifth of the cases, which was the default then.
+learn together, with feedback on a fifth of the cases, which was the default then; the mixture without.
+In 3D, two trainings of one arm (`genseg_deformation` there) differ by 0.32, so the last column does not rank the families.
 
 - **Pair**: seconds to draw one, new mask included, and the same in forward passes of nnU-Net's network over as many patches.
 - **Generator step**: relative to nnU-Net's own training step on a batch of the same size. Both ratios are of the
