@@ -28,6 +28,7 @@ FORMAT = 3
 UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 """What reading a damaged file raises."""
+CPU = torch.device("cpu")
 REMEDY = "restore that file, or start anew without --c"
 
 
@@ -168,13 +169,15 @@ def set_global_random_state(state: dict[str, Any], device: torch.device) -> None
 
 
 @contextlib.contextmanager
-def own_random_state(seed: int) -> Any:
-    """Seeds Python's, NumPy's and torch's global generators inside the block and puts them back after it."""
-    kept = global_random_state(torch.device("cpu"))
+def own_random_state(seed: int, device: torch.device = CPU) -> Any:
+    """Seeds Python's, NumPy's and torch's global generators, `device`'s too, inside the block and puts them back after it."""
+    kept = global_random_state(device)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
     try:
         yield
     finally:
-        set_global_random_state(kept, torch.device("cpu"))
+        set_global_random_state(kept, device)

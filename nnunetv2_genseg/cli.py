@@ -15,7 +15,7 @@ from pathlib import Path
 
 EXTERNAL_TRAINERS = "nnUNet_extTrainer"
 DEFAULT_TRAINER = "GenSegTrainer"
-USERS_ERRORS = (ValueError, AssertionError, OSError, ImportError, RuntimeError, FloatingPointError, MemoryError)
+USERS_ERRORS = (ValueError, AssertionError, NotImplementedError, OSError, ImportError, RuntimeError, FloatingPointError)
 """What ends with one message; nnU-Net asserts what it demands of a user."""
 FOLDERS = ("nnUNet_preprocessed", "nnUNet_results")
 

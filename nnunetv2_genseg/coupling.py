@@ -30,7 +30,7 @@ BRIGHTEST = 100.0
 """Largest intensity of synthetic images relative to the real ones of the batch: what is beyond could overflow the segmenter."""
 
 FURTHER = 0.2
-"""Half the distance, as a logarithm, between the two deformations whose difference stands for the derivative: labels jump by
+"""Half the distance in `log_deformation` between the two drawings whose difference stands for the derivative: labels jump by
 whole voxels, so that it must be far enough for many of them to jump."""
 
 
@@ -267,8 +267,8 @@ class Coupling:
         network, theta = segmenter.network, dict(segmenter.network.named_parameters())
         before = self.rng.get_state()
 
-        def drawn() -> tuple[Tensor, hypergradient.LossOfLogits]:
-            pairs = self.pairs.draw(self.generator, image, labels, self.rng)
+        def posed(pairs: Pairs) -> tuple[Tensor, hypergradient.LossOfLogits]:
+            """The segmenter's input and its loss."""
 
             def on_synthetic(logits: hypergradient.Logits) -> Tensor:
                 return gamma * self.synthetic_loss(logits, pairs.labels, segmenter)
@@ -276,7 +276,7 @@ class Coupling:
             return segmenter.to_input(pairs.image, pairs.labels), on_synthetic
 
         with torch.enable_grad():
-            synthetic, on_synthetic = drawn()
+            synthetic, on_synthetic = posed(self.pairs.draw(self.generator, image, labels, self.rng))
 
             def on_held(logits: hypergradient.Logits) -> Tensor:
                 value = segmenter.loss(logits, segmenter.to_target(held_labels))
@@ -295,14 +295,11 @@ class Coupling:
             method = hypergradient.finite_difference if settings.method == "finite_difference" else hypergradient.exact
             gradient = method(network, theta, direction, self.phi, synthetic, on_synthetic, step_size)
             if settings.parameters == "policy" and self.pairs.deforms:
-
-                def alignment() -> Tensor:
-                    with torch.no_grad():
-                        further = drawn()
-                    return hypergradient.alignment(network, theta, direction, *further)
-
-                deformation = next(i for i, own in enumerate(self.phi) if own is self.pairs.policy.log_deformation)
-                gradient[deformation] = -step_size * self._slope_over_deformation(alignment, before)
+                more, less = self._drawn_around(image, labels, before)
+                if not (torch.equal(more.image, less.image) and torch.equal(more.labels, less.labels)):
+                    sides = [hypergradient.alignment(network, theta, direction, *posed(pairs)) for pairs in (more, less)]
+                    deformation = next(i for i, own in enumerate(self.phi) if own is self.pairs.policy.log_deformation)
+                    gradient[deformation] = -step_size * (sides[0] - sides[1]) / (2 * FURTHER)
         self.synchronise(gradient)
         norm = hypergradient.finite_norm(gradient)
         self._note({"hypergradient": norm})
@@ -313,15 +310,20 @@ class Coupling:
         self.phi_optimizer.step()
         self.phi_optimizer.zero_grad(set_to_none=True)
 
-    def _slope_over_deformation(self, value: Callable[[], Tensor], state: Tensor) -> Tensor:
-        """The central difference of a value over `log_deformation`, both sides of it drawn from one random state."""
-        sides, after = [], self.rng.get_state()
-        for further in (FURTHER, -FURTHER):
+    @torch.no_grad()
+    def _drawn_around(self, image: Tensor, labels: Tensor, state: Tensor) -> tuple[Pairs, Pairs]:
+        """The same pairs deformed more and less, both drawn from one random state."""
+        after = self.rng.get_state()
+
+        def drawn(further: float) -> Pairs:
             self.rng.set_state(state)
             with self.pairs.policy.deforming(further):
-                sides.append(value())
-        self.rng.set_state(after)
-        return (sides[0] - sides[1]) / (2 * FURTHER)
+                return self.pairs.draw(self.generator, image, labels, self.rng)
+
+        try:
+            return drawn(FURTHER), drawn(-FURTHER)
+        finally:
+            self.rng.set_state(after)
 
     def note(self, name: str, value: float) -> None:
         """Adds a measured value to the next `report`."""

@@ -358,15 +358,14 @@ def _bspline_basis(extent: int, points: int, device: torch.device) -> Tensor:
     return basis.scatter_(1, left[:, None] + torch.arange(4, device=device), weights)
 
 
-def warp(maps: Tensor, grid: Tensor, outside: str = "reflection") -> Tensor:
-    """Samples integer maps at `grid`, nearest neighbour.
+def warp(maps: Tensor, grid: Tensor) -> Tensor:
+    """Samples integer maps at `grid`, nearest neighbour, mirrored at the border.
 
     Args:
         maps: (B, *spatial) integers below 2**24.
         grid: (B, *spatial, dims).
-        outside: `grid_sample`'s padding mode.
     """
-    sampled = functional.grid_sample(maps[:, None].float(), grid, mode="nearest", padding_mode=outside, align_corners=False)
+    sampled = functional.grid_sample(maps[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
     return sampled[:, 0].to(maps.dtype)
 
 

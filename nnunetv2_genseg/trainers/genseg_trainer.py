@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -14,6 +13,7 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.helpers import empty_cache
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch._dynamo import OptimizedModule
@@ -32,7 +32,7 @@ from nnunetv2_genseg.trainers.carving import Carving, carve
 from nnunetv2_genseg.trainers.cascade import PreviousStage
 from nnunetv2_genseg.trainers.checks import PREPROCESS, read_json, require_description, require_previous_stage, require_splits
 from nnunetv2_genseg.trainers.mixing import MixedLoss, Target, joined
-from nnunetv2_genseg.trainers.rehearsal import undone
+from nnunetv2_genseg.trainers.rehearsal import memory_is_full, undone
 
 CONFIG_FILE = "genseg_config.json"
 SAMPLES_FILE = "genseg_samples.png"
@@ -309,7 +309,7 @@ class GenSegMixin(nnUNetTrainer):
 
         Raises:
             ValueError: what the generator is to start from, or go on from, is missing, damaged or does not fit.
-            MemoryError: the GPU's memory does not hold the training to its end.
+            torch.cuda.OutOfMemoryError: the GPU's memory does not hold the training to its end.
         """
         if not self.was_initialized:
             self.initialize()
@@ -349,29 +349,42 @@ class GenSegMixin(nnUNetTrainer):
     def _rehearse(self) -> None:
         """Takes the largest steps, which come hours later, once and undoes them.
 
+        A host trainer that counts or averages in its `train_step` counts one more.
+
         Raises:
-            MemoryError: memory does not hold one of them.
+            torch.cuda.OutOfMemoryError: memory does not hold one of them.
         """
         assert self.coupling is not None
         progress, feedback = self._progress_of(self._global_iteration()), self.genseg.feedback
         if stage_at(progress, self.genseg).tail:
             return
         parts = [self._plain_network(), self.optimizer, *([] if self.grad_scaler is None else [self.grad_scaler])]
-        gamma = self.genseg.mixing.gamma
-        remedy = "set mixing: {share: 0.5} or lower, or train with a smaller batch"
-        try:
-            with undone(self.coupling, self.device, *parts), contextlib.suppress(FloatingPointError):  # that has its own remedy
+        gamma, remedy, full, fault = self.genseg.mixing.gamma, "", "", ""
+        with undone(self.coupling, self.device, *parts):
+            try:
+                remedy = "start anew with mixing: {share: 0.5} or lower, or with a smaller batch"
+                self.coupling.pairs.largest.fill_(torch.inf)  # or new masks would be discarded
                 batch = next(self.dataloader_train)
                 real_input, target, image, labels = self._parts_of(batch)
-                self._segmenter_step(batch, real_input, target, image, labels, gamma)
+                _, fault = self._segmenter_step(batch, real_input, target, image, labels, gamma)
+                remedy = "start anew with a smaller generator: {width: ...}"
                 self.coupling.learn(image, labels)
                 if feedback.enabled and progress < self.genseg.feedback_span[1]:
-                    remedy = "set feedback: {patches: 1}, {method: last_layers} or {method: finite_difference}"
+                    remedy = "feedback: {patches: 1}, {method: last_layers} and {method: finite_difference} need less"
                     self._feedback_step(image, labels, gamma)
-        except torch.cuda.OutOfMemoryError as error:
-            raise MemoryError(f"GPU memory does not hold this training to its end; {remedy} ({error})") from error
-        finally:
+            except FloatingPointError as error:
+                fault = str(error)
+            except RuntimeError as error:
+                if not memory_is_full(error):
+                    raise
+                full = str(error)
             self.optimizer.zero_grad(set_to_none=True)
+        # raised here, where nothing holds what filled the memory any more
+        if full:
+            raise torch.cuda.OutOfMemoryError(f"GPU memory does not hold this training to its end; {remedy} ({full})")
+        if fault:
+            self.print_to_log_file(f"GenSeg: not all of the largest steps could be tried: {fault}")
+        empty_cache(self.device)
 
     def _announce(self) -> None:
         held = f"{len(self._carving.feedback)} of its training cases held aside" if self._carving else "no feedback"

@@ -73,23 +73,32 @@ def train_together(rank: int, folder: Path, dataset: str, configuration: str) ->
                 generator.draw = draw
         return step(batch)
 
-    trainer.train_step = watched
+    begin = trainer.on_train_start
+
+    def rehearsed() -> None:
+        begin()
+        drawn = trainer.coupling.rng.get_state()
+        trainer._rehearse()
+        assert torch.equal(trainer.coupling.rng.get_state(), drawn), "each process has its own"
+
+    trainer.train_step, trainer.on_train_start = watched, rehearsed
     trainer.run_training()
     rows = {int(row["epoch"]): sorted(row) for row in trainer.progress.rows}
     batches = {"rows": rows[6], "drawn": torch.randint(1000, (4,), generator=trainer.coupling.rng).tolist()}
     torch.save(everything_learned(trainer) | batches, folder / f"rank{rank}.pt")
 
 
-@pytest.mark.parametrize(("dataset", "configuration"), [PHANTOM_2D, PHANTOM_3D])
-def test_all_processes_learn_the_same_and_draw_differently(nnunet, settings, dataset, configuration):
-    settings({"feedback": {"interval": 1}})
-    first, second = in_processes(train_together, nnunet, dataset, configuration)
+@pytest.mark.parametrize(("data", "parameters"), [(PHANTOM_2D, "policy"), (PHANTOM_3D, "architecture")])
+def test_all_processes_learn_the_same_and_draw_differently(nnunet, settings, data, parameters):
+    settings({"feedback": {"interval": 1, "parameters": parameters}})
+    first, second = in_processes(train_together, nnunet, *data)
     assert {"synthetic", "feedback", "hypergradient", "l1"} <= set(first["rows"])
     assert first.pop("drawn") != second.pop("drawn")
     for name in ("segmenter", "generator", "discriminator", "alpha", "policy"):
         for key, value in first[name].items():
             assert torch.equal(value, second[name][key]), f"{name} {key}"
-    assert any((alpha != 0).any() for alpha in first["alpha"].values()), "feedback moved α"
+    moved = first["alpha"].values() if parameters == "architecture" else [first["policy"]["log_deformation"]]
+    assert any((part != 0).any() for part in moved), "by the feedback"
     log = next((nnunet / "results").rglob("training_log_*.txt")).read_text()
     assert "epoch 5, iteration 0: a synthetic image of another process holds NaN or infinity" in log
 

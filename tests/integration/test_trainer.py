@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -182,16 +183,24 @@ REHEARSED = {
 }
 
 
+class ScalingTrainer(GenSegTrainerShort):
+    """Scales its loss, as nnU-Net's trainer does on a GPU."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.grad_scaler = torch.amp.GradScaler("cpu")
+
+
 @pytest.mark.parametrize("case", REHEARSED)
 def test_steps_tried_before_a_training_leave_no_trace_in_it(nnunet, settings, monkeypatch, case):
     """Neither at its start nor where it is resumed, in the midst of feedback."""
     data, plans, topics = REHEARSED[case]
     settings({**EVERY_STEP, **topics})
     length = "10,1,1,1,5"
-    plain = make_trainer(GenSegTrainerShort, *data, length, plans_name=plans)
+    plain = make_trainer(ScalingTrainer, *data, length, plans_name=plans)
     plain.run_training()
 
-    begin, tried = GenSegTrainerShort.on_train_start, []
+    begin, tried = ScalingTrainer.on_train_start, []
 
     def rehearsed(trainer):
         begin(trainer)
@@ -200,24 +209,25 @@ def test_steps_tried_before_a_training_leave_no_trace_in_it(nnunet, settings, mo
         assert set(tried[before:]) == {"segmenter", "learn", "feedback"}
         del tried[before:]
 
-    monkeypatch.setattr(GenSegTrainerShort, "on_train_start", rehearsed)
+    monkeypatch.setattr(ScalingTrainer, "on_train_start", rehearsed)
     for name, owner, method in (
         ("segmenter", nnUNetTrainer, "train_step"), ("learn", Coupling, "learn"), ("feedback", Coupling, "feedback"),
     ):  # fmt: skip
         own = getattr(owner, method)
         monkeypatch.setattr(owner, method, lambda *args, name=name, own=own: tried.append(name) or own(*args))
     monkeypatch.setenv("nnUNet_results", str(nnunet / "rehearsed"))
-    first = make_trainer(GenSegTrainerShort, *data, length, plans_name=plans)
+    first = make_trainer(ScalingTrainer, *data, length, plans_name=plans)
     stop_after(first, 5)
     with pytest.raises(StoppedError):
         first.run_training()
-    second = resume(GenSegTrainerShort, *data, length, plans_name=plans)
+    second = resume(ScalingTrainer, *data, length, plans_name=plans)
     second.run_training()
 
     for name, value in weights_of(plain).items():
         assert torch.equal(weights_of(second)[name], value), name
     assert torch.equal(plain.coupling.rng.get_state(), second.coupling.rng.get_state())
     assert same_state(plain.coupling.state(), second.coupling.state())
+    assert same_state(plain.grad_scaler.state_dict(), second.grad_scaler.state_dict())
     assert same_state(plain.optimizer.state_dict(), second.optimizer.state_dict())
     assert plain.progress.rows[-2]["feedback"] == second.progress.rows[-2]["feedback"]
 
@@ -231,19 +241,57 @@ def same_state(first, second):
 
 
 @pytest.mark.parametrize("owner, method, remedy", [
-    (nnUNetTrainer, "train_step", r"set mixing: {share: 0.5}"), (Coupling, "learn", r"set mixing: {share: 0.5}"),
-    (Coupling, "feedback", r"set feedback: {patches: 1}"),
+    (nnUNetTrainer, "train_step", "start anew with mixing: {share: 0.5}"),
+    (Coupling, "learn", "start anew with a smaller generator"),
+    (Coupling, "feedback", "feedback: {patches: 1}"),
 ])  # fmt: skip
 def test_memory_that_does_not_hold_a_later_step_is_said_at_once(nnunet, settings, monkeypatch, owner, method, remedy):
     settings({})
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0", plans_name=TINY)
     trainer.on_train_start()
 
+    activations = torch.zeros(9)
+    alive, own = weakref.ref(activations), [activations]
+    del activations
+
     def full(*args):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        held = own.pop()
+        raise RuntimeError(f"CUDNN_STATUS_ALLOC_FAILED {len(held)}")
+
+    def restore(state, own=trainer.coupling.restore):
+        assert alive() is None, "what filled the memory is gone before anything is put back"
+        own(state)
 
     monkeypatch.setattr(owner, method, full)
-    with pytest.raises(MemoryError, match=f"does not hold this training to its end; {remedy}.*CUDA out of memory"):
+    monkeypatch.setattr(trainer.coupling, "restore", restore)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=f"not hold this training to its end; {remedy}.*ALLOC_FAILED 9"):
+        trainer._rehearse()
+
+
+def test_steps_that_cannot_be_tried_are_said(nnunet, settings, monkeypatch):
+    settings({})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0", plans_name=TINY)
+    trainer.on_train_start()
+
+    def infinite(*args):
+        raise FloatingPointError("infinite")
+
+    monkeypatch.setattr(Coupling, "draw", infinite)
+    trainer._rehearse()
+    log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
+    assert "not all of the largest steps could be tried: infinite" in log
+
+
+def test_other_errors_of_the_steps_tried_are_not_taken_for_a_lack_of_memory(nnunet, settings, monkeypatch):
+    settings({})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0", plans_name=TINY)
+    trainer.on_train_start()
+
+    def wrong(*args):
+        raise RuntimeError("wrong shape")
+
+    monkeypatch.setattr(Coupling, "learn", wrong)
+    with pytest.raises(RuntimeError, match="wrong shape"):
         trainer._rehearse()
 
 

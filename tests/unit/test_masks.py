@@ -136,7 +136,7 @@ def test_a_transplant_that_covers_the_own_structure_lies_on_its_centroid(dims):
     assert donors[0] == 1
     assert torch.equal(new[0], box(spatial, (4,) * dims, 8, 2))
     positions = masks.affine(masks.identity_grid(spatial, labels.device).expand(2, *(-1,) * (dims + 1)), to_donor)
-    found = masks.warp(labels[donors], positions, outside="zeros")
+    found = masks.warp(labels[donors], positions)
     assert torch.equal(torch.where(exchanged, found, labels), new)
 
 
