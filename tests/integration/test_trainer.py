@@ -186,9 +186,9 @@ REHEARSED = {
 class ScalingTrainer(GenSegTrainerShort):
     """Scales its loss, as nnU-Net's trainer does on a GPU."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def initialize(self):
         self.grad_scaler = torch.amp.GradScaler("cpu")
+        super().initialize()
 
 
 @pytest.mark.parametrize("case", REHEARSED)
