@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -31,6 +32,7 @@ class ProgressRecord:
         """The inverse of `state`."""
         self.rows = [dict(row) for row in state]
 
+    @style.context("default", after_reset=True)  # nnU-Net's own picture leaves its large fonts as the default
     def plot(self, path: Path, num_epochs: int) -> None:
         """Writes a PNG with panels for the synthetic pairs, the feedback and all else, which is the generator's losses."""
         figure = Figure(figsize=(9, 8), layout="constrained")
@@ -39,7 +41,8 @@ class ProgressRecord:
         others = {name for row in self.rows for name in row} - {"epoch", "gamma", FEEDBACK, HYPERGRADIENT, *SYNTHETIC}
         self._draw(panels[0], *sorted(others))
         self._draw(panels[1], *SYNTHETIC)
-        panels[1].plot([row["epoch"] for row in self.rows], [row["gamma"] for row in self.rows], "k:", label="γ")
+        epochs, gammas = [row["epoch"] for row in self.rows], [row["gamma"] for row in self.rows]
+        panels[1].plot(epochs, gammas, color="black", linestyle=":", label="γ")
         self._draw(panels[2], FEEDBACK)
         if any(row.get(HYPERGRADIENT) for row in self.rows):
             norms = panels[2].twinx()
@@ -54,8 +57,8 @@ class ProgressRecord:
         panels[-1].set_xlabel("epoch")
         figure.savefig(path, dpi=80)
 
-    def _draw(self, axis: Any, *names: str, **style: Any) -> None:
+    def _draw(self, axis: Any, *names: str, **look: Any) -> None:
         for name in names:
             known = [(row["epoch"], row[name]) for row in self.rows if name in row]
             if known:
-                axis.plot(*zip(*known, strict=True), label=name, marker=".", **style)
+                axis.plot(*zip(*known, strict=True), label=name, marker=".", **look)

@@ -1,7 +1,11 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from matplotlib import rc_context, rcParams
 from matplotlib.image import imread
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunetv2_genseg.pairs import Pairs
 from nnunetv2_genseg.pictures.progress import ProgressRecord
@@ -101,3 +105,26 @@ def test_a_volume_is_shown_where_most_is_labelled(tmp_path):
     save_samples(tmp_path / "volume.png", image, labels, Pairs(image, labels, 1.0), 1, "same")
     save_samples(tmp_path / "slice.png", *flat, Pairs(*flat, 1.0), 1, "same")
     assert np.array_equal(imread(tmp_path / "volume.png"), imread(tmp_path / "slice.png"))
+
+
+def test_pictures_are_the_same_after_one_of_nnunet_s(tmp_path):
+    """Which sets large fonts for all that follow, as a training does every epoch."""
+    image, labels, pairs = example(2, 1, "labels")
+
+    def pictures():
+        filled_record().plot(tmp_path / "progress.png", 5)
+        save_samples(tmp_path / "samples.png", image, labels, pairs, 2, "epoch 1")
+        return imread(tmp_path / "progress.png"), imread(tmp_path / "samples.png")
+
+    before = pictures()
+    logger = LocalLogger()
+    for values in logger.my_fantastic_logging.values():
+        values.extend([0.5, 0.4])
+    with rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.plot_progress_png(str(tmp_path))
+        changed = rcParams["font.size"]
+        after = pictures()
+        assert rcParams["font.size"] == changed > 20, "nnU-Net's fonts are its own business"
+    for first, second in zip(before, after, strict=True):
+        assert np.array_equal(first, second)
