@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from nnunetv2_genseg.pictures import own_style
 
 SYNTHETIC = ("synthetic", "new masks", "learned masks")
 FEEDBACK, HYPERGRADIENT = "feedback", "hypergradient"
@@ -32,7 +33,7 @@ class ProgressRecord:
         """The inverse of `state`."""
         self.rows = [dict(row) for row in state]
 
-    @style.context("default", after_reset=True)  # nnU-Net's own picture leaves its large fonts as the default
+    @own_style
     def plot(self, path: Path, num_epochs: int) -> None:
         """Writes a PNG with panels for the synthetic pairs, the feedback and all else, which is the generator's losses."""
         figure = Figure(figsize=(9, 8), layout="constrained")
@@ -57,8 +58,8 @@ class ProgressRecord:
         panels[-1].set_xlabel("epoch")
         figure.savefig(path, dpi=80)
 
-    def _draw(self, axis: Any, *names: str, **look: Any) -> None:
+    def _draw(self, axis: Any, *names: str, **style: Any) -> None:
         for name in names:
             known = [(row["epoch"], row[name]) for row in self.rows if name in row]
             if known:
-                axis.plot(*zip(*known, strict=True), label=name, marker=".", **look)
+                axis.plot(*zip(*known, strict=True), label=name, marker=".", **style)

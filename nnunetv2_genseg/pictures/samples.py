@@ -6,18 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps, style
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from nnunetv2_genseg.pairs import Pairs
+from nnunetv2_genseg.pictures import own_style
 
 COLUMNS = ("real image", "its mask", "new mask", "synthetic image", "synthetic, mask outlined")
 Picture = npt.NDArray[np.float64]
 
 
-@style.context("default", after_reset=True)  # nnU-Net's own picture leaves its large fonts as the default
+@own_style
 def save_samples(path: Path, image: Tensor, labels: Tensor, pairs: Pairs, foreground: int, title: str) -> None:
     """Writes one row a pair; in 3D the slice of the first axis through most of the labelled voxels.
 

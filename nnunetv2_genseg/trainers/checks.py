@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,5 +71,11 @@ def require_previous_stage(folder: Path, cases: Collection[str], configuration: 
         raise ValueError(f"{folder}, the previous stage's segmentations, is missing; {remedy}")
     missing = sorted(set(cases) - {path.stem for path in folder.iterdir()})
     if missing:
-        names = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
-        raise ValueError(f"{folder} lacks the segmentations of {len(missing)} of {len(cases)} training cases ({names}); {remedy}")
+        raise ValueError(
+            f"{folder} lacks the segmentations of {len(missing)} of {len(cases)} training cases ({first_of(missing)}); {remedy}"
+        )
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Three names at most, for a message."""
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)

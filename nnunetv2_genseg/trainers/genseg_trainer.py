@@ -30,7 +30,14 @@ from nnunetv2_genseg.pictures.progress import ProgressRecord
 from nnunetv2_genseg.pictures.samples import save_samples
 from nnunetv2_genseg.trainers.carving import Carving, carve
 from nnunetv2_genseg.trainers.cascade import PreviousStage
-from nnunetv2_genseg.trainers.checks import PREPROCESS, read_json, require_description, require_previous_stage, require_splits
+from nnunetv2_genseg.trainers.checks import (
+    PREPROCESS,
+    first_of,
+    read_json,
+    require_description,
+    require_previous_stage,
+    require_splits,
+)
 from nnunetv2_genseg.trainers.mixing import MixedLoss, Target, joined
 from nnunetv2_genseg.trainers.rehearsal import memory_is_full, undone
 
@@ -253,7 +260,7 @@ class GenSegMixin(nnUNetTrainer):
         if seen:
             self.print_to_log_file(
                 f"GenSeg WARNING: the generator in {self.genseg.generator.pretrained} was trained on {len(seen)} of the "
-                f"{len(validation)} validation cases of this fold ({', '.join(seen[:3])}{', ...' * (len(seen) > 3)}), so "
+                f"{len(validation)} validation cases of this fold ({first_of(seen)}), so "
                 "validation cannot judge it; train one for this fold with genseg pretrain -f FOLD"
             )
 
@@ -286,15 +293,16 @@ class GenSegMixin(nnUNetTrainer):
         # nnU-Net's loader draws from the global generators: lend it its own, so that the training's stay as they are
         with self._own_random_state():
             batch = next(self._feedback_loader)
-        return self._on_device(batch)
+        network_input, _, _, labels = self._parts_of(batch)
+        return network_input, labels
 
     def _own_random_state(self) -> Any:
         return checkpoint.own_random_state(self.genseg.seed + self._global_iteration() * 131 + self.local_rank)
 
-    def _on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """A batch as (B, channels of the network's input, *spatial) and (B, *spatial) class maps."""
-        data = batch["data"].to(self.device, non_blocking=True)
-        return data, self._codec_on_device(_to_device(batch["target"], self.device))
+    def _parts_of(self, batch: dict[str, Any]) -> tuple[Tensor, Target, Tensor, Tensor]:
+        """Of a batch of nnU-Net's, on the device: network input, target, image (B, C, *spatial), class maps (B, *spatial)."""
+        network_input, target = batch["data"].to(self.device, non_blocking=True), _to_device(batch["target"], self.device)
+        return network_input, target, network_input[:, : self._image_channels], self._codec_on_device(target)
 
     def _codec_on_device(self, target: Target) -> Tensor:
         assert self.coupling is not None
@@ -359,10 +367,10 @@ class GenSegMixin(nnUNetTrainer):
         if stage_at(progress, self.genseg).tail:
             return
         parts = [self._plain_network(), self.optimizer, *([] if self.grad_scaler is None else [self.grad_scaler])]
-        gamma, remedy, full, fault = self.genseg.mixing.gamma, "", "", ""
+        gamma, full, fault = self.genseg.mixing.gamma, "", ""
+        remedy = "start anew with mixing: {share: 0.5} or lower, or with a smaller batch"
         with undone(self.coupling, self.device, *parts):
             try:
-                remedy = "start anew with mixing: {share: 0.5} or lower, or with a smaller batch"
                 self.coupling.pairs.largest.fill_(torch.inf)  # or new masks would be discarded
                 batch = next(self.dataloader_train)
                 real_input, target, image, labels = self._parts_of(batch)
@@ -463,11 +471,6 @@ class GenSegMixin(nnUNetTrainer):
             self._bar.update()
         return result
 
-    def _parts_of(self, batch: dict[str, Any]) -> tuple[Tensor, Target, Tensor, Tensor]:
-        """Of a batch of nnU-Net's, on the device: network input, target, image (B, C, *spatial), class maps (B, *spatial)."""
-        real_input, target = batch["data"].to(self.device, non_blocking=True), _to_device(batch["target"], self.device)
-        return real_input, target, real_input[:, : self._image_channels], self._codec_on_device(target)
-
     def _segmenter_step(
         self, batch: dict[str, Any], real_input: Tensor, target: Target, image: Tensor, labels: Tensor, gamma: float
     ) -> tuple[dict[str, Any], str]:
@@ -500,8 +503,8 @@ class GenSegMixin(nnUNetTrainer):
         """Image patches (B, C, *spatial) and class maps that synthetic pairs are drawn from, given those of the batch."""
         if self.genseg.mixing.sources == "batch":
             return image, labels
-        further_input, further_labels = self._on_device(next(self.dataloader_train))
-        return further_input[:, : self._image_channels], further_labels
+        _, _, further_image, further_labels = self._parts_of(next(self.dataloader_train))
+        return further_image, further_labels
 
     def _generator_step(self, image: Tensor, labels: Tensor, stage: Stage) -> str:
         """The generator's own step and that of the feedback, where they are due; what was wrong with them."""
@@ -596,7 +599,7 @@ class GenSegMixin(nnUNetTrainer):
         else:
             with checkpoint.own_random_state(self.genseg.seed):
                 batch = next(self.dataloader_val)
-            image, labels = self._on_device(batch)
+            image, _, _, labels = self._parts_of(batch)
         image = image[:4, : self._image_channels]
         kept = self.coupling.rng.get_state()
         try:

@@ -172,7 +172,7 @@ class PretrainingMixin(GenSegMixin):
         assert self.coupling is not None
         steps = range(first, end)
         for self._iteration in tqdm(steps, desc=f"iterations {first + 1} to {end} of {iterations}", disable=None, leave=False):
-            image, labels = self._on_device(next(self.dataloader_train))
+            _, _, image, labels = self._parts_of(next(self.dataloader_train))
             try:
                 self.coupling.learn(image, labels)
             except FloatingPointError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from nnunetv2_genseg.trainers import (
 from nnunetv2_genseg.trainers import GenSegTrainer_5epochs as FiveEpochs  # type: ignore[attr-defined]
 
 from .conftest import TINY, StoppedError, make_trainer, resume, stop_after, weights_of
+from .processes import differences
 
 PHANTOM_2D = ("Dataset901_Phantom2D", "2d")
 PHANTOM_3D = ("Dataset902_Phantom3D", "3d_fullres")
@@ -226,18 +228,18 @@ def test_steps_tried_before_a_training_leave_no_trace_in_it(nnunet, settings, mo
     for name, value in weights_of(plain).items():
         assert torch.equal(weights_of(second)[name], value), name
     assert torch.equal(plain.coupling.rng.get_state(), second.coupling.rng.get_state())
-    assert same_state(plain.coupling.state(), second.coupling.state())
-    assert same_state(plain.grad_scaler.state_dict(), second.grad_scaler.state_dict())
-    assert same_state(plain.optimizer.state_dict(), second.optimizer.state_dict())
+    assert not list(differences(plain.coupling.state(), second.coupling.state()))
+    assert not list(differences(plain.grad_scaler.state_dict(), second.grad_scaler.state_dict()))
+    assert not list(differences(plain.optimizer.state_dict(), second.optimizer.state_dict()))
     assert plain.progress.rows[-2]["feedback"] == second.progress.rows[-2]["feedback"]
 
 
-def same_state(first, second):
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same_state(first[key], second[key]) for key in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same_state, first, second))
-    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+@pytest.fixture
+def about_to_train(nnunet, settings):
+    settings({})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0", plans_name=TINY)
+    trainer.on_train_start()
+    return trainer
 
 
 @pytest.mark.parametrize("owner, method, remedy", [
@@ -245,11 +247,8 @@ def same_state(first, second):
     (Coupling, "learn", "start anew with a smaller generator"),
     (Coupling, "feedback", "feedback: {patches: 1}"),
 ])  # fmt: skip
-def test_memory_that_does_not_hold_a_later_step_is_said_at_once(nnunet, settings, monkeypatch, owner, method, remedy):
-    settings({})
-    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0", plans_name=TINY)
-    trainer.on_train_start()
-
+def test_memory_that_does_not_hold_a_later_step_is_said_at_once(about_to_train, monkeypatch, owner, method, remedy):
+    trainer = about_to_train
     activations = torch.zeros(9)
     alive, own = weakref.ref(activations), [activations]
     del activations
@@ -268,31 +267,18 @@ def test_memory_that_does_not_hold_a_later_step_is_said_at_once(nnunet, settings
         trainer._rehearse()
 
 
-def test_steps_that_cannot_be_tried_are_said(nnunet, settings, monkeypatch):
-    settings({})
-    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0", plans_name=TINY)
-    trainer.on_train_start()
-
-    def infinite(*args):
-        raise FloatingPointError("infinite")
-
-    monkeypatch.setattr(Coupling, "draw", infinite)
+def test_steps_that_cannot_be_tried_are_said(about_to_train, monkeypatch):
+    trainer = about_to_train
+    monkeypatch.setattr(Coupling, "draw", Mock(side_effect=FloatingPointError("infinite")))
     trainer._rehearse()
     log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
     assert "not all of the largest steps could be tried: infinite" in log
 
 
-def test_other_errors_of_the_steps_tried_are_not_taken_for_a_lack_of_memory(nnunet, settings, monkeypatch):
-    settings({})
-    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0", plans_name=TINY)
-    trainer.on_train_start()
-
-    def wrong(*args):
-        raise RuntimeError("wrong shape")
-
-    monkeypatch.setattr(Coupling, "learn", wrong)
+def test_other_errors_of_the_steps_tried_are_not_taken_for_a_lack_of_memory(about_to_train, monkeypatch):
+    monkeypatch.setattr(Coupling, "learn", Mock(side_effect=RuntimeError("wrong shape")))
     with pytest.raises(RuntimeError, match="wrong shape"):
-        trainer._rehearse()
+        about_to_train._rehearse()
 
 
 def test_feedback_leaves_the_segmenter_its_own_parameters_and_it_goes_on_learning(nnunet, settings):
