@@ -115,8 +115,8 @@ def require_intact(path: Path) -> None:
         raise ValueError(f"{path} is corrupt ({type(error).__name__}: {error}); {REMEDY}") from error
 
 
-def load_sibling(identity: dict[str, Any], checkpoint: Path, epoch: int, device: torch.device) -> dict[str, Any]:
-    """The state that `save_sibling` wrote.
+def load_sibling(identity: dict[str, Any], checkpoint: Path, epoch: int) -> dict[str, Any]:
+    """The state that `save_sibling` wrote, on the CPU: Adam's step counters belong there whatever the device.
 
     Raises:
         ValueError: it is missing, corrupt, of another epoch, or belongs to something else than `identity`.
@@ -126,7 +126,7 @@ def load_sibling(identity: dict[str, Any], checkpoint: Path, epoch: int, device:
         raise ValueError(f"{checkpoint.name} is of epoch {epoch}, but its generator state {path} is missing; {REMEDY}")
     require_intact(path)
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=CPU, weights_only=True)
         form, found_epoch, found, state = (content[key] for key in ("format", "epoch", "identity", "state"))
     except UNREADABLE as error:
         raise ValueError(f"generator state {path} is corrupt ({type(error).__name__}); {REMEDY}") from error
@@ -162,10 +162,10 @@ def set_global_random_state(state: dict[str, Any], device: torch.device) -> None
     random.setstate((version, tuple(internal), gauss))
     keys, position, has_gauss, cached = state["numpy"]
     assert isinstance(keys, Tensor)
-    np.random.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"].cpu())
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 @contextlib.contextmanager

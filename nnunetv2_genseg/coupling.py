@@ -377,7 +377,7 @@ class Coupling:
         self.recovery.keep()
         self.pairs.largest.copy_(state["largest"])
         self.pairs.topology.restore(state["topology"])
-        self.rng.set_state(state["rng"].cpu())
+        self.rng.set_state(state["rng"])
         if self.rank:  # the state is the first process's
             drawn = int(torch.randint(2**31, (), generator=self.rng, device=self.rng.device))
             self.rng.manual_seed(drawn + 7919 * self.rank)

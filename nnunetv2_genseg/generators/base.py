@@ -38,7 +38,7 @@ class Generator(Protocol):
         """Everything that a resumed training needs: tensors, numbers, strings, lists and dictionaries only."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`, whose tensors may come from another device."""
 
 
 class GeneratorFactory(Protocol):

@@ -188,7 +188,8 @@ class DiffusionGenerator:
         """The inverse of `state`."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.lag, self.steps = dict(state["lag"]), state["steps"]
+        self.lag = {name: lag.to(self.lag[name]) for name, lag in state["lag"].items()}
+        self.steps = state["steps"]
 
     def save_weights(self, folder: Path) -> None:
         """See `Pretrainable.save_weights`; diffusers' classes read the sub-folders.

@@ -113,4 +113,4 @@ class GmmGenerator:
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        self.spread, self.observed = state["spread"], state["observed"]
+        self.spread, self.observed = state["spread"].to(self.spread), state["observed"].to(self.observed)

@@ -335,7 +335,7 @@ class GenSegMixin(nnUNetTrainer):
             self._start_from_pretrained()
         else:
             path, epoch = self._resume_from
-            state = checkpoint.load_sibling(self._identity(), path, epoch, self.device)
+            state = checkpoint.load_sibling(self._identity(), path, epoch)
         super().on_train_start()
         assert self.coupling is not None
         if state is not None:

@@ -34,7 +34,7 @@ def undone(coupling: Coupling, device: torch.device, *parts: Any) -> Iterator[No
             yield
     finally:
         kept.seek(0)
-        generator, states = torch.load(kept, weights_only=False)
+        generator, states = torch.load(kept, map_location="cpu", weights_only=False)
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
         coupling.restore(generator)

@@ -19,8 +19,6 @@ from .conftest import Workspace
 from .kills import SIBLING
 from .processes import Moment, Training, differences
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def killed(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Training:
@@ -182,7 +180,7 @@ def test_a_flipped_bit_anywhere_in_a_real_generator_file_gives_the_same_state_or
         flipped[position] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
         try:
-            found = checkpoint.load_sibling(whole["identity"], latest, 4, CPU)
+            found = checkpoint.load_sibling(whole["identity"], latest, 4)
         except ValueError as error:
             assert "corrupt" in str(error), position
             refused += 1

@@ -33,7 +33,7 @@ def saved(tmp_path):
 
 
 def load(path, identity=None, epoch=50):
-    return checkpoint.load_sibling(IDENTITY if identity is None else identity, path, epoch, CPU)
+    return checkpoint.load_sibling(IDENTITY if identity is None else identity, path, epoch)
 
 
 def test_sibling_lies_beside_the_checkpoint_and_names_its_epoch(tmp_path):
@@ -259,7 +259,7 @@ def test_global_random_states_continue_from_a_checkpoint(tmp_path, global_states
     checkpoint.save_sibling({"random": checkpoint.global_random_state(CPU)}, {}, path, 1)
     expected = draws()
     assert draws() != expected
-    checkpoint.set_global_random_state(checkpoint.load_sibling({}, path, 1, CPU)["random"], CPU)
+    checkpoint.set_global_random_state(checkpoint.load_sibling({}, path, 1)["random"], CPU)
     assert draws() == expected
 
 

@@ -130,6 +130,32 @@ def test_a_restored_generator_draws_and_learns_the_same(family, channels, dims):
         assert original.learn(*step) == resumed.learn(*step)
 
 
+def named_tensors(state, name=""):
+    """Every tensor of nested dictionaries and lists, with the key that it stands under."""
+    if isinstance(state, torch.Tensor):
+        yield name, state
+    elif isinstance(state, dict | list):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from named_tensors(value, key)
+
+
+@pytest.mark.filterwarnings("ignore:.*which is a no-op")  # a device without memory stands for a GPU
+@DIMS
+@FAMILY
+def test_a_state_from_another_device_is_put_where_the_generator_lives(family, dims):
+    setting, original, conditions = case(family, dims)
+    original.learn(conditions, setting.image, style_of(original, setting.image))
+    config, plan, layout = setting.coupling.config.generator, setting.coupling.plan, setting.coupling.pairs.layout
+    meta = torch.device("meta")
+    resumed = build_generator(config, plan, layout, seed=0, device=meta, separate_architecture=False)
+    resumed.restore(through_a_file(original.state()))
+    devices = {"step": set(), "other": set()}
+    for name, tensor in named_tensors(resumed.state()):
+        devices[name if name == "step" else "other"].add(tensor.device.type)
+    assert devices["other"] == {"meta"}
+    assert devices["step"] <= {"cpu"}, "Adam waits for the device at every step if its counters lie there"
+
+
 @pytest.mark.parametrize("spoilt", ["condition", "image", "style"])
 @DIMS
 @TRAINED_FAMILY
