@@ -309,6 +309,8 @@ class Coupling:
             parameter.grad = part
         self.phi_optimizer.step()
         self.phi_optimizer.zero_grad(set_to_none=True)
+        if settings.parameters == "policy":
+            self._note(self.pairs.policy.factors())
 
     @torch.no_grad()
     def _drawn_around(self, image: Tensor, labels: Tensor, state: Tensor) -> tuple[Pairs, Pairs]:

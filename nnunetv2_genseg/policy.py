@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+FACTORS = ("deformation factor", "style factor", "smallest worth", "largest worth")
+"""Names of what the feedback may choose."""
+
 
 class Policy(nn.Module):
     """Factors on the configured values; all 1 at the start, and for ever unless `feedback.parameters` is `policy`.
@@ -51,6 +54,12 @@ class Policy(nn.Module):
     def style(self) -> Tensor:
         """Factor on the style noise, the shift of class intensities and the tone curve."""
         return self._factor(self.log_style)
+
+    @torch.no_grad()
+    def factors(self) -> dict[str, float]:
+        """The factors by name; of the classes' worths the smallest and the largest."""
+        values = self.deformation, self.style, *self._factor(self.log_worth).aminmax()
+        return {name: float(value) for name, value in zip(FACTORS, values, strict=True)}
 
     def worth(self, sizes: Tensor) -> Tensor:
         """What each pair weighs in the synthetic loss.

@@ -21,6 +21,7 @@ from nnunetv2_genseg.generators import NetworkPlan
 from nnunetv2_genseg.generators.pretrained import ImageKind
 from nnunetv2_genseg.labels import LabelCodec
 from nnunetv2_genseg.masks import class_sizes
+from nnunetv2_genseg.policy import FACTORS
 
 CPU = torch.device("cpu")
 ETA = 0.01
@@ -252,6 +253,9 @@ def check_feedback_moves_phi_alone(setting):
     report = setting.coupling.report()
     assert report["hypergradient"] > 0
     assert np.isfinite(report["feedback"])
+    assert report.keys() >= set(FACTORS) if parameters == "policy" else not report.keys() & set(FACTORS)
+    if parameters == "policy":
+        assert {name: report[name] for name in FACTORS} == setting.coupling.pairs.policy.factors()
 
 
 @pytest.mark.parametrize("method", ["exact", "finite_difference", "last_layers"])

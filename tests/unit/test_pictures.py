@@ -50,7 +50,10 @@ def colourful(record, path):
     return (np.ptp(picture[..., :3], axis=-1) > 0.3).sum()
 
 
-@pytest.mark.parametrize("name", ["generator", "flow", "a user's own", "synthetic", "learned masks", "feedback", "hypergradient"])
+@pytest.mark.parametrize(
+    "name",
+    ["generator", "flow", "a user's own", "synthetic", "learned masks", "feedback", "hypergradient", "style factor"],
+)
 def test_every_curve_is_drawn(name, tmp_path):
     record = ProgressRecord()
     for epoch in range(3):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunetv2_genseg.policy import Policy
+from nnunetv2_genseg.policy import FACTORS, Policy
 
 SIZES = torch.tensor([[5.0, 0.0], [3.0, 2.0], [0.0, 0.0]])
 
@@ -30,6 +30,16 @@ def test_no_factor_leaves_its_limits(extreme, bound):
             parameter.fill_(extreme)
     for factor in (policy.deformation, policy.style, policy.worth(SIZES)[1]):
         assert float(factor) == pytest.approx(bound, rel=1e-4)
+
+
+def test_factors_are_named():
+    policy = Policy(3)
+    with torch.no_grad():
+        policy.log_deformation.fill_(0.1)
+        policy.log_style.fill_(-0.1)
+        policy.log_worth.copy_(torch.tensor([0.02, -0.03, 0.0]))
+    expected = dict(zip(FACTORS, torch.tensor([0.1, -0.1, -0.03, 0.02]).exp().tolist(), strict=True))
+    assert policy.factors() == pytest.approx(expected, rel=1e-3)
 
 
 def test_factors_grow_with_their_parameters():
