@@ -83,6 +83,8 @@ ARMS: dict[str, Arm] = {
     "genseg_deformation_throughout": deformation(schedule=THROUGHOUT),
     "genseg_deformation_early": deformation(schedule=EARLY),
     "genseg_deformation_no_tail": deformation(schedule={"tail": 0.0}),
+    "genseg_deformation_recombined": deformation(masks={"recombination": 0.5}),
+    "genseg_more_drawn": genseg(conditioning={"intensity_shift": 0.3}, masks={"growth": 0.2}, feedback=OFF),
     "genseg_learned_masks": genseg(masks={"source": "learned"}, feedback=OFF),
     # screening, whatever the defaults have become since
     "deformation": deformation(masks=MILD, conditioning=PLAIN, mixing=BATCH),

@@ -61,7 +61,7 @@ class ProgressRecord:
             panel.set_title(title, loc="left")
             panel.set_xlim(-0.5, num_epochs - 0.5)
             if panel.lines:
-                panel.legend(loc="upper right")
+                panel.legend(loc="best")
         panels[-1].set_xlabel("epoch")
         figure.savefig(path, dpi=80)
 
