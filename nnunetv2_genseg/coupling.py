@@ -34,6 +34,10 @@ FURTHER = 0.2
 whole voxels, so that it must be far enough for many of them to jump."""
 
 
+LARGEST_SHARE = "largest share of a kernel"
+"""What is noted of an architecture: 1 / 3 at the start, 1 if a kernel of three is chosen."""
+
+
 @dataclass(frozen=True)
 class Segmenter:
     """The segmentation network as the feedback needs it: looked at, never changed, differentiable twice."""
@@ -311,6 +315,9 @@ class Coupling:
         self.phi_optimizer.zero_grad(set_to_none=True)
         if settings.parameters == "policy":
             self._note(self.pairs.policy.factors())
+        elif settings.parameters == "architecture":
+            shares = torch.stack([alpha.detach().softmax(dim=-1).max() for alpha in self.phi])
+            self._note({LARGEST_SHARE: float(shares.max())})
 
     @torch.no_grad()
     def _drawn_around(self, image: Tensor, labels: Tensor, state: Tensor) -> tuple[Pairs, Pairs]:

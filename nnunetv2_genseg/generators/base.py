@@ -29,7 +29,7 @@ class Generator(Protocol):
         """One optimisation step on real pairs; the losses by name."""
 
     def architecture(self) -> list[nn.Parameter]:
-        """Parameters that choose between operations; empty for a family without any."""
+        """Logits, a vector for every choice between operations, mixed by their softmax; empty for a family without any."""
 
     def weights(self) -> list[nn.Parameter]:
         """All parameters of what `draw` runs through."""

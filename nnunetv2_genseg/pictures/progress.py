@@ -8,11 +8,13 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nnunetv2_genseg.coupling import LARGEST_SHARE
 from nnunetv2_genseg.pictures import own_style
 from nnunetv2_genseg.policy import FACTORS
 
 SYNTHETIC = ("synthetic", "new masks", "learned masks")
 FEEDBACK, HYPERGRADIENT = "feedback", "hypergradient"
+CHOSEN = (*FACTORS, LARGEST_SHARE)
 
 
 class ProgressRecord:
@@ -36,15 +38,14 @@ class ProgressRecord:
 
     @own_style
     def plot(self, path: Path, num_epochs: int) -> None:
-        """Writes a PNG with panels for the synthetic pairs, the feedback, what it chose if that is the drawing policy, and all
-        else, which is the generator's losses."""
+        """Writes a PNG with panels for the generator's losses, the synthetic pairs, the feedback and what it chose."""
         figure = Figure(figsize=(9, 8), layout="constrained")
         FigureCanvasAgg(figure)
         names = {name for row in self.rows for name in row}
         titles = ["generator", "segmenter on synthetic pairs", "loss on held-aside cases"]
-        titles += ["factors that the feedback chose"] if names.intersection(FACTORS) else []
+        titles += ["what the feedback chose"] if names.intersection(CHOSEN) else []
         panels = figure.subplots(len(titles), 1, sharex=True)
-        others = names - {"epoch", "gamma", FEEDBACK, HYPERGRADIENT, *SYNTHETIC, *FACTORS}
+        others = names - {"epoch", "gamma", FEEDBACK, HYPERGRADIENT, *SYNTHETIC, *CHOSEN}
         self._draw(panels[0], *sorted(others))
         self._draw(panels[1], *SYNTHETIC)
         epochs, gammas = [row["epoch"] for row in self.rows], [row["gamma"] for row in self.rows]
@@ -56,7 +57,7 @@ class ProgressRecord:
             norms.set_ylabel("norm of the hypergradient", color="tab:orange")
             self._draw(norms, HYPERGRADIENT, color="tab:orange")
         if len(panels) > 3:
-            self._draw(panels[3], *FACTORS)
+            self._draw(panels[3], *CHOSEN)
         for panel, title in zip(panels, titles, strict=True):
             panel.set_title(title, loc="left")
             panel.set_xlim(-0.5, num_epochs - 0.5)

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from nnunetv2_genseg import hypergradient
 from nnunetv2_genseg.config import GenSegConfig, checked
-from nnunetv2_genseg.coupling import FURTHER, Coupling, Segmenter, stage_at
+from nnunetv2_genseg.coupling import FURTHER, LARGEST_SHARE, Coupling, Segmenter, stage_at
 from nnunetv2_genseg.generators import NetworkPlan
 from nnunetv2_genseg.generators.pretrained import ImageKind
 from nnunetv2_genseg.labels import LabelCodec
@@ -253,9 +253,15 @@ def check_feedback_moves_phi_alone(setting):
     report = setting.coupling.report()
     assert report["hypergradient"] > 0
     assert np.isfinite(report["feedback"])
-    assert report.keys() >= set(FACTORS) if parameters == "policy" else not report.keys() & set(FACTORS)
+    chosen = {name: value for name, value in report.items() if name in (*FACTORS, LARGEST_SHARE)}
     if parameters == "policy":
-        assert {name: report[name] for name in FACTORS} == setting.coupling.pairs.policy.factors()
+        assert chosen == setting.coupling.pairs.policy.factors()
+    elif parameters == "architecture":
+        share = max(alpha.softmax(0).max().item() for alpha in setting.coupling.generator.architecture())
+        assert chosen == {LARGEST_SHARE: share}
+        assert share > 1 / 3
+    else:
+        assert not chosen
 
 
 @pytest.mark.parametrize("method", ["exact", "finite_difference", "last_layers"])

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunetv2_genseg.pairs import Pairs
-from nnunetv2_genseg.pictures.progress import ProgressRecord
+from nnunetv2_genseg.pictures.progress import CHOSEN, ProgressRecord
 from nnunetv2_genseg.pictures.samples import save_samples
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -52,7 +52,7 @@ def colourful(record, path):
 
 @pytest.mark.parametrize(
     "name",
-    ["generator", "flow", "a user's own", "synthetic", "learned masks", "feedback", "hypergradient", "style factor"],
+    ["generator", "flow", "a user's own", "synthetic", "learned masks", "feedback", "hypergradient", *CHOSEN],
 )
 def test_every_curve_is_drawn(name, tmp_path):
     record = ProgressRecord()
