@@ -69,6 +69,10 @@ ARMS: dict[str, Arm] = {
     "genseg_fixed_cases": genseg(feedback={"turns": 1}),
     "genseg_weights": genseg(feedback={"parameters": "weights"}),
     "genseg_policy": genseg(feedback={"parameters": "policy"}),
+    "genseg_policy_fast": genseg(feedback={"parameters": "policy", "learning_rate": 0.1}),
+    "genseg_weights_of_more_drawn": genseg(
+        feedback={"parameters": "weights"}, conditioning={"intensity_shift": 0.3}, masks={"growth": 0.2}
+    ),
     "genseg_half_gamma": genseg(mixing={"gamma": 0.5}, feedback=OFF),
     "genseg_half_share": genseg(mixing={"share": 0.5}, feedback=OFF),
     "genseg_no_tail": genseg(schedule={"tail": 0.0}, feedback=OFF),
@@ -84,6 +88,7 @@ ARMS: dict[str, Arm] = {
     "genseg_deformation_early": deformation(schedule=EARLY),
     "genseg_deformation_no_tail": deformation(schedule={"tail": 0.0}),
     "genseg_deformation_recombined": deformation(masks={"recombination": 0.5}),
+    "genseg_shift": genseg(conditioning={"intensity_shift": 0.3}, feedback=OFF),
     "genseg_more_drawn": genseg(conditioning={"intensity_shift": 0.3}, masks={"growth": 0.2}, feedback=OFF),
     "genseg_learned_masks": genseg(masks={"source": "learned"}, feedback=OFF),
     # screening, whatever the defaults have become since
@@ -201,7 +206,7 @@ GRIDS: dict[str, list[Cell]] = {
     "final": comparison(f"{RIVALS} {OURS}", SEEDS),
     "feedback": comparison("genseg_no_feedback genseg_more_cases genseg_early_feedback genseg", SEEDS),
     "saturation": comparison(
-        f"stock stock_doubled_batch_and_rate genseg_deformation {OURS}", SEEDS, datasets="104", longer=4
+        f"stock stock_doubled_batch_and_rate genseg_deformation {OURS}", SEEDS, datasets="104 102 103", longer=4
     ),
     "volumes": volumes(f"stock stock_doubled_batch_and_rate genseg_deformation {OURS}", SEEDS),
     "curve": curve("stock genseg", SEEDS),
@@ -224,9 +229,13 @@ GRIDS: dict[str, list[Cell]] = {
     "changes": screening(ALL, "deformation_all deformation_transplant deformation_tone strong_deformation"),
     "recolour": screening(ALL, "recolour_all recolour"),
     "schedule": screening(ALL, "genseg_deformation genseg_deformation_throughout")
+    + screening("101", "stock genseg_deformation genseg_deformation_throughout", seeds=SEEDS)
     + screening("101 102", "genseg_deformation_early genseg_deformation_no_tail"),
     "aside": screening("104 102 101", "genseg genseg_early_feedback genseg_more_cases", seeds=SEEDS)
     + screening("104", "genseg_no_feedback"),
     "shapes": screening("104", "genseg_no_feedback genseg_learned_masks"),
+    "structures": screening("101 102", "genseg_deformation genseg_deformation_recombined", seeds=range(2)),
+    "drawn": screening("102 101 104", "genseg_no_feedback genseg_shift genseg_more_drawn", seeds=SEEDS),
+    "policy": screening("101 102", "genseg_policy genseg_policy_fast"),
     "length": screening("101 102", "deformation_all stock", longer=3),
 }

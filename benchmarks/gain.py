@@ -172,6 +172,7 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
         "patch_size": [int(n) for n in plans["configurations"][cell.configuration]["patch_size"]],
         "parts": parts,
         **json.loads(trained.read_text()),
+        "chosen": chosen_by_feedback(Path(trainer.output_folder) / "checkpoint_final.pth"),
         "command": command,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, device {place.device}; one CPU thread, other jobs beside",
         "versions": {package: version(package) for package in ("nnunetv2-genseg", "nnunetv2", "torch")},
@@ -198,6 +199,21 @@ def measured_training(trainer: Any, place: Place) -> dict[str, Any]:
         "cpu_seconds": round(time.process_time() - busy, 1),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if place.device == "cuda" else memory,
     }
+
+
+def chosen_by_feedback(checkpoint_file: Path) -> dict[str, float]:
+    """What the feedback had moved at the end of a training, by name; empty without feedback."""
+    import torch
+
+    from nnunetv2_genseg.checkpoint import sibling
+    from nnunetv2_genseg.pictures.progress import CHOSEN
+
+    state = sibling(checkpoint_file, EPOCHS)
+    if not state.is_file():
+        return {}
+    epochs = torch.load(state, weights_only=True)["state"]["progress"]
+    moved = [{name: round(row[name], 4) for name in CHOSEN if name in row} for row in epochs]
+    return next(filter(None, reversed(moved)), {})
 
 
 def judged(predictor: Any, predictions: Path, labels: Path) -> dict[str, Any]:

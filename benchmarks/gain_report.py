@@ -94,8 +94,8 @@ def table(results: list[Result], part: str, rival: str = "stock") -> str:
 def contrasts(results: list[Result], part: str, pairs: list[tuple[str, str]]) -> str:
     """Markdown: paired differences between arms, a line a pair and setting."""
     lines = [
-        "| arm | against | dataset | N | plan | iterations | seeds | difference [95 %] |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| arm | against | dataset | N | plan | iterations | seeds | difference [95 %] | seed by seed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     there = [result for result in results if part in result["parts"]]
     for arm, rival in pairs:
@@ -105,9 +105,10 @@ def contrasts(results: list[Result], part: str, pairs: list[tuple[str, str]]) ->
             )
             found = paired_difference(ours, theirs, part)
             if found:
-                seeds = len({one["seed"] for one in ours} & {one["seed"] for one in theirs})
-                where = f"{setting[0]} {NAMES[setting[0]]} | {setting[1]} | {setting[2]} | {setting[4]} | {seeds}"
-                lines.append(f"| {arm} | {rival} | {where} | {found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}] |")
+                each = [alone[0] for one in ours if (alone := paired_difference([one], theirs, part))]
+                where = f"{setting[0]} {NAMES[setting[0]]} | {setting[1]} | {setting[2]} | {setting[4]} | {len(each)}"
+                seeds = ", ".join(f"{difference:+.3f}" for difference in each)
+                lines.append(f"| {arm} | {rival} | {where} | {found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}] | {seeds} |")
     return "\n".join(lines) + "\n"
 
 
@@ -128,3 +129,14 @@ def mean_gains(results: list[Result], part: str, rival: str = "stock") -> str:
         lines.append(f"| {arm} | {np.mean(list(values.values())):+.3f} | {len(values)} | {each} |")
     return "\n".join(lines) + "\n"
 
+
+
+def moved(results: list[Result]) -> str:
+    """Markdown: what the feedback had moved at the end of the trainings that say so; 1 and 1 / 3 is where it starts."""
+    lines = ["| dataset | iterations | arm | seed | what it moved |", "| --- | --- | --- | --- | --- |"]
+    for one in sorted(results, key=lambda one: (one["arm"], one["dataset"], one["iterations"], one["seed"])):
+        if one.get("chosen"):
+            values = ", ".join(f"{name} {value:.3f}" for name, value in one["chosen"].items())
+            where = f"{one['dataset']} {NAMES[one['dataset']]} | {one['iterations']} | {one['arm']} | {one['seed']}"
+            lines.append(f"| {where} | {values} |")
+    return "\n".join(lines) + "\n"

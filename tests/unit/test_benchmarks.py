@@ -10,7 +10,9 @@ import pytest
 import torch
 from skimage.io import imread, imsave
 
+from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.config import GenSegConfig, checked
+from nnunetv2_genseg.coupling import LARGEST_SHARE
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -109,9 +111,31 @@ def test_trainings_of_other_lengths_are_told_apart():
     assert gain_report.usual([*every, every[0] | {"budget": 40}]) == every[:2]
     lines = gain_report.contrasts(every, "test", [("ours", "stock")]).splitlines()[2:]
     assert [line.split(" | ")[5:] for line in lines] == [
-        [str(usual), "1", "+0.100 [+0.100, +0.100] |"],
-        [str(4 * usual), "1", "+0.300 [+0.300, +0.300] |"],
+        [str(usual), "1", "+0.100 [+0.100, +0.100]", "+0.100 |"],
+        [str(4 * usual), "1", "+0.300 [+0.300, +0.300]", "+0.300 |"],
     ]
+
+
+def test_contrasts_say_what_each_seed_differs_by():
+    import gain_report
+
+    every = [result("stock", seed, [0.5]) for seed in range(3)] + [result("ours", seed, [0.6 + seed / 10]) for seed in (0, 2, 5)]
+    (line,) = gain_report.contrasts(every, "test", [("ours", "stock")]).splitlines()[2:]
+    assert line.split(" | ")[6:] == ["2", "+0.200 [+0.200, +0.200]", "+0.100, +0.300 |"]
+
+
+def test_what_the_feedback_moved_is_read_from_a_training(tmp_path):
+    import gain
+    import gain_report
+
+    rows = [{"epoch": 0.0, LARGEST_SHARE: 0.35}, {"epoch": 1.0, LARGEST_SHARE: 0.41239}, {"epoch": 2.0}]
+    final = tmp_path / "checkpoint_final.pth"
+    assert gain.chosen_by_feedback(final) == {}
+    checkpoint.save_sibling({"progress": rows}, {}, final, gain.EPOCHS)
+    chosen = gain.chosen_by_feedback(final)
+    assert chosen == {LARGEST_SHARE: 0.4124}
+    lines = gain_report.moved([result("ours", 3, [0.5]) | {"chosen": chosen}, result("stock", 0, [0.5])]).splitlines()[2:]
+    assert [line.split(" | ")[2:] for line in lines] == [["ours", "3", f"{LARGEST_SHARE} 0.412 |"]]
 
 
 @pytest.mark.parametrize("shape", [(120, 256, 3), (256, 120)])
