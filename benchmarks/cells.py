@@ -69,6 +69,7 @@ ARMS: dict[str, Arm] = {
     "genseg_fixed_cases": genseg(feedback={"turns": 1}),
     "genseg_weights": genseg(feedback={"parameters": "weights"}),
     "genseg_policy": genseg(feedback={"parameters": "policy"}),
+    "genseg_fast": genseg(feedback={"learning_rate": 0.1}),
     "genseg_policy_fast": genseg(feedback={"parameters": "policy", "learning_rate": 0.1}),
     "genseg_weights_of_more_drawn": genseg(
         feedback={"parameters": "weights"}, conditioning={"intensity_shift": 0.3}, masks={"growth": 0.2}
@@ -236,6 +237,6 @@ GRIDS: dict[str, list[Cell]] = {
     "shapes": screening("104", "genseg_no_feedback genseg_learned_masks"),
     "structures": screening("101 102", "genseg_deformation genseg_deformation_recombined", seeds=range(2)),
     "drawn": screening("102 101 104", "genseg_no_feedback genseg_shift genseg_more_drawn", seeds=SEEDS),
-    "policy": screening("101 102", "genseg_policy genseg_policy_fast"),
+    "rate": screening("102", "genseg genseg_fast", seeds=SEEDS) + screening("101 102", "genseg_policy genseg_policy_fast"),
     "length": screening("101 102", "deformation_all stock", longer=3),
 }
