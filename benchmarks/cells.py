@@ -236,7 +236,9 @@ GRIDS: dict[str, list[Cell]] = {
     + screening("104", "genseg_no_feedback"),
     "shapes": screening("104", "genseg_no_feedback genseg_learned_masks"),
     "structures": screening("101 102", "genseg_deformation genseg_deformation_recombined", seeds=range(2)),
-    "drawn": screening("102 101 104", "genseg_no_feedback genseg_shift genseg_more_drawn", seeds=SEEDS),
+    "drawn": screening("102 101 104", "genseg_no_feedback genseg_shift genseg_more_drawn", seeds=SEEDS)
+    + screening("102", "genseg_weights_of_more_drawn")
+    + screening("102", f"stock stock_doubled_batch_and_rate genseg_deformation genseg_more_drawn {OURS}", longer=4),
     "rate": screening("102", "genseg genseg_fast", seeds=SEEDS) + screening("101 102", "genseg_policy genseg_policy_fast"),
     "length": screening("101 102", "deformation_all stock", longer=3),
 }

@@ -131,6 +131,24 @@ def mean_gains(results: list[Result], part: str, rival: str = "stock") -> str:
 
 
 
+def budgets(results: list[Result], part: str, arms: tuple[str, ...]) -> str:
+    """Markdown: Dice over label budgets, of the first seed, 2D, at the usual length; only datasets with several budgets."""
+    found: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    for one in results:
+        usual_length = one["iterations"] == length(one["dataset"], "2d", one["scale"]) and one["configuration"] == "2d"
+        if usual_length and one["seed"] == 0 and one["arm"] in arms and part in one["parts"]:
+            found[one["dataset"], one["arm"]][one["budget"]] = one["parts"][part]["dice"]
+    several = {dataset for (dataset, _), dice in found.items() if len(dice) > 1}
+    columns = sorted({budget for (dataset, _), dice in found.items() if dataset in several for budget in dice})
+    lines = ["| dataset | arm | " + " | ".join(f"N = {budget}" for budget in columns) + " |"]
+    lines.append("| --- | --- |" + " --- |" * len(columns))
+    for (dataset, arm), dice in sorted(found.items(), key=lambda item: (item[0][0], arms.index(item[0][1]))):
+        if dataset in several:
+            values = " | ".join(f"{dice[budget]:.3f}" if budget in dice else "" for budget in columns)
+            lines.append(f"| {dataset} {NAMES[dataset]} | {arm} | {values} |")
+    return "\n".join(lines) + "\n"
+
+
 def moved(results: list[Result]) -> str:
     """Markdown: what the feedback had moved at the end of the trainings that say so; 1 and 1 / 3 is where it starts."""
     lines = ["| dataset | iterations | arm | seed | what it moved |", "| --- | --- | --- | --- | --- |"]

@@ -124,6 +124,22 @@ def test_contrasts_say_what_each_seed_differs_by():
     assert line.split(" | ")[6:] == ["2", "+0.200 [+0.200, +0.200]", "+0.100, +0.300 |"]
 
 
+def test_budgets_are_compared_at_equal_length_and_seed():
+    import cells
+    import gain_report
+
+    usual = {"iterations": cells.length("103", "2d", "mini")}
+    every = [result("stock", 0, [0.5 + n / 100], "103") | usual | {"budget": n} for n in (40, 5)]
+    every += [result("ours", 0, [0.7], "103") | usual, result("ours", 1, [0.1], "103") | usual]
+    every += [result("ours", 0, [0.2], "103"), result("ours", 0, [0.2], "103") | usual | {"configuration": "3d_fullres"}]
+    every += [result("other", 0, [0.2], "103") | usual, result("stock", 0, [0.3], "104") | {"iterations": 600}]
+    assert gain_report.budgets(every, "test", ("stock", "ours")).splitlines()[0::2] == [
+        "| dataset | arm | N = 5 | N = 20 | N = 40 |",
+        "| 103 chest X-ray | stock | 0.550 |  | 0.900 |",
+    ]
+    assert gain_report.budgets(every, "test", ("stock", "ours")).splitlines()[3:] == ["| 103 chest X-ray | ours |  | 0.700 |  |"]
+
+
 def test_what_the_feedback_moved_is_read_from_a_training(tmp_path):
     import gain
     import gain_report
