@@ -150,11 +150,13 @@ def budgets(results: list[Result], part: str, arms: tuple[str, ...]) -> str:
 
 
 def moved(results: list[Result]) -> str:
-    """Markdown: what the feedback had moved at the end of the trainings that say so; 1 and 1 / 3 is where it starts."""
-    lines = ["| dataset | iterations | arm | seed | what it moved |", "| --- | --- | --- | --- | --- |"]
-    for one in sorted(results, key=lambda one: (one["arm"], one["dataset"], one["iterations"], one["seed"])):
-        if one.get("chosen"):
-            values = ", ".join(f"{name} {value:.3f}" for name, value in one["chosen"].items())
-            where = f"{one['dataset']} {NAMES[one['dataset']]} | {one['iterations']} | {one['arm']} | {one['seed']}"
-            lines.append(f"| {where} | {values} |")
+    """Markdown: what the feedback had moved at the end of the trainings that say so, a line a training on whatever part it was
+    judged; 1 and 1 / 3 is where it starts."""
+    rows = set()
+    for one in filter(lambda one: one.get("chosen"), results):
+        values = ", ".join(f"{name} {value:.3f}" for name, value in one["chosen"].items())
+        where = f"{one['dataset']} {NAMES[one['dataset']]} | {one['budget']} | {one['configuration']} | {one['iterations']}"
+        rows.add((one["arm"], where, one["seed"], values))
+    lines = ["| arm | dataset | N | plan | iterations | seed | what it moved |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in sorted(rows)]
     return "\n".join(lines) + "\n"
