@@ -31,11 +31,18 @@ def setting_of(result: Result) -> Setting:
 def usual(results: list[Result]) -> list[Result]:
     """Those of the budget and the length that `gain.py` gives their dataset unless a grid says otherwise."""
 
-    def as_usual(one: Result) -> bool:
-        iterations = length(one["dataset"], one["configuration"], one["scale"])
-        return one["budget"] == BUDGET[one["dataset"]] and one["iterations"] == iterations
+    return [one for one in of_usual_length(results) if one["budget"] == BUDGET[one["dataset"]]]
 
-    return [one for one in results if as_usual(one)]
+
+def of_usual_length(results: list[Result]) -> list[Result]:
+    """Those of the length, whatever their budget."""
+    return [one for one in results if one["iterations"] == length(one["dataset"], one["configuration"], one["scale"])]
+
+
+def described(setting: Setting) -> str:
+    """The columns dataset, N, plan and iterations of a table's line."""
+    dataset, budget, configuration, _, iterations = setting
+    return f"{dataset} {NAMES[dataset]} | {budget} | {configuration} | {iterations}"
 
 
 def case_dice(result: Result, part: str) -> dict[str, float]:
@@ -74,7 +81,7 @@ def table(results: list[Result], part: str, rival: str = "stock") -> str:
         "| dataset | N | plan | iterations | arm | seeds | Dice | difference to stock [95 %] | HD95, mm | CPU time / stock |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (dataset, budget, configuration, _, iterations), arms in sorted(settings.items()):
+    for setting, arms in sorted(settings.items()):
         stock = arms.get(rival, [])
         for name, runs in sorted(arms.items(), key=lambda item: item[0] != rival):
             dice = [run["parts"][part]["dice"] for run in runs]
@@ -85,9 +92,8 @@ def table(results: list[Result], part: str, rival: str = "stock") -> str:
             distance = f"{np.mean(surface):.2f}" if len(surface) == len(runs) else ""
             time = np.mean([run["cpu_seconds"] for run in runs])
             ratio = f"{time / np.mean([run['cpu_seconds'] for run in stock]):.1f}" if stock else ""
-            where = f"{dataset} {NAMES[dataset]} | {budget} | {configuration} | {iterations}"
             figures = f"{np.mean(dice):.3f}{spread} | {difference} | {distance} | {ratio}"
-            lines.append(f"| {where} | {name} | {len(runs)} | {figures} |")
+            lines.append(f"| {described(setting)} | {name} | {len(runs)} | {figures} |")
     return "\n".join(lines) + "\n"
 
 
@@ -106,9 +112,9 @@ def contrasts(results: list[Result], part: str, pairs: list[tuple[str, str]]) ->
             found = paired_difference(ours, theirs, part)
             if found:
                 each = [alone[0] for one in ours if (alone := paired_difference([one], theirs, part))]
-                where = f"{setting[0]} {NAMES[setting[0]]} | {setting[1]} | {setting[2]} | {setting[4]} | {len(each)}"
+                figures = f"{len(each)} | {found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]"
                 seeds = ", ".join(f"{difference:+.3f}" for difference in each)
-                lines.append(f"| {arm} | {rival} | {where} | {found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}] | {seeds} |")
+                lines.append(f"| {arm} | {rival} | {described(setting)} | {figures} | {seeds} |")
     return "\n".join(lines) + "\n"
 
 
@@ -130,13 +136,11 @@ def mean_gains(results: list[Result], part: str, rival: str = "stock") -> str:
     return "\n".join(lines) + "\n"
 
 
-
 def budgets(results: list[Result], part: str, arms: tuple[str, ...]) -> str:
     """Markdown: Dice over label budgets, of the first seed, 2D, at the usual length; only datasets with several budgets."""
     found: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
-    for one in results:
-        usual_length = one["iterations"] == length(one["dataset"], "2d", one["scale"]) and one["configuration"] == "2d"
-        if usual_length and one["seed"] == 0 and one["arm"] in arms and part in one["parts"]:
+    for one in of_usual_length(results):
+        if one["configuration"] == "2d" and one["seed"] == 0 and one["arm"] in arms and part in one["parts"]:
             found[one["dataset"], one["arm"]][one["budget"]] = one["parts"][part]["dice"]
     several = {dataset for (dataset, _), dice in found.items() if len(dice) > 1}
     columns = sorted({budget for (dataset, _), dice in found.items() if dataset in several for budget in dice})
@@ -155,8 +159,7 @@ def moved(results: list[Result]) -> str:
     rows = set()
     for one in filter(lambda one: one.get("chosen"), results):
         values = ", ".join(f"{name} {value:.3f}" for name, value in one["chosen"].items())
-        where = f"{one['dataset']} {NAMES[one['dataset']]} | {one['budget']} | {one['configuration']} | {one['iterations']}"
-        rows.add((one["arm"], where, one["seed"], values))
+        rows.add((one["arm"], described(setting_of(one)), one["seed"], values))
     lines = ["| arm | dataset | N | plan | iterations | seed | what it moved |", "| --- | --- | --- | --- | --- | --- | --- |"]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in sorted(rows)]
     return "\n".join(lines) + "\n"

@@ -60,7 +60,9 @@ READING = """
   0.2 on 101, 0.4 below it on 102, 0.4 above it in the other hospital, and none of these intervals is clear of zero. A doubled
   batch alone (`stock_doubled_batch`) gains 1.1.
 - **These trainings end too early to tell what new images are worth**: synthetic pairs can only pay where the real ones are
-  exhausted. Four times as long, one training each, the longer step pays less, and less is left to gain:
+  exhausted. Four times as long, one training each, the longer step pays less, and less is left to gain. At that length
+  synthetic pairs are worth 0.3 to 1.6 points over stock, 1.5 in the other hospital, and nothing shows that the generator adds to
+  new shapes:
   - 104, 2400 iterations: stock 0.810 (0.737 at 600), with batch and learning rate doubled 0.818, bare deformation 0.826, GenSeg
     without feedback 0.827. With feedback it was not trained as long.
   - 102, 4000 iterations: stock 0.620 (0.585 at 1000), with batch and learning rate doubled 0.621, bare deformation 0.625, GenSeg
@@ -68,8 +70,6 @@ READING = """
     validation part the same trainings have 0.548, 0.556, 0.560, 0.558 and 0.561.
   - 103, 4000 iterations: stock 0.940 (0.928 at 1000), GenSeg without feedback 0.943; in the other hospital 0.915 (0.889) and
     0.930. The others were not trained as long.
-  So at that length synthetic pairs are worth 0.3 to 1.6 points over stock, 1.5 in the other hospital, and nothing shows that the
-  generator adds to new shapes.
 - **In 3D nothing can be told yet** (104, 200 iterations, batches of two). With seed 0 the bare deformation (0.784) and everything
   with synthetic pairs (0.736 to 0.782) lie far above the rival (0.676) and stock (0.535); with seed 1 the bare deformation has
   0.467. Trainings this short differ by chance more than any arms do, and intervals over cases do not show it.
@@ -118,7 +118,7 @@ READING = """
   4000 iterations on 102 by +0.1: nothing that can be told from chance. The shift alone (`genseg_shift`) gains 0.6 on 102.
 - Three times as many iterations did not change the picture on 101 and 102 (rows with 3000 iterations below). Recolouring every
   class by one standard deviation lost on 103 and 104, perhaps because it draws edges along the labels. Doubling the deformation
-  lost as well. Transplants from other cases lost 1.6 on 101 and 0.9 on 102, in both seeds (`genseg_deformation_recombined`).
+  lost as well. Transplants lost 1.6 on 101 and 0.9 on 102, in both seeds (`genseg_deformation_recombined`).
 - `genseg_early_feedback` was run as `genseg`, when 0.6 was to become the default; its files say so. Arms
   `..._more_cases` were run under their names without that ending, and `genseg` as `genseg_fewer_cases`.
   Arms `..._from_batch` were run under their names without that ending, when it was the default; `genseg_from_batch` as

@@ -56,8 +56,7 @@ class ProgressRecord:
             norms.set_yscale("log")
             norms.set_ylabel("norm of the hypergradient", color="tab:orange")
             self._draw(norms, HYPERGRADIENT, color="tab:orange")
-        if len(panels) > 3:
-            self._draw(panels[3], *CHOSEN)
+        self._draw(panels[-1], *CHOSEN)
         for panel, title in zip(panels, titles, strict=True):
             panel.set_title(title, loc="left")
             panel.set_xlim(-0.5, num_epochs - 0.5)
