@@ -89,6 +89,7 @@ ARMS: dict[str, Arm] = {
     "genseg_deformation_early": deformation(schedule=EARLY),
     "genseg_deformation_no_tail": deformation(schedule={"tail": 0.0}),
     "genseg_deformation_recombined": deformation(masks={"recombination": 0.5}),
+    "genseg_deformation_strong": deformation(masks={"elastic": 0.08, "rotation": 30.0, "scaling": 0.25}),
     "genseg_shift": genseg(conditioning={"intensity_shift": 0.3}, feedback=OFF),
     "genseg_more_drawn": genseg(conditioning={"intensity_shift": 0.3}, masks={"growth": 0.2}, feedback=OFF),
     "genseg_learned_masks": genseg(masks={"source": "learned"}, feedback=OFF),

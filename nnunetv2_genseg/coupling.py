@@ -139,6 +139,11 @@ class Coupling:
 
     def _phi(self) -> list[nn.Parameter]:
         if self.config.feedback.parameters == "policy":
+            if not self.pairs.shows_policy:
+                raise ValueError(
+                    "feedback.parameters is 'policy', but in mode 'deformation' with one class, without masks.elastic and "
+                    "conditioning.tone, no pair depends on it; set one of them above 0, or feedback.enabled to false"
+                )
             return list(self.pairs.policy.parameters())
         if self.generator is None:
             raise ValueError(

@@ -92,6 +92,11 @@ class PairSource:
         return self.config.mode != "differential" or any(changes)
 
     @property
+    def shows_policy(self) -> bool:
+        """Whether pairs, or what they weigh, can depend on the policy."""
+        return self.needs_generator or self.deforms or self.config.tone > 0 or self.codec.foreground > 1
+
+    @property
     def deforms(self) -> bool:
         """Whether anything depends on the policy's factor on the deformation."""
         return self.mask_config.elastic > 0 or self.shapes is not None

@@ -466,7 +466,7 @@ def test_policy_weighs_every_pair_by_its_classes(codec):
         found = setting.coupling.synthetic_loss(logits, labels, setting.segmenter)
         single = [setting.loss(logits[i : i + 1], setting.to_target(labels[i : i + 1])) for i in range(2)]
         bound = np.log(3)
-        first, second = (float(np.exp(bound * np.tanh(value / bound))) for value in (0.5, -0.8))
+        first, second = (float(np.exp(bound * np.tanh(value / bound))) for value in (0.65, -0.65))
     torch.testing.assert_close(found, ((first + second) / 2 * single[0] + first * single[1]) / 2)
 
 
@@ -487,10 +487,26 @@ def test_policy_weighs_lists_of_logits():
 def test_worth_is_used_only_where_the_policy_is_phi(parameters):
     setting = Setting(feedback={"parameters": parameters})
     with torch.no_grad():
-        setting.coupling.pairs.policy.log_worth.fill_(0.7)
+        setting.coupling.pairs.policy.log_worth.copy_(torch.tensor([0.7, -0.7]))
         logits = setting.network(setting.image)
         found = setting.coupling.synthetic_loss(logits, setting.labels, setting.segmenter)
         assert torch.equal(found, setting.loss(logits, setting.to_target(setting.labels)))
+
+
+def test_a_policy_that_no_pair_depends_on_is_refused_and_the_error_says_what_to_set():
+    without = {"conditioning": {"mode": "deformation", "tone": 0.0}, "masks": {"elastic": 0.0}}
+    policy = without | {"feedback": {"parameters": "policy"}}
+
+    def build(classes=1, **changes):
+        topics = {topic: values | changes.get(topic, {}) for topic, values in policy.items()}
+        return Coupling(configured(**topics), planned(2), LabelCodec.from_labels(range(1, 1 + classes), None), 1, CPU)
+
+    with pytest.raises(ValueError, match=r"with one class, without masks.elastic and conditioning.tone, no pair depends on it"):
+        build()
+    assert build(classes=2).phi
+    assert build(masks={"elastic": 0.1}).phi
+    assert build(conditioning={"tone": 0.1}).phi
+    assert build(conditioning={"mode": "differential"}).phi
 
 
 @pytest.mark.parametrize("parameters", ["architecture", "weights", "policy"])
