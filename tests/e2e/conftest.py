@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ import pytest
 from nnunetv2_genseg.phantoms import PhantomDataset
 
 PROGRAMS = Path(sys.executable).parent
+LONGEST = 900.0
+"""Seconds after which a program counts as hung."""
 
 
 class Shell:
@@ -45,6 +50,17 @@ class Shell:
         status, output = self.run(*command, **environment)
         assert status == 0, output
         return output
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Returns when something has happened while a program runs; kills a program that hangs before."""
+    end = time.monotonic() + LONGEST
+    while not happened():
+        assert process.poll() is None, process.communicate()[0]
+        if time.monotonic() > end:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"hung after:\n{process.communicate()[0]}")
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import signal
-import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import SimpleITK
@@ -16,7 +17,7 @@ import SimpleITK
 from nnunetv2_genseg.demo import DemoSettings, run_demo
 from nnunetv2_genseg.phantoms import PhantomDataset
 
-from .conftest import Shell
+from .conftest import Shell, wait_until
 
 NAME = "Dataset903_Phantom2D"
 WITHOUT_THIS_PACKAGE = """
@@ -35,9 +36,7 @@ def test_killed_resumed_and_predicted_by_stock_nnunet_without_this_package(shell
     train = ["nnUNetv2_train", "903", "2d", "all", "-tr", "GenSegTrainerShort", "-device", "cpu"]
 
     process = shell.start(*train, nnUNet_genseg_short="200,2,1,1,0", **found)
-    while not (model / "fold_all" / "checkpoint_latest.pth").is_file():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
+    wait_until((model / "fold_all" / "checkpoint_latest.pth").is_file, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     done = json.loads((model / "fold_all" / "genseg_config.json").read_text())
@@ -60,14 +59,20 @@ def test_genseg_train_needs_no_environment_variable(shell: Shell):
     assert "GenSeg 0.1.0: generator gan" in output
 
 
-def test_pretraining_that_is_terminated_leaves_no_temporary_files(shell: Shell, tmp_path: Path):
-    temporary, generator = tmp_path / "temporary", tmp_path / "generator"
-    temporary.mkdir()
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files whose path is short: the loading processes' sockets lie in it, and Linux limits their paths
+    to 107 characters. Beyond that they wait for ever, as nnU-Net's own do."""
+    with TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_pretraining_that_is_terminated_leaves_no_temporary_files(shell: Shell, tmp_path: Path, temporary: Path):
+    generator = tmp_path / "generator"
     arguments = ("903", "2d", str(generator), "--iterations", "100000", "-device", "cpu")
     process = shell.start("genseg", "pretrain", *arguments, TMPDIR=str(temporary))
-    while not list(temporary.glob("genseg_pretrain_*")) or not generator.is_dir():  # made when the first iteration begins
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
+    # the generator's folder is made when the first iteration begins
+    wait_until(lambda: bool(list(temporary.glob("genseg_pretrain_*"))) and generator.is_dir(), process)
     process.terminate()
     try:
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
