@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 # Tests run side by side, each in one thread: small trainings are no faster in several.
-SIDE_BY_SIDE := -n auto --maxprocesses 4
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 test test-oldest: export OMP_NUM_THREADS := 1
 
 .PHONY: setup test test-oldest lint demo wheel clean
