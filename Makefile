@@ -8,7 +8,8 @@ OLDEST_VENV := .venv-oldest
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# Tests run side by side, each in one thread: small trainings are no faster in several.
+# Tests run side by side, each in one thread: small trainings are no faster in several. The long ones stand together, so that a
+# worker without tests takes another's.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 test test-oldest: export OMP_NUM_THREADS := 1
 

@@ -84,9 +84,10 @@ READING = """
 - **But these figures hardly tell of the feedback.** Of a training of 1,000 iterations it gets 110 steps of 0.003, too few to
   move anything far: factors of the policy by 3 % at most, the largest share of a kernel from 0.333 to 0.356 (0.374 after
   4,000 iterations). What is compared is the cost of holding cases aside. With steps of 0.1 it moves: the policy
-  (`genseg_policy_fast`, one seed each) raises what pairs are worth to 2.3 on 102 and 2.7 on 101, halves the style on 101, and
-  ends 0.6 above `genseg_policy` on 102 and 3.7 below it on 101. That may be since it looks one step ahead, from where pairs
-  like the real ones and a longer step look better. The architecture (`genseg_fast`, on 102) comes to prefer one kernel, with
+  (`genseg_policy_fast_with_gamma`, one seed each) raised what pairs are worth to 2.3 on 102 and 2.7 on 101, halved the style on
+  101, and ended 0.6 above `genseg_policy_with_gamma` on 102 and 3.7 below it on 101. That may be since it looks one step ahead,
+  from where pairs like the real ones and a longer step look better. So what all pairs weigh is no longer the policy's: what
+  classes are worth is relative since then. The architecture (`genseg_fast`, on 102) comes to prefer one kernel, with
   a share of 0.80 to 0.87, and its Dice over three seeds is 0.524, that of `genseg` 0.522, of
   no feedback 0.530.
 - **Fewer labels.** On 104 in 2D GenSeg has with ten cases about what stock has with twenty. On 103 it has with five (0.916)
@@ -123,7 +124,8 @@ READING = """
   `..._more_cases` were run under their names without that ending, and `genseg` as `genseg_fewer_cases`.
   Arms `..._from_batch` were run under their names without that ending, when it was the default; `genseg_from_batch` as
   `genseg_turns`, and `genseg_fixed_cases_from_batch` as `genseg` when one turn was the default. The commands in their files hold
-  the old names, the settings are what they were. `deformation_previous` was a trial; the setting is gone.
+  the old names, the settings are what they were. Arms `..._with_gamma` were run under their names without that ending, when
+  the policy could weigh all pairs more. `deformation_previous` was a trial; the setting is gone.
 - Not yet run: three seeds of the other arms, of the long trainings and in 3D, the whole curve over budgets, a feedback that moves
   its parameters far in a training long enough to profit, and full size. But for the last but one the grids are there.
 """

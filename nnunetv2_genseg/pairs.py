@@ -93,8 +93,9 @@ class PairSource:
 
     @property
     def shows_policy(self) -> bool:
-        """Whether pairs, or what they weigh, can depend on the policy."""
-        return self.needs_generator or self.deforms or self.config.tone > 0 or self.codec.foreground > 1
+        """Whether pairs, or what they weigh, can depend on the policy: on its factors on style, deformation or classes."""
+        drawn = self.needs_generator and self.shows_generator
+        return drawn or self.config.tone > 0 or self.deforms or self.codec.foreground > 1
 
     @property
     def deforms(self) -> bool:

@@ -1,4 +1,4 @@
-"""The drawing policy as parameters that feedback can move: how far, how wide, and what each class is worth beside the others."""
+"""The drawing policy as parameters that feedback can move: how far, how wide, and what each class is worth."""
 
 from __future__ import annotations
 
@@ -58,29 +58,25 @@ class Policy(nn.Module):
     @torch.no_grad()
     def factors(self) -> dict[str, float]:
         """The factors by name; of the classes' worths the smallest and the largest."""
-        values = self.deformation, self.style, *self._worths().aminmax()
+        values = self.deformation, self.style, *self._factor(self.log_worth).aminmax()
         return {name: float(value) for name, value in zip(FACTORS, values, strict=True)}
 
-    def _worths(self) -> Tensor:
-        """(foreground,) factors whose logarithms have the mean 0.
+    def worth(self, sizes: Tensor) -> Tensor:
+        """What each pair weighs in the synthetic loss, beside the others of its batch.
 
         What all pairs weigh is `mixing.gamma`, which is the user's: one step ahead a longer step nearly always looks better, so
-        that the feedback would raise it to its bound. With one class the only factor is 1.
-        """
-        return self._factor(self.log_worth - self.log_worth.mean())
-
-    def worth(self, sizes: Tensor) -> Tensor:
-        """What each pair weighs in the synthetic loss.
+        that the feedback would raise it to its bound.
 
         Args:
             sizes: (B, foreground) voxels of every foreground class in each mask.
 
         Returns:
-            (B,) the mean factor of the classes that a mask shows; 1 for a mask without any.
+            (B,) of mean 1, in proportion to the geometric mean factor of the classes that a mask shows; that is 1 without any.
         """
         present = (sizes > 0).float()
-        factors = (present * self._worths()).sum(dim=1) / present.sum(dim=1).clamp(min=1)
-        return torch.where(present.any(dim=1), factors, 1.0)
+        factors = self._factor((present @ self.log_worth) / present.sum(dim=1).clamp(min=1))
+        alike = (present == present[0]).all()  # then the gradient is zero to the bit: Adam makes whole steps of rounding errors
+        return torch.where(alike, torch.ones_like(factors), factors / factors.mean())
 
 
 def weighed_loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, worth: Tensor) -> Tensor:

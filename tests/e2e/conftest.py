@@ -8,15 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from nnunetv2_genseg.phantoms import PhantomDataset
+from tests.integration.processes import LONGEST
 
 PROGRAMS = Path(sys.executable).parent
-LONGEST = 900.0
-"""Seconds after which a program counts as hung."""
 
 
 class Shell:
@@ -43,7 +43,10 @@ class Shell:
 
     def run(self, *command: str, **environment: str) -> tuple[int, str]:
         process = self.start(*command, **environment)
-        output, _ = process.communicate()
+        try:
+            output, _ = process.communicate(timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"hung after:\n{ended(process)}")
         return process.returncode, output
 
     def succeed(self, *command: str, **environment: str) -> str:
@@ -52,14 +55,19 @@ class Shell:
         return output
 
 
+def ended(process: subprocess.Popen[str]) -> str:
+    """Kills a program and what it started; what it has printed."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate()[0]
+
+
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Returns when something has happened while a program runs; kills a program that hangs before."""
+    """Returns when something has happened while a program runs."""
     end = time.monotonic() + LONGEST
     while not happened():
-        assert process.poll() is None, process.communicate()[0]
-        if time.monotonic() > end:
-            os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail(f"hung after:\n{process.communicate()[0]}")
+        if process.poll() is not None or time.monotonic() > end:
+            pytest.fail(f"ended before, or hung, after:\n{ended(process)}")
         time.sleep(0.1)
 
 

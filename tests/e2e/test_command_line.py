@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +15,7 @@ import SimpleITK
 from nnunetv2_genseg.demo import DemoSettings, run_demo
 from nnunetv2_genseg.phantoms import PhantomDataset
 
-from .conftest import Shell, wait_until
+from .conftest import Shell, ended, wait_until
 
 NAME = "Dataset903_Phantom2D"
 WITHOUT_THIS_PACKAGE = """
@@ -37,8 +35,7 @@ def test_killed_resumed_and_predicted_by_stock_nnunet_without_this_package(shell
 
     process = shell.start(*train, nnUNet_genseg_short="200,2,1,1,0", **found)
     wait_until((model / "fold_all" / "checkpoint_latest.pth").is_file, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    ended(process)
     done = json.loads((model / "fold_all" / "genseg_config.json").read_text())
     assert done["trainer"] == "GenSegTrainerShort"
 
@@ -71,15 +68,14 @@ def test_pretraining_that_is_terminated_leaves_no_temporary_files(shell: Shell, 
     generator = tmp_path / "generator"
     arguments = ("903", "2d", str(generator), "--iterations", "100000", "-device", "cpu")
     process = shell.start("genseg", "pretrain", *arguments, TMPDIR=str(temporary))
-    # the generator's folder is made when the first iteration begins
-    wait_until(lambda: bool(list(temporary.glob("genseg_pretrain_*"))) and generator.is_dir(), process)
-    process.terminate()
     try:
+        # the generator's folder is made when the first iteration begins
+        wait_until(lambda: bool(list(temporary.glob("genseg_pretrain_*"))) and generator.is_dir(), process)
+        process.terminate()
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
         assert not list(temporary.glob("genseg_pretrain_*"))
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its loaders, if any were left
+        ended(process)  # its loaders, if any were left
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ OPTIONS = ("-tr", "GenSegTrainerShort", "-device", "cpu")
 WANDB = {"nnUNet_wandb_enabled": "1", "nnUNet_wandb_mode": "offline"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # beside other modules' tests a module's fixture could be made twice
 def trained(shell: Shell) -> Path:
     """Fold 1, trained with data loading in the main process, wandb's log and predicted probabilities."""
     output = shell.succeed(*TRAIN, "1", *OPTIONS, "--npz", nnUNet_n_proc_DA="0", **WANDB)

@@ -466,8 +466,8 @@ def test_policy_weighs_every_pair_by_its_classes(codec):
         found = setting.coupling.synthetic_loss(logits, labels, setting.segmenter)
         single = [setting.loss(logits[i : i + 1], setting.to_target(labels[i : i + 1])) for i in range(2)]
         bound = np.log(3)
-        first, second = (float(np.exp(bound * np.tanh(value / bound))) for value in (0.65, -0.65))
-    torch.testing.assert_close(found, ((first + second) / 2 * single[0] + first * single[1]) / 2)
+        both, first = (float(np.exp(bound * np.tanh(value / bound))) for value in (-0.15, 0.5))
+    torch.testing.assert_close(found, (both * single[0] + first * single[1]) / (both + first))
 
 
 def test_policy_weighs_lists_of_logits():
@@ -501,12 +501,14 @@ def test_a_policy_that_no_pair_depends_on_is_refused_and_the_error_says_what_to_
         topics = {topic: values | changes.get(topic, {}) for topic, values in policy.items()}
         return Coupling(configured(**topics), planned(2), LabelCodec.from_labels(range(1, 1 + classes), None), 1, CPU)
 
-    with pytest.raises(ValueError, match=r"with one class, without masks.elastic and conditioning.tone, no pair depends on it"):
-        build()
-    assert build(classes=2).phi
-    assert build(masks={"elastic": 0.1}).phi
-    assert build(conditioning={"tone": 0.1}).phi
+    for hidden in ({}, {"mode": "differential", "intensity_shift": 0.0}):
+        with pytest.raises(ValueError, match=r"without conditioning.tone and masks.elastic, .* no pair depends on it; set one"):
+            build(conditioning=hidden)
+        assert build(conditioning=hidden, classes=2).phi
+        assert build(conditioning=hidden, masks={"elastic": 0.1}).phi
+        assert build(conditioning=hidden | {"tone": 0.1}).phi
     assert build(conditioning={"mode": "differential"}).phi
+    assert build(conditioning={"mode": "differential", "intensity_shift": 0.0}, masks={"growth": 0.1}).phi
 
 
 @pytest.mark.parametrize("parameters", ["architecture", "weights", "policy"])

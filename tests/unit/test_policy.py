@@ -13,13 +13,12 @@ def test_all_factors_are_one_at_the_start():
     assert policy.worth(SIZES).tolist() == [1.0, 1.0, 1.0]
 
 
-def test_worth_is_the_mean_factor_of_the_classes_shown():
+def test_worth_is_in_proportion_to_the_mean_factor_of_the_classes_shown():
     policy = Policy(2)
     with torch.no_grad():
         policy.log_worth.copy_(torch.tensor([0.02, -0.01]))
-    first, second = torch.tensor(0.015).exp(), torch.tensor(-0.015).exp()
-    expected = torch.stack([first, (first + second) / 2, torch.ones(())])
-    torch.testing.assert_close(policy.worth(SIZES), expected, rtol=1e-4, atol=1e-6)
+    expected = torch.tensor([0.02, 0.005, 0.0]).exp()
+    torch.testing.assert_close(policy.worth(SIZES), expected / expected.mean(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("extreme, bound", [(50.0, 3.0), (-50.0, 1 / 3)])
@@ -29,23 +28,24 @@ def test_no_factor_leaves_its_limits(extreme, bound):
         policy.log_deformation.fill_(extreme)
         policy.log_style.fill_(extreme)
         policy.log_worth.copy_(torch.tensor([extreme, -extreme]))
-    for factor in (policy.deformation, policy.style, policy.worth(SIZES)[0]):
+    for factor in (policy.deformation, policy.style, policy.worth(SIZES)[0] / policy.worth(SIZES)[2]):
         assert float(factor.detach()) == pytest.approx(bound, rel=1e-4)
 
 
 @pytest.mark.parametrize("foreground", [1, 3])
 def test_what_all_pairs_weigh_is_not_the_policys(foreground):
-    policy, every = Policy(foreground), torch.ones(1, foreground)
-    own = torch.linspace(-0.2, 0.1, foreground)
-    worths = []
-    for common in (0.0, 40.0):
-        with torch.no_grad():
-            policy.log_worth.copy_(own + common)
-        worths.append(policy.worth(every))
-    torch.testing.assert_close(*worths)
-    (slope,) = torch.autograd.grad(policy.worth(every).sum(), policy.log_worth)
-    assert float(slope.sum()) == pytest.approx(0, abs=1e-6)
-    assert (slope != 0).any() == (foreground > 1)
+    """Pairs that show the same classes weigh the same, whatever these are worth; others share one sum."""
+    policy, some = Policy(foreground), torch.eye(foreground)[[0, 0, 0]]
+    with torch.no_grad():
+        policy.log_worth.copy_(torch.linspace(0.4, 2.0, foreground))
+    for sizes in (some, torch.ones(3, foreground)):
+        worth = policy.worth(sizes)
+        assert worth.tolist() == [1.0] * 3
+        (slope,) = torch.autograd.grad(worth[0], policy.log_worth)
+        assert not slope.any()
+    mixed = policy.worth(torch.cat([some, torch.zeros(2, foreground)]))
+    assert float(mixed.detach().mean()) == pytest.approx(1)
+    assert mixed[0] > 1 > mixed[-1]
 
 
 def test_factors_are_named():
@@ -53,7 +53,7 @@ def test_factors_are_named():
     with torch.no_grad():
         policy.log_deformation.fill_(0.1)
         policy.log_style.fill_(-0.1)
-        policy.log_worth.copy_(torch.tensor([0.06, 0.01, 0.05]))
+        policy.log_worth.copy_(torch.tensor([0.02, -0.03, 0.0]))
     expected = dict(zip(FACTORS, torch.tensor([0.1, -0.1, -0.03, 0.02]).exp().tolist(), strict=True))
     assert policy.factors() == pytest.approx(expected, rel=1e-3)
 
@@ -62,8 +62,8 @@ def test_factors_grow_with_their_parameters():
     policy = Policy(2)
     (slope,) = torch.autograd.grad(policy.style, policy.log_style)
     assert float(slope) == pytest.approx(1.0)
-    (slope,) = torch.autograd.grad(policy.worth(SIZES[:1]).sum(), policy.log_worth)
-    assert slope.tolist() == pytest.approx([0.5, -0.5])
+    (slope,) = torch.autograd.grad(policy.worth(SIZES)[0], policy.log_worth)
+    assert slope.tolist() == pytest.approx([1 - 1.5 / 3, -0.5 / 3])
 
 
 def test_a_further_deformation_lasts_for_the_block():
