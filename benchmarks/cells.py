@@ -242,4 +242,7 @@ GRIDS: dict[str, list[Cell]] = {
     + screening("102", f"stock stock_doubled_batch_and_rate genseg_deformation genseg_more_drawn {OURS}", longer=4),
     "rate": screening("102", "genseg genseg_fast", seeds=SEEDS) + screening("101 102", "genseg_policy genseg_policy_fast"),
     "length": screening("101 102", "deformation_all stock", longer=3),
+    "long": screening("102 104", "genseg_deformation genseg_deformation_strong", longer=4, seeds=range(2))
+    + screening("102", "genseg_deformation_throughout", longer=4)
+    + screening("103", f"stock {OURS}", longer=4),
 }
