@@ -46,7 +46,8 @@ BATCH: Settings = {"sources": "batch"}
 EARLY: Settings = {"warmup": 0.02, "ramp": 0.05}
 THROUGHOUT: Settings = EARLY | {"tail": 0.0}
 MILD: Settings = {"elastic": 0.04, "rotation": 10.0, "scaling": 0.1, "growth": 0.2, "recombination": 0.0}
-STRONG: Settings = MILD | {"elastic": 0.08, "rotation": 30.0, "scaling": 0.25, "growth": 0.0}
+FURTHER: Settings = {"elastic": 0.08, "rotation": 30.0, "scaling": 0.25}
+STRONG: Settings = MILD | FURTHER | {"growth": 0.0}
 TRANSPLANT: Settings = {"recombination": 0.5, "margin": 0.05}
 PLAIN: Settings = {"intensity_shift": 0.3, "tone": 0.0}
 TONE: Settings = {"tone": 0.5}
@@ -89,7 +90,7 @@ ARMS: dict[str, Arm] = {
     "genseg_deformation_early": deformation(schedule=EARLY),
     "genseg_deformation_no_tail": deformation(schedule={"tail": 0.0}),
     "genseg_deformation_recombined": deformation(masks={"recombination": 0.5}),
-    "genseg_deformation_strong": deformation(masks={"elastic": 0.08, "rotation": 30.0, "scaling": 0.25}),
+    "genseg_deformation_strong": deformation(masks=FURTHER),
     "genseg_shift": genseg(conditioning={"intensity_shift": 0.3}, feedback=OFF),
     "genseg_more_drawn": genseg(conditioning={"intensity_shift": 0.3}, masks={"growth": 0.2}, feedback=OFF),
     "genseg_learned_masks": genseg(masks={"source": "learned"}, feedback=OFF),
