@@ -52,7 +52,7 @@ class Policy(nn.Module):
 
     @property
     def style(self) -> Tensor:
-        """Factor on the style noise, the shift of class intensities and the tone curve."""
+        """Factor on the style noise, the shift of class intensities, the tone curve and the filtering."""
         return self._factor(self.log_style)
 
     @torch.no_grad()
