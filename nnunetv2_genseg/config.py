@@ -110,8 +110,6 @@ class ConditioningConfig(Topic):
     """Standard deviation of the shift of every class's mean intensity, in units of nnU-Net's normalised intensities."""
     tone: float = Field(0.25, ge=0, le=2)
     """Standard deviation of the log slopes of a random monotone curve over the synthetic image's intensities; 0: none."""
-    filtering: float = Field(0.0, ge=0, le=1)
-    """Largest share that a copy filtered at random has in the synthetic image, for images of other scanners; 0: none."""
 
 
 class DiffusionConfig(Topic):

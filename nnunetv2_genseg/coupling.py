@@ -141,9 +141,9 @@ class Coupling:
         if self.config.feedback.parameters == "policy":
             if not self.pairs.shows_policy:
                 raise ValueError(
-                    "feedback.parameters is 'policy', but with one class, without conditioning.tone, conditioning.filtering and "
-                    f"masks.elastic, and in mode {self.config.conditioning.mode!r} with nothing that shows a generator, no pair "
-                    "depends on it; set one of the three above 0, or feedback.enabled to false"
+                    "feedback.parameters is 'policy', but with one class, without conditioning.tone and masks.elastic, and in "
+                    f"mode {self.config.conditioning.mode!r} with nothing that shows a generator, no pair depends on it; set one "
+                    "of the two above 0, or feedback.enabled to false"
                 )
             return list(self.pairs.policy.parameters())
         if self.generator is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_genseg import conditioning, masks
-from nnunetv2_genseg.appearance import random_filter, tone_curve
+from nnunetv2_genseg.appearance import tone_curve
 from nnunetv2_genseg.conditioning import ConditionLayout
 from nnunetv2_genseg.config import ConditioningConfig, MaskConfig
 from nnunetv2_genseg.generators import Generator
@@ -95,7 +95,7 @@ class PairSource:
     def shows_policy(self) -> bool:
         """Whether pairs, or what they weigh, can depend on the policy: on its factors on style, deformation or classes."""
         drawn = self.needs_generator and self.shows_generator
-        return drawn or self.config.tone > 0 or self.config.filtering > 0 or self.deforms or self.codec.foreground > 1
+        return drawn or self.config.tone > 0 or self.deforms or self.codec.foreground > 1
 
     @property
     def deforms(self) -> bool:
@@ -154,8 +154,6 @@ class PairSource:
         drawn = self._image(generator, image, labels, change, rng)
         if self.config.tone:
             drawn = tone_curve(drawn, self.policy.style * self.config.tone, rng)
-        if self.config.filtering:
-            drawn = random_filter(drawn, (self.policy.style * self.config.filtering).clamp(max=1), rng)
         if self.masked_channels.any():
             drawn = drawn.masked_fill(self._outside(image, change), 0)
         learned = None

@@ -52,7 +52,7 @@ class Policy(nn.Module):
 
     @property
     def style(self) -> Tensor:
-        """Factor on the style noise, the shift of class intensities, the tone curve and the filtering."""
+        """Factor on the style noise, the shift of class intensities and the tone curve."""
         return self._factor(self.log_style)
 
     @torch.no_grad()

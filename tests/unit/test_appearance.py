@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunetv2_genseg.appearance import FILTER_LAYERS, random_filter, tone_curve
+from nnunetv2_genseg.appearance import tone_curve
 
 
 def seeded(seed=0):
@@ -55,40 +55,3 @@ def test_the_width_has_a_gradient():
     (slope,) = torch.autograd.grad(tone_curve(pictures(2, 1), width, seeded()).pow(3).sum(), width)
     assert torch.isfinite(slope)
     assert slope != 0
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("dims", [2, 3])
-def test_a_filter_keeps_mean_and_spread_and_differs_from_patch_to_patch(dims, channels):
-    image = pictures(dims, channels)[:1].expand(4, channels, *(12,) * dims)
-    filtered = random_filter(image, 1.0, seeded())
-    assert filtered.shape == image.shape
-    torch.testing.assert_close(filtered.flatten(2).mean(dim=2), image.flatten(2).mean(dim=2), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(filtered.flatten(2).std(dim=2), image.flatten(2).std(dim=2), rtol=1e-4, atol=1e-4)
-    assert len(filtered.flatten(1).unique(dim=0)) == 4
-    assert torch.equal(random_filter(image, 1.0, seeded()), filtered)
-
-
-def test_filtered_structures_stay_where_they_are_and_some_are_darker_than_what_they_were_brighter_than():
-    image = torch.zeros(40, 1, 32, 32)
-    image[..., 16:] = 1.0
-    filtered = random_filter(image, 1.0, seeded())[..., FILTER_LAYERS:-FILTER_LAYERS, :]
-    left, right = filtered[..., FILTER_LAYERS : 16 - FILTER_LAYERS], filtered[..., 16 + FILTER_LAYERS : -FILTER_LAYERS]
-    for half in (left, right):
-        assert half.flatten(1).std(dim=1).max() < 1e-4
-    contrast = (right.mean(dim=(1, 2, 3)) - left.mean(dim=(1, 2, 3))).sign()
-    assert 0 < (contrast < 0).sum() < len(image) / 2, "the share of the filtered copy is half in the mean"
-
-
-def test_no_share_filters_nothing_and_a_constant_patch_stays_finite():
-    image = pictures(2, 3)
-    torch.testing.assert_close(random_filter(image, 0.0, seeded()), image)
-    assert not torch.allclose(random_filter(image, 0.1, seeded()), image)
-    flat = torch.full((1, 1, 8, 8), 3.0)
-    assert torch.isfinite(random_filter(flat, 1.0, seeded())).all()
-
-
-def test_the_share_and_the_image_have_gradients():
-    share, image = torch.tensor(0.5, requires_grad=True), pictures(2, 1).requires_grad_()
-    slopes = torch.autograd.grad(random_filter(image, share, seeded()).pow(3).sum(), [share, image])
-    assert all(torch.isfinite(slope).all() and slope.any() for slope in slopes)

@@ -502,12 +502,11 @@ def test_a_policy_that_no_pair_depends_on_is_refused_and_the_error_says_what_to_
         return Coupling(configured(**topics), planned(2), LabelCodec.from_labels(range(1, 1 + classes), None), 1, CPU)
 
     for hidden in ({}, {"mode": "differential", "intensity_shift": 0.0}):
-        with pytest.raises(ValueError, match=r"conditioning.filtering and masks.elastic, .* no pair depends on it; set one"):
+        with pytest.raises(ValueError, match=r"without conditioning.tone and masks.elastic, .* no pair depends on it; set one"):
             build(conditioning=hidden)
         assert build(conditioning=hidden, classes=2).phi
         assert build(conditioning=hidden, masks={"elastic": 0.1}).phi
         assert build(conditioning=hidden | {"tone": 0.1}).phi
-        assert build(conditioning=hidden | {"filtering": 0.1}).phi
     assert build(conditioning={"mode": "differential"}).phi
     assert build(conditioning={"mode": "differential", "intensity_shift": 0.0}, masks={"growth": 0.1}).phi
 

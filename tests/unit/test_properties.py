@@ -91,7 +91,6 @@ CONDITIONINGS = st.builds(
     tissue_classes=st.integers(2, 8),
     intensity_shift=st.floats(0, 3),
     tone=st.floats(0, 2),
-    filtering=st.floats(0, 1),
 )
 SEEDS = st.integers(0, 2**31 - 1)
 
