@@ -28,15 +28,14 @@ def setting_of(result: Result) -> Setting:
     return (result["dataset"], result["budget"], result["configuration"], result["scale"], result["iterations"])
 
 
-def usual(results: list[Result]) -> list[Result]:
-    """Those of the budget and the length that `gain.py` gives their dataset unless a grid says otherwise."""
+def usual(results: list[Result], longer: int = 1) -> list[Result]:
+    """Those of the budget that `gain.py` gives their dataset unless a grid says otherwise, `longer` times as long as usual."""
+    return [one for one in of_length(results, longer) if one["budget"] == BUDGET[one["dataset"]]]
 
-    return [one for one in of_usual_length(results) if one["budget"] == BUDGET[one["dataset"]]]
 
-
-def of_usual_length(results: list[Result]) -> list[Result]:
-    """Those of the length, whatever their budget."""
-    return [one for one in results if one["iterations"] == length(one["dataset"], one["configuration"], one["scale"])]
+def of_length(results: list[Result], longer: int = 1) -> list[Result]:
+    """Those `longer` times as long as usual, whatever their budget."""
+    return [one for one in results if one["iterations"] == longer * length(one["dataset"], one["configuration"], one["scale"])]
 
 
 def described(setting: Setting) -> str:
@@ -90,8 +89,9 @@ def table(results: list[Result], part: str, rival: str = "stock") -> str:
             difference = f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]" if found else ""
             surface = [run["parts"][part]["hd95"] for run in runs if run["parts"][part].get("hd95") is not None]
             distance = f"{np.mean(surface):.2f}" if len(surface) == len(runs) else ""
-            time = np.mean([run["cpu_seconds"] for run in runs])
-            ratio = f"{time / np.mean([run['cpu_seconds'] for run in stock]):.1f}" if stock else ""
+            alone = {run["seed"]: run["cpu_seconds"] for run in stock}
+            times = [run["cpu_seconds"] / alone[run["seed"]] for run in runs if run["seed"] in alone]
+            ratio = f"{np.mean(times):.1f}" if times else ""
             figures = f"{np.mean(dice):.3f}{spread} | {difference} | {distance} | {ratio}"
             lines.append(f"| {described(setting)} | {name} | {len(runs)} | {figures} |")
     return "\n".join(lines) + "\n"
@@ -139,7 +139,7 @@ def mean_gains(results: list[Result], part: str, rival: str = "stock") -> str:
 def budgets(results: list[Result], part: str, arms: tuple[str, ...]) -> str:
     """Markdown: Dice over label budgets, of the first seed, 2D, at the usual length; only datasets with several budgets."""
     found: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
-    for one in of_usual_length(results):
+    for one in of_length(results):
         if one["configuration"] == "2d" and one["seed"] == 0 and one["arm"] in arms and part in one["parts"]:
             found[one["dataset"], one["arm"]][one["budget"]] = one["parts"][part]["dice"]
     several = {dataset for (dataset, _), dice in found.items() if len(dice) > 1}

@@ -98,6 +98,15 @@ def test_cases_without_any_foreground_are_left_out_and_an_arm_without_stock_has_
     assert "| ours | +0.250 | 1 |" in gain_report.mean_gains([result("stock", 0, [0.25]), result("ours", 0, [0.5])], "test")
 
 
+def test_cpu_time_is_relative_to_stock_of_the_same_seed():
+    import gain_report
+
+    stock = [result("stock", seed, [0.5]) | {"cpu_seconds": seconds} for seed, seconds in ((0, 8.0), (1, 2.0))]
+    ours = [result("ours", seed, [0.5]) | {"cpu_seconds": seconds} for seed, seconds in ((1, 3.0), (2, 100.0))]
+    lines = gain_report.table(stock + ours, "test").splitlines()[2:]
+    assert [line.split(" | ")[-1] for line in lines] == ["1.0 |", "1.5 |"]
+
+
 def test_trainings_of_other_lengths_are_told_apart():
     import cells
     import gain_report
@@ -109,6 +118,7 @@ def test_trainings_of_other_lengths_are_told_apart():
         for arm, dice in (("stock", 0.5), ("ours", 0.5 + gain))
     ]
     assert gain_report.usual([*every, every[0] | {"budget": 40}]) == every[:2]
+    assert gain_report.usual([*every, every[2] | {"budget": 40}], longer=4) == every[2:]
     lines = gain_report.contrasts(every, "test", [("ours", "stock")]).splitlines()[2:]
     assert [line.split(" | ")[5:] for line in lines] == [
         [str(usual), "1", "+0.100 [+0.100, +0.100]", "+0.100 |"],
