@@ -209,7 +209,7 @@ GRIDS: dict[str, list[Cell]] = {
     "final": comparison(f"{RIVALS} {OURS}", SEEDS),
     "feedback": comparison("genseg_no_feedback genseg_more_cases genseg_early_feedback genseg", SEEDS),
     "saturation": comparison(
-        f"stock stock_doubled_batch_and_rate genseg_deformation {OURS}", SEEDS, datasets="104 102 103", longer=4
+        f"stock stock_doubled_batch_and_rate genseg_deformation {OURS}", SEEDS, datasets="104 102 103 101", longer=4
     ),
     "volumes": volumes(f"stock stock_doubled_batch_and_rate genseg_deformation {OURS}", SEEDS),
     "curve": curve("stock genseg", SEEDS),
@@ -245,5 +245,6 @@ GRIDS: dict[str, list[Cell]] = {
     "length": screening("101 102", "deformation_all stock", longer=3),
     "long": screening("102 104", "genseg_deformation genseg_deformation_strong", longer=4, seeds=range(2))
     + screening("102", "genseg_deformation_throughout", longer=4)
-    + screening("103", f"stock {OURS}", longer=4),
+    + screening("103", f"stock {OURS}", longer=4)
+    + screening("101", f"stock genseg_deformation genseg_deformation_strong genseg_more_drawn {OURS}", longer=4),
 }

@@ -33,7 +33,7 @@ A finished cell is never run twice, so an interrupted grid goes on. Every cell t
 nnU-Net on those N alone, fold `all`; GenSeg holds its feedback cases aside out of the same N. Iterations are equal for all arms.
 Prediction and Dice are nnU-Net's own, without test-time mirroring. The interval is a bootstrap over test cases of the paired
 difference to stock nnU-Net; **it does not hold the spread between trainings**, which the ± over seeds shows where there are
-several. CPU time is what the training took, relative to stock at the same number of iterations.
+several. CPU time is what the training took, relative to stock at the same number of iterations and of the same seed.
 """
 CONTRASTS = [
     ("stock_doubled_batch_and_rate", "stock_doubled_batch"),
@@ -50,8 +50,9 @@ CONTRASTS = [
 READING = """
 ### What the figures say so far
 
-- In 2D, three seeds of stock, of its two rivals with a doubled batch and of the arms that the project stands on; one seed of the
-  rest. On 101 and 102 two trainings of one arm differ by a point or two, on 103 by a few tenths, on 104 by one to two points.
+- In 2D, at the usual lengths, three seeds of stock, of its two rivals with a doubled batch and of the arms that the project
+  stands on; one seed of the rest, if not said otherwise. On 101 and 102 two trainings of one arm differ by a point or two, on
+  103 by a few tenths, on 104 by one to two points; four times as long, two trainings of stock on 101 by up to nine.
 - **With synthetic pairs stock is beaten**: +2.5 points in the mean of the four datasets without feedback, +2.3 with it, no
   dataset below stock; +1.9 and +1.6 in the other hospital.
 - **That gain is not that of the images.** A mixed batch holds twice as many patches, and since the losses of both halves are
@@ -59,17 +60,28 @@ READING = """
   (`stock_doubled_batch_and_rate`) gains +2.5 in the mean as well: GenSeg without feedback lies 0.2 above it on 104, 0.1 on 103,
   0.2 on 101, 0.4 below it on 102, 0.4 above it in the other hospital, and none of these intervals is clear of zero. A doubled
   batch alone (`stock_doubled_batch`) gains 1.1.
-- **These trainings end too early to tell what new images are worth**: synthetic pairs can only pay where the real ones are
-  exhausted. Four times as long, one training each, the longer step pays less, and less is left to gain. At that length
-  synthetic pairs are worth 0.1 to 1.6 points over stock, 1.5 and 1.6 in the other hospital, and nothing shows that the generator
-  adds to new shapes (0.0, 0.2 and 0.1; -0.1 in the other hospital) or the feedback to the generator (-0.1, 0.8 and 0.0; 0.1):
-  - 104, 2400 iterations: stock 0.810 (0.737 at 600), with batch and learning rate doubled 0.818, bare deformation 0.826, GenSeg
-    without feedback 0.827, with it 0.825.
-  - 102, 4000 iterations: stock 0.620 (0.585 at 1000), with batch and learning rate doubled 0.621, bare deformation 0.625, GenSeg
-    without feedback 0.627, with feedback 0.635. Two trainings of one arm differ by as much, and all intervals hold zero. On the
-    validation part the same trainings have 0.548, 0.556, 0.560, 0.558 and 0.561.
-  - 103, 4000 iterations: stock 0.940 (0.928 at 1000), bare deformation 0.941, GenSeg without feedback and with it 0.943; in
-    the other hospital 0.915 (0.889), 0.932, 0.930 and 0.931. With batch and learning rate doubled stock was not trained as long.
+- **Four times as long** the longer step pays less, and less is left to gain. In the mean of the four datasets GenSeg lies 1.0
+  over stock, without feedback 0.7, the bare deformation 0.4; the intervals of 102 all hold zero. Feedback over none: 0.5 on 101
+  (seed by seed -3.0, -1.4, +5.9), 0.9 on 102 (0.8, 0.9), 0.0 on 103, -0.1 on 104.
+  - 101, 4000 iterations, three seeds: stock 0.352 (0.308, 0.354, 0.393), bare deformation 0.356, GenSeg without feedback 0.367
+    (0.393, 0.376, 0.330), with it 0.371. The first seed alone says that pairs are worth six to nine points, the last that they
+    cost one to six: **no comparison on 101 that rests on one training tells anything.** Stock learns nothing more from its cases
+    at that length: on the validation part the training of seed 0 has 0.262, after 1000 iterations 0.324.
+  - 102, 4000 iterations, two seeds: stock 0.626 (0.620, 0.632), bare deformation 0.619, GenSeg without feedback 0.623, with it
+    0.631. With batch and learning rate doubled 0.621 (seed 0). On the validation part the trainings of seed 0 have 0.548, 0.560,
+    0.558, 0.561 and 0.556.
+  - 103, 4000 iterations, seed 0: stock 0.940, bare deformation 0.941, GenSeg without feedback and with it 0.943; in the other
+    hospital 0.915, 0.932, 0.930 and 0.931. Seed 1: stock 0.939, bare deformation 0.946; in the other hospital, where stock itself
+    is 1.1 better than with seed 0, 0.926 and 0.930.
+  - 104, 2400 iterations, one seed: stock 0.810 (0.737 at 600), with batch and learning rate doubled 0.818, bare deformation
+    0.826, GenSeg without feedback 0.827, with it 0.825.
+- **Filters of random weights** for images of other scanners (`..._filtered`: every synthetic image is mixed with what a small
+  convolutional network of random weights makes of it, after Ouyang et al., doi 10.1109/TMI.2022.3224067) were a trial, four times
+  as long as usual. On 103 they add 0.3 to the bare deformation and 0.4 in the other hospital (two seeds), to GenSeg 0.1 and 0.0
+  (one). On 102 they lost 1.5 to the bare deformation (validation part, one seed). A first version (`..._filtered_unscaled`),
+  which lessened the contrast by the way, gained 5.1 on 101, where trainings differ most, and lost 3.6 on 102 (half as strong:
+  gained 3.4, lost 3.8); at the usual length it lost 0.7 on 103 and gained nothing in the other hospital (one seed each). Not
+  taken.
 - **In 3D nothing can be told yet** (104, 200 iterations, batches of two). With seed 0 the bare deformation (0.784) and everything
   with synthetic pairs (0.736 to 0.782) lie far above the rival (0.676) and stock (0.535); with seed 1 the bare deformation has
   0.467. Trainings this short differ by chance more than any arms do, and intervals over cases do not show it.
@@ -117,10 +129,12 @@ READING = """
   2.3 on 101 (6.1, 1.9, and a gain of 1.0), so the schedule stays.
 - **More of the generator** (`genseg_more_drawn`: a shift of intensities three times as wide, and boundaries that it moves)
   differs from `genseg_no_feedback` by +1.4 on 102 (seeds: -0.3, +4.0, +0.3), +0.3 on 101 (two seeds), -0.4 on 104 (one), and at
-  4000 iterations on 102 by +0.1: nothing that can be told from chance. The shift alone (`genseg_shift`) gains 0.6 on 102.
+  4000 iterations by +0.1 on 102 and -3.9 on 101: nothing that can be told from chance. The shift alone (`genseg_shift`) gains 0.6
+  on 102.
 - **How far masks are changed** was chosen in trainings of the usual length. Four times as long, twice the deformation, 30 degrees
-  and 25 % of size (`genseg_deformation_strong`) are level with the default on 104, 0.836 and 0.835, and 1.3 better on 102, 0.573
-  and 0.560 (one seed, within chance). Without warm-up and tail (`genseg_deformation_throughout`) 102 loses 2.5 there.
+  and 25 % of size (`genseg_deformation_strong`) are level with the default on 104, 0.836 and 0.835, 0.6 better on 101, 0.330 and
+  0.323, and 1.3 better on 102, 0.573 and 0.560 (one seed, within chance). Without warm-up and tail
+  (`genseg_deformation_throughout`) 102 loses 2.5 there.
 - Three times as many iterations did not change the picture on 101 and 102 (rows with 3000 iterations below). Recolouring every
   class by one standard deviation lost on 103 and 104, perhaps because it draws edges along the labels. Doubling the deformation
   lost as well. Transplants lost 1.6 on 101 and 0.9 on 102, in both seeds (`genseg_deformation_recombined`).
@@ -129,11 +143,16 @@ READING = """
   Arms `..._from_batch` were run under their names without that ending, when it was the default; `genseg_from_batch` as
   `genseg_turns`, and `genseg_fixed_cases_from_batch` as `genseg` when one turn was the default. The commands in their files hold
   the old names, the settings are what they were. Arms `..._with_gamma` were run under their names without that ending, when
-  the policy could weigh all pairs more. `deformation_previous` was a trial; the setting is gone.
+  the policy could weigh all pairs more. `deformation_previous` and `..._filtered` were trials; the settings are gone.
+  Arms `..._unscaled` were run under their names without that ending; that first version of the filters is in no commit.
+- Machines differ: of the trainings four times as long those of 101 and of seed 1, and all `..._filtered`, ran on a machine 1.7
+  to 1.9 times as fast as the others. Where stock of the same seed ran on another one, the CPU time tells nothing.
 - Not yet run: three seeds of the other arms, of the long trainings and in 3D, the whole curve over budgets, a feedback that moves
   its parameters far in a training long enough to profit, and full size. But for the last but one the grids are there.
 """
 CURVE = ("stock", "genseg")
+LONGER = 4
+"""Times the usual length, of the second table of means."""
 BUDGETS = """Seed 0 alone, so that neighbours in a row differ by chance, too. For more cases nnU-Net plans larger batches on
 hippocampus (7, 14, 27 and 56 slices); on the chest X-rays they are two images for all of these budgets.
 
@@ -192,7 +211,7 @@ EVIDENCE = {
     "masks.recombination": "0.5 (`genseg_deformation_recombined`) loses 1.6 on 101 and 0.9 on 102 (two seeds)",
     "masks.margin": "not measured",
     "masks.smallest": "not measured",
-    "conditioning.mode": "`genseg_no_feedback` beats `genseg_deformation` on 102, is level on the rest (test part, three seeds)",
+    "conditioning.mode": "four times as long `genseg` is 1.4 and 1.2 above `genseg_deformation` on 101 and 102, else level",
     "conditioning.tissue_classes": "not measured",
     "conditioning.intensity_shift": "0.3 (`genseg_shift`) is level with 0.1 on 102 (three seeds); 1.0 (`recolour_all`) lost",
     "conditioning.tone": "`deformation_tone` (0.5) against `deformation` (none): better on 104, worse on 103, so half of it",
@@ -208,7 +227,7 @@ EVIDENCE = {
     "generator.diffusion.ema": "not measured",
     "generator.vae.kl": "not measured",
     "generator.vae.introspection": "not measured; 1 is the paper's",
-    "feedback.enabled": "within chance of none: -0.3 in the mean (three seeds), four times as long -0.1, 0.8 and 0.0 (one seed)",
+    "feedback.enabled": "within chance of none: -0.3 in the mean of the four; four times as long +0.3 (-0.1, 0.0, 0.9, 0.5)",
     "feedback.parameters": "104, one seed: 0.782 (weights 0.788, policy as it was 0.767), within chance; the paper's choice",
     "feedback.method": "not measured; `exact` is the derivative that is meant",
     "feedback.start": "not measured",
@@ -268,6 +287,8 @@ def main() -> None:
     if final:
         planar = [result for result in usual(final) if result["configuration"] == "2d"]
         page += "\n### Test part\n\n" + table(final, "test") + "\n" + mean_gains(planar, "test")
+        page += f"\n{LONGER} times as long, as many seeds as the table above says:\n\n"
+        page += mean_gains(usual(final, LONGER), "test")
         page += "\n### What each part brings\n\n" + contrasts(final, "test", CONTRASTS)
         page += "\n### Label budgets\n\n" + BUDGETS + budgets(final, "test", CURVE)
         page += "\nThe chest X-rays in the other hospital:\n\n" + budgets(final, "montgomery", CURVE)
