@@ -13,6 +13,8 @@ BUDGET = {"101": 20, "102": 20, "103": 20, "104": 10}
 ITERATIONS = {"101": 1000, "102": 1000, "103": 1000, "104": 600}
 """At the scale `mini`, configuration 2d."""
 ITERATIONS_3D = 200
+LONGER = 4
+"""Times that, of the long trainings."""
 SEEDS = range(3)
 RIVALS = "stock stock_doubled_batch stock_doubled_batch_and_rate da5 genseg_deformation genseg_gmm"
 OURS = "genseg_no_feedback genseg"
@@ -209,7 +211,7 @@ GRIDS: dict[str, list[Cell]] = {
     "final": comparison(f"{RIVALS} {OURS}", SEEDS),
     "feedback": comparison("genseg_no_feedback genseg_more_cases genseg_early_feedback genseg", SEEDS),
     "saturation": comparison(
-        f"stock stock_doubled_batch_and_rate genseg_deformation {OURS}", SEEDS, datasets="104 102 103 101", longer=4
+        f"stock stock_doubled_batch_and_rate genseg_deformation {OURS}", SEEDS, datasets="104 102 103 101", longer=LONGER
     ),
     "volumes": volumes(f"stock stock_doubled_batch_and_rate genseg_deformation {OURS}", SEEDS),
     "curve": curve("stock genseg", SEEDS),
@@ -240,11 +242,11 @@ GRIDS: dict[str, list[Cell]] = {
     "structures": screening("101 102", "genseg_deformation genseg_deformation_recombined", seeds=range(2)),
     "drawn": screening("102 101 104", "genseg_no_feedback genseg_shift genseg_more_drawn", seeds=SEEDS)
     + screening("102", "genseg_weights_of_more_drawn")
-    + screening("102", f"stock stock_doubled_batch_and_rate genseg_deformation genseg_more_drawn {OURS}", longer=4),
+    + screening("102", f"stock stock_doubled_batch_and_rate genseg_deformation genseg_more_drawn {OURS}", longer=LONGER),
     "rate": screening("102", "genseg genseg_fast", seeds=SEEDS) + screening("101 102", "genseg_policy genseg_policy_fast"),
     "length": screening("101 102", "deformation_all stock", longer=3),
-    "long": screening("102 104", "genseg_deformation genseg_deformation_strong", longer=4, seeds=range(2))
-    + screening("102", "genseg_deformation_throughout", longer=4)
-    + screening("103", f"stock {OURS}", longer=4)
-    + screening("101", f"stock genseg_deformation genseg_deformation_strong genseg_more_drawn {OURS}", longer=4),
+    "long": screening("102 104", "genseg_deformation genseg_deformation_strong", longer=LONGER, seeds=range(2))
+    + screening("102", "genseg_deformation_throughout", longer=LONGER)
+    + screening("103", f"stock {OURS}", longer=LONGER)
+    + screening("101", f"stock genseg_deformation genseg_deformation_strong genseg_more_drawn {OURS}", longer=LONGER),
 }

@@ -119,7 +119,8 @@ def contrasts(results: list[Result], part: str, pairs: list[tuple[str, str]]) ->
 
 
 def mean_gains(results: list[Result], part: str, rival: str = "stock") -> str:
-    """Markdown: every arm's mean difference to stock over the datasets on which both were run at equal settings."""
+    """Markdown: every arm's mean difference to stock over the datasets on which both were run at equal settings, those of most
+    datasets first."""
     gains: dict[str, dict[str, float]] = defaultdict(dict)
     there = [result for result in results if part in result["parts"]]
     for setting in {setting_of(result) for result in there}:
@@ -130,7 +131,7 @@ def mean_gains(results: list[Result], part: str, rival: str = "stock") -> str:
             if found:
                 gains[arm][f"{setting[0]} N={setting[1]} {setting[4]} it"] = found[0]
     lines = ["| arm | mean difference to stock | of | on |", "| --- | --- | --- | --- |"]
-    for arm, values in sorted(gains.items(), key=lambda item: -float(np.mean(list(item[1].values())))):
+    for arm, values in sorted(gains.items(), key=lambda item: (-len(item[1]), -float(np.mean(list(item[1].values()))))):
         each = ", ".join(f"{where}: {value:+.3f}" for where, value in sorted(values.items()))
         lines.append(f"| {arm} | {np.mean(list(values.values())):+.3f} | {len(values)} | {each} |")
     return "\n".join(lines) + "\n"

@@ -98,6 +98,14 @@ def test_cases_without_any_foreground_are_left_out_and_an_arm_without_stock_has_
     assert "| ours | +0.250 | 1 |" in gain_report.mean_gains([result("stock", 0, [0.25]), result("ours", 0, [0.5])], "test")
 
 
+def test_an_arm_run_on_few_datasets_does_not_lead_the_means():
+    import gain_report
+
+    every = [result(arm, 0, [dice], name) for name in ("101", "102") for arm, dice in (("stock", 0.5), ("a", 0.6), ("b", 0.7))]
+    lines = gain_report.mean_gains([*every, result("lucky", 0, [0.9])], "test").splitlines()[2:]
+    assert [line[2:].split(" | ")[:3] for line in lines] == [["b", "+0.200", "2"], ["a", "+0.100", "2"], ["lucky", "+0.400", "1"]]
+
+
 def test_cpu_time_is_relative_to_stock_of_the_same_seed():
     import gain_report
 
