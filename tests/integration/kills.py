@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .processes import Moment, Outcome, Training, differences
@@ -56,7 +56,7 @@ def _moments() -> list[tuple[Moment, ...]]:
     ]
     resuming = (Moment("train_step", 7), Moment("open genseg_config.json.partial", 1, "kill in write", 100))
     again_and_again = (Moment("learn", 6), Moment(f"rename {latest}.partial"), Moment("validation_step"))
-    outside = [Moment("clock", fault="kill from outside", seconds=rng.uniform(0.05, 2.5)) for _ in range(5)]
+    outside = [replace(moment, fault="kill from outside", seconds=rng.uniform(0.0, 0.3)) for moment in _in_steps(rng, 5)]
     return [*((moment,) for moment in [*_in_steps(rng, 7), *writes, *outside]), resuming, again_and_again]
 
 

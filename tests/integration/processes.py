@@ -47,13 +47,13 @@ class Moment:
     fault: str = "kill"
     """`kill`: SIGKILL at once. `kill in write`: the kernel kills the process when the file that it writes reaches `size`.
     `disk full`: the kernel refuses to write more than `size` to it. `kill worker`: SIGKILL to a data-loading process.
-    `read-only folder`: the fold folder's mode bits. `kill from outside`: SIGKILL by the parent, after `seconds`."""
+    `read-only folder`: the fold folder's mode bits. `kill from outside`: SIGKILL by the parent, `seconds` later."""
     size: int = 0
     seconds: float = 0.0
 
     def __str__(self) -> str:
         if self.fault == "kill from outside":
-            return f"SIGKILL from outside after {self.seconds:.2f} s"
+            return f"SIGKILL from outside, {self.seconds:.2f} s after `{self.event}`, number {self.count}"
         words = {"kill": "SIGKILL at", "kill in write": f"killed at byte {self.size} after"}
         return f"{words.get(self.fault, f'{self.fault} after')} `{self.event}`, number {self.count}"
 
@@ -137,7 +137,8 @@ class Training:
                 break
             if kind == "ready":
                 started = time.monotonic()
-                deadline = started + moment.seconds if moment and moment.seconds else None
+            elif kind == "moment":
+                deadline = time.monotonic() + moment.seconds
             elif kind == "epoch":
                 epochs.append(*content)
             elif kind == "memory":
@@ -198,7 +199,7 @@ def _train(connection: Connection, training: Training, moment: Moment | None, re
         )
         trainer.initialize()
         maybe_load_checkpoint(trainer, resume, False)
-        on_event = _fault(trainer, moment) if moment else lambda event: None
+        on_event = _fault(trainer, moment, connection) if moment else lambda event: None
         if moment:
             _watch_files(on_event)
         for owner, names in ((trainer, METHODS), (trainer.coupling, COUPLING_METHODS)):
@@ -207,6 +208,8 @@ def _train(connection: Connection, training: Training, moment: Moment | None, re
         _report(trainer, connection, training.memory_every)
         connection.send(("ready",))
         trainer.run_training()
+        if moment and moment.fault == "kill from outside":
+            signal.pause()  # however fast this machine trains, it is killed
     except Exception as error:
         connection.send(("error", f"{type(error).__name__}: {error}", traceback.format_exc()))
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # for coverage's file
@@ -265,7 +268,7 @@ def _watch_files(on_event: Callable[[str], None]) -> None:
     os.fsync = fsync
 
 
-def _fault(trainer: Any, moment: Moment) -> Callable[[str], None]:
+def _fault(trainer: Any, moment: Moment, connection: Connection) -> Callable[[str], None]:
     """What shall be called at every event, and brings about the fault when its moment has come."""
     seen = 0
 
@@ -278,6 +281,8 @@ def _fault(trainer: Any, moment: Moment) -> Callable[[str], None]:
             return
         if moment.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif moment.fault == "kill from outside":
+            connection.send(("moment",))
         elif moment.fault == "kill worker":
             os.kill(trainer.dataloader_train._processes[0].pid, signal.SIGKILL)
         elif moment.fault == "read-only folder":
