@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,13 @@ Parameters = Mapping[str, Tensor]
 Logits = Tensor | list[Tensor]
 """One tensor (B, classes, *spatial), or a list of them with deep supervision."""
 LossOfLogits = Callable[[Logits], Tensor]
+
+composed_attention: Callable[[], AbstractContextManager[None]] = nullcontext
+"""Inside it attention is computed by operations that can be differentiated twice; torch's fused ones cannot."""
+with suppress(ImportError):  # torch before 2.3
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    composed_attention = partial(sdpa_kernel, SDPBackend.MATH)
 
 
 def segmenter_gradient(network: nn.Module, theta: Parameters, image: Tensor, loss: LossOfLogits) -> dict[str, Tensor]:
@@ -119,13 +128,16 @@ def finite_difference(
     if length == 0:
         return [torch.zeros_like(part) for part in phi]
     scale = epsilon / length
-    sides = []
-    for sign in (1, -1):
+
+    def side(distance: float, retain_graph: bool) -> list[Tensor]:
         weights = {name: weight.detach() for name, weight in theta.items()}
-        weights |= {name: weights[name] + sign * scale * part for name, part in direction.items()}
-        value = loss(_output(network, weights, image))
-        sides.append(_gradient(value, phi, retain_graph=True))
-    return [-step_size * (plus - minus) / (2 * scale) for plus, minus in zip(*sides, strict=True)]
+        weights |= {name: weights[name] + distance * part for name, part in direction.items()}
+        return _gradient(loss(_output(network, weights, image)), phi, retain_graph)
+
+    with torch.random.fork_rng([image.device] if image.is_cuda else []):  # both sides have the same dropout
+        plus = side(scale, retain_graph=True)
+    minus = side(-scale, retain_graph=False)
+    return [-step_size * (up - down) / (2 * scale) for up, down in zip(plus, minus, strict=True)]
 
 
 def last_layers(theta: Parameters, direction: Parameters) -> dict[str, Tensor]:
@@ -164,7 +176,8 @@ def _output(network: nn.Module, weights: Parameters, image: Tensor) -> Any:
     `functional_call` would exchange such a module's weights once a name and put the wrong ones back.
     """
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    return functional_call(network, {**buffers, **weights}, (image,), tie_weights=False)
+    with composed_attention():
+        return functional_call(network, {**buffers, **weights}, (image,), tie_weights=False)
 
 
 def _gradient(value: Tensor, phi: Sequence[Tensor], retain_graph: bool = False) -> list[Tensor]:

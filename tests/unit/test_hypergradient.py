@@ -310,6 +310,43 @@ def test_part_of_phi_that_is_not_reached_gets_zero(method):
     assert found[1].any()
 
 
+class Attention(SmoothSegmenter):
+    """Every voxel attends to all, with dropout, as in nnU-Net's transformers."""
+
+    def __init__(self, dropout):
+        super().__init__(2, 1, False)
+        self.project = nn.Conv2d(1, 12, 1)
+        self.out = nn.Conv2d(4, 1, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        query, key, value = self.project(x).view(len(x), 3, 1, 4, -1).transpose(3, 4).contiguous().unbind(1)
+        attended = functional.scaled_dot_product_attention(query, key, value)[:, 0].transpose(1, 2)
+        return super().forward(x + self.dropout(self.out(attended.view(len(x), 4, *x.shape[2:]))))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_networks_with_attention_and_dropout(dropout):
+    """Both sides of the difference have the dropout that the derivative has; the next time it is another."""
+    problem = Problem()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        problem.network = Attention(dropout).double()
+        problem.theta = dict(problem.network.named_parameters())
+        direction = problem.direction()
+
+        def found(method):
+            image = problem.generator(problem.noise)
+            return method(problem.network, problem.theta, direction, problem.phi, image, problem.on_synthetic, ETA)
+
+        torch.manual_seed(1)
+        exact = found(hypergradient.exact)
+        torch.manual_seed(1)
+        difference, again = found(hypergradient.finite_difference), found(hypergradient.finite_difference)
+    assert relative_error(difference, exact) < 1e-3
+    assert (relative_error(again, difference) > 0.01) == (dropout > 0)
+
+
 def test_norm():
     assert hypergradient.finite_norm([torch.tensor([3.0]), torch.tensor([[4.0]])]) == pytest.approx(5.0)
 
