@@ -11,6 +11,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -107,7 +109,8 @@ class ConditioningConfig(Topic):
     tissue_classes: int = Field(6, ge=2, le=32)
     """Intensity clusters of the unlabelled part (modes `tissue` and `differential`)."""
     intensity_shift: float = Field(0.1, ge=0, le=3)
-    """Standard deviation of the shift of every class's mean intensity, in units of nnU-Net's normalised intensities."""
+    """Standard deviation of the shift of every class's mean intensity, relative to that within the real patches (modes `tissue`
+    and `differential`)."""
     tone: float = Field(0.25, ge=0, le=2)
     """Standard deviation of the log slopes of a random monotone curve over the synthetic image's intensities; 0: none."""
 
@@ -161,7 +164,8 @@ class GeneratorConfig(Topic):
     """The generator takes a step every so many iterations (k)."""
     pretrained: str | None = None
     """Folder of a trained generator (`genseg pretrain`) that a training starts from; None: random weights. Read at the start
-    alone, not when a training is resumed. Cases that the generator was trained on cannot judge what it is worth."""
+    alone; resuming needs the same setting, but not the folder. Cases that the generator was trained on cannot judge what it is
+    worth."""
     diffusion: DiffusionConfig = DiffusionConfig()
     """Settings of `diffusion`."""
     vae: VaeConfig = VaeConfig()
@@ -192,7 +196,8 @@ class FeedbackConfig(Topic):
     interval: int = Field(5, ge=1)
     """A feedback step every so many iterations (K)."""
     patches: int = Field(2, ge=1)
-    """Patches in the micro-batches of a feedback step, real and synthetic each; at most the batch size."""
+    """Patches in the micro-batches of a feedback step, real and synthetic each; at most the batch size. With 1 the policy leaves
+    what classes are worth at 1, since it weighs the patches of a step against each other."""
     learning_rate: float = Field(3e-3, gt=0, le=1)
     """Adam's learning rate for φ."""
     cases: float = Field(0.1, gt=0, le=0.5)
@@ -320,14 +325,39 @@ def _read(path: Path) -> Settings:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8: {error}") from None
     try:
-        settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        settings = json.loads(text, object_pairs_hook=_mapping) if path.suffix == ".json" else yaml.load(text, _Loader)
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is neither valid JSON nor YAML: {error}") from None
     if settings is None:
         return {}
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a mapping of topics to settings, found {type(settings).__name__}")
     return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as its version 1.2 has it where PyYAML keeps to an older one: 1e-4 is a number, and no key is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        _refuse_twice([self.construct_object(key, deep=True) for key, _ in node.value])
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def _mapping(items: list[tuple[str, Any]]) -> Settings:
+    _refuse_twice([key for key, _ in items])
+    return dict(items)
+
+
+def _refuse_twice(keys: list[Any]) -> None:
+    """Python's readers of JSON and YAML would keep the last value and say nothing."""
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key} is there twice; join the two")
 
 
 def _merged(first: Settings, second: Settings) -> Settings:

@@ -138,6 +138,28 @@ def test_json_and_yaml_are_read(tmp_path, name, text):
     assert config.masks == MaskConfig()
 
 
+@pytest.mark.parametrize(
+    "name, text, key",
+    [
+        ("a.yaml", "mixing: {gamma: 0.5}\nseed: 1\nmixing: {share: 0.5}\n", "mixing"),
+        ("a.yaml", "mixing: {gamma: 0.5, gamma: 2.0}", "gamma"),
+        ("a.json", '{"mixing": {"gamma": 0.5}, "mixing": {"share": 0.5}}', "mixing"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_an_error(tmp_path, name, text, key):
+    with pytest.raises(ValueError, match=f"{name} is neither valid JSON nor YAML: {key} is there twice; join the two"):
+        resolved_from(written(tmp_path, text, name))
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", ".1e-3", "+1.e-4", "1.0e-4", "0.0001"])
+def test_yaml_takes_numbers_with_exponents(tmp_path, number):
+    assert resolved_from(written(tmp_path, f"generator: {{learning_rate: {number}}}", "a.yaml")).generator.learning_rate == 1e-4
+
+
+def test_yaml_takes_words_that_begin_like_numbers_for_words(tmp_path):
+    assert resolved_from(written(tmp_path, "generator: {pretrained: 1e4_cases}", "a.yaml")).generator.pretrained == "1e4_cases"
+
+
 def test_an_empty_yaml_file_changes_nothing(tmp_path):
     assert resolved_from(written(tmp_path, "", "a.yaml")) == GenSegConfig()
 
