@@ -265,7 +265,8 @@ def neighbourhood_mean(maps: Tensor) -> Tensor:
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """(B, *spatial) int64 to (B, classes, *spatial) float32."""
-    return functional.one_hot(labels, classes).movedim(-1, 1).float()
+    maps = torch.zeros(len(labels), classes, *labels.shape[1:], device=labels.device)
+    return maps.scatter_(1, labels[:, None], 1.0)
 
 
 def centroids(mask: Tensor) -> Tensor:
