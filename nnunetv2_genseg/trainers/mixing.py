@@ -17,7 +17,8 @@ Target = Tensor | list[Tensor]
 class MixedLoss(nn.Module):
     """Wraps nnU-Net's loss, so that nnU-Net's own training step serves mixed batches unchanged.
 
-    Outside of `mixing` it is the wrapped loss. A synthetic loss that is NaN or infinite is left out.
+    Outside of `mixing` it is the wrapped loss. A synthetic loss that is NaN or infinite is left out; where the network's output
+    itself is not finite, as after an overflow in float16, the gradient is not either, and nnU-Net's GradScaler skips the step.
 
     Args:
         loss: nnU-Net's, with deep supervision's wrapper where there is one.
