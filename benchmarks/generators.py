@@ -285,7 +285,7 @@ def costs(cell: Cell, place: Place) -> dict[str, Any]:
 
     trainer = family_trainer(cell, place, place.dataset(cell))
     image, labels = patches(trainer, trainer.batch_size)
-    trainer.coupling.pairs.observe(labels)
+    trainer.coupling.pairs.observe(image, labels)
     coupling, network = trainer.coupling, trainer.network
     batch = next(trainer.dataloader_train)
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT = 3
+FORMAT = 4
 UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 """What reading a damaged file raises."""

@@ -34,6 +34,9 @@ FURTHER = 0.2
 whole voxels, so that it must be far enough for many of them to jump."""
 
 
+ZERO_STEPS = 100
+"""Feedback steps in a row that are zero, after which nothing is learnt from the held-aside cases."""
+
 LARGEST_SHARE = "largest share of a kernel"
 """What is noted of an architecture: 1 / 3 at the start, 1 if a kernel of three is chosen."""
 
@@ -113,7 +116,15 @@ class Coupling:
                 codec.foreground, plan.patch_size, seed=config.seed, device=device, synchronise=synchronise
             )
         self.pairs = PairSource(
-            codec, image_channels, config.conditioning, config.masks, plan.movable_axes, device, masked_channels, self.shapes
+            codec,
+            image_channels,
+            config.conditioning,
+            config.masks,
+            plan.movable_axes,
+            device,
+            masked_channels,
+            self.shapes,
+            synchronise,
         )
         feedback = config.feedback
         self.generator: Generator | None = None
@@ -136,6 +147,7 @@ class Coupling:
         self.recovery = Recovery(self._learned, self._restore_learned)
         self.losses: dict[str, list[float]] = defaultdict(list)
         """What was measured since `report` was last called."""
+        self._zero_steps = 0
 
     def _phi(self) -> list[nn.Parameter]:
         if self.config.feedback.parameters == "policy":
@@ -225,10 +237,11 @@ class Coupling:
 
     def learn(self, image: Tensor, labels: Tensor) -> None:
         """The generator's own step on the real pairs of a batch, and that of the learned masks."""
-        self.pairs.observe(labels)
+        self.pairs.observe(image, labels)
         if self.generator is None:
             return
         with torch.no_grad():
+            image = self.pairs.standardised(image)
             condition = self.pairs.real_condition(image, labels)
             style = self.pairs.style(self.generator, image, self.rng)
         self._note(self.generator.learn(condition, image, style))
@@ -268,7 +281,7 @@ class Coupling:
             step_size: the segmenter's learning rate, η.
 
         Raises:
-            RuntimeError: the hypergradient is detached.
+            RuntimeError: the hypergradient is detached, or was zero `ZERO_STEPS` times in a row.
             FloatingPointError: it is not finite, on any process and then on all of them; φ was not moved.
         """
         if self.phi_optimizer is None:
@@ -313,8 +326,11 @@ class Coupling:
         self.synchronise(gradient)
         norm = hypergradient.finite_norm(gradient)
         self._note({"hypergradient": norm})
+        self._zero_steps = self._zero_steps + 1 if norm == 0 else 0
+        if self._zero_steps == ZERO_STEPS:
+            raise RuntimeError("feedback is zero: nothing is learnt from the held-aside cases; change how pairs are drawn")
         if norm == 0:
-            return  # no change of these patches shows the generator; `report` looks whether it was so all the time
+            return  # no change of these patches shows the generator
         for parameter, part in zip(self.phi, gradient, strict=True):
             parameter.grad = part
         self.phi_optimizer.step()
@@ -349,15 +365,9 @@ class Coupling:
             self.losses[name].append(value)
 
     def report(self) -> dict[str, float]:
-        """Mean of every value since the last call, by name; empties the record.
-
-        Raises:
-            RuntimeError: all feedback steps since then were zero.
-        """
+        """Mean of every value since the last call, by name; empties the record."""
         means = {name: math.fsum(values) / len(values) for name, values in self.losses.items() if values}
         self.losses.clear()
-        if means.get("hypergradient") == 0:
-            raise RuntimeError("feedback is zero: nothing is learnt from the held-aside cases; change how pairs are drawn")
         return means
 
     def _learned(self) -> dict[str, Any]:
@@ -381,6 +391,8 @@ class Coupling:
         """Everything that a resumed training needs, in tensors, numbers, strings, lists and dictionaries."""
         return {
             "learned": self._learned(),
+            "variance": self.pairs.variance,
+            "observed": self.pairs.observed,
             "largest": self.pairs.largest,
             "topology": self.pairs.topology.state(),
             "rng": self.rng.get_state(),
@@ -390,6 +402,8 @@ class Coupling:
         """The inverse of `state`."""
         self._restore_learned(state["learned"])
         self.recovery.keep()
+        self.pairs.variance.copy_(state["variance"])
+        self.pairs.observed.copy_(state["observed"])
         self.pairs.largest.copy_(state["largest"])
         self.pairs.topology.restore(state["topology"])
         self.rng.set_state(state["rng"])

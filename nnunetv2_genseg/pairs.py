@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,7 @@ class PairSource:
         device: where everything lives.
         masked_channels: channels that are 0 outside of the subject (nnU-Net's `use_mask_for_norm`), and stay so.
         shapes: draws new shapes of structures, if `mask_config` says so.
+        synchronise: averages tensors over the processes of a distributed training, in place.
 
     Raises:
         ValueError: `mask_config.source` is `learned` without `shapes`.
@@ -68,6 +70,7 @@ class PairSource:
         device: torch.device,
         masked_channels: tuple[int, ...] = (),
         shapes: LearnedShapes | None = None,
+        synchronise: Callable[[Iterable[Tensor]], None] = lambda tensors: None,
     ) -> None:
         if (mask_config.source == "learned") != (shapes is not None):
             raise ValueError(f"masks.source is {mask_config.source!r}: shapes go with 'learned', and with it alone")
@@ -80,6 +83,11 @@ class PairSource:
         self.layout = ConditionLayout(codec.foreground, tissues, image_channels)
         self.masked_channels = torch.tensor([i in masked_channels for i in range(image_channels)], device=device)
         self.policy = Policy(codec.foreground).to(device)
+        self.synchronise = synchronise
+        self.variance = torch.zeros(image_channels, device=device)
+        """(C,) variance within real patches, summed over the batches so far."""
+        self.observed = torch.zeros(image_channels, device=device)
+        """(C,) how many batches these are."""
         self.largest = torch.zeros(codec.classes, device=device)
         """(classes,) most voxels of every class in one real patch so far: the dataset's own bound on new masks."""
         self.topology = TopologyBounds(codec.foreground, device)
@@ -111,14 +119,31 @@ class PairSource:
         """Whether the mode draws with a generator."""
         return self.config.mode != "deformation"
 
-    def observe(self, labels: Tensor) -> None:
-        """Takes note of how large the classes of real patches, (B, *spatial), are, and of their topology if need be."""
+    def observe(self, image: Tensor, labels: Tensor) -> None:
+        """Takes note of how much the intensities of real patches, (B, C, *spatial), vary, how large their classes,
+        (B, *spatial), are, and of their topology if need be."""
+        variance = image.flatten(2).var(dim=2).mean(dim=0)
+        self.synchronise([variance])
+        finite = torch.isfinite(variance)
+        self.variance += torch.where(finite, variance, 0.0)
+        self.observed += finite
         self.largest = torch.maximum(self.largest, masks.class_sizes(labels, self.codec.classes).amax(dim=0))
         if self.shapes is not None:
             self.topology.observe(labels)
 
+    @property
+    def deviation(self) -> Tensor:
+        """(C, 1, ...) standard deviation within the real patches so far; 1 for a channel that does not vary."""
+        mean = torch.where(self.variance > 0, self.variance / self.observed, 1.0)
+        return mean.sqrt().view(-1, *(1,) * len(self.movable_axes))
+
+    def standardised(self, image: Tensor) -> Tensor:
+        """(B, C, *spatial) images as the generator knows them, relative to `deviation`: not every normalisation of nnU-Net's
+        gives images of unit variance, which its weights of losses, its noise and the shifts of intensities are made for."""
+        return image / self.deviation
+
     def real_condition(self, image: Tensor, labels: Tensor) -> Tensor:
-        """(B, layout.channels, *spatial) condition of real pairs, as the generator learns it."""
+        """(B, layout.channels, *spatial) condition of real pairs with standardised images, as the generator learns it."""
         scene = conditioning.compose_scene(labels, self._tissue(image, labels), self.layout)
         return conditioning.condition(scene, conditioning.class_intensities(image, scene, self.layout), self.layout)
 
@@ -184,6 +209,12 @@ class PairSource:
         """(B, C, *spatial) the image after a change of the masks, as the mode has it."""
         if generator is None:
             return _joined([masks.warp_image(image[source], grid) for source, grid in _origins(change)], change)
+        return self.deviation * self._generated(generator, self.standardised(image), labels, change, rng)
+
+    def _generated(
+        self, generator: Generator, image: Tensor, labels: Tensor, change: MaskChange, rng: torch.Generator
+    ) -> Tensor:
+        """As `_image`, of and with standardised images."""
         tissue = self._tissue(image, labels)
         before = conditioning.compose_scene(labels, tissue, self.layout)
         after = conditioning.compose_scene(change.labels, self._transplanted(tissue, change), self.layout)

@@ -23,7 +23,7 @@ from nnunetv2_genseg.masks import neighbourhood_mean
 BIAS_POINTS = 4
 """Control points of the bias field along every axis."""
 BIAS = 0.3
-"""Standard deviation of the bias field at a control point, in units of nnU-Net's normalised intensities."""
+"""Standard deviation of the bias field at a control point, relative to that of the image."""
 SPREAD_CHANGE = 0.5
 """Standard deviation of the logarithm of a class's spread relative to the measured one."""
 MOMENTUM = 0.99

@@ -113,7 +113,7 @@ class MixedKernelUNet(nn.Module):
     """Condition and style to image, with the stages, strides and kernels of nnU-Net's plan.
 
     The last layer sees the condition too, so that a class's intensity has a straight way to the image. The output is
-    not bounded: images are in nnU-Net's normalised intensities.
+    not bounded: images are relative to their standard deviation.
 
     Args:
         plan: the segmentation network's plan.

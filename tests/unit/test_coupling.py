@@ -14,7 +14,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 from torch.func import functional_call
 
-from nnunetv2_genseg import hypergradient
+from nnunetv2_genseg import coupling, hypergradient
 from nnunetv2_genseg.config import GenSegConfig, checked
 from nnunetv2_genseg.coupling import FURTHER, LARGEST_SHARE, Coupling, Segmenter, stage_at
 from nnunetv2_genseg.generators import NetworkPlan
@@ -85,7 +85,7 @@ class Setting:
                                        dice_class=MemoryEfficientSoftDiceLoss)  # fmt: skip
         self.image, self.labels = real_pairs(self.codec, dims, channels)
         self.held_image, self.held_labels = real_pairs(self.codec, dims, channels, count=2, seed=1)
-        self.coupling.pairs.observe(self.labels)
+        self.coupling.pairs.observe(self.image, self.labels)
 
     def to_target(self, labels):
         return self.codec.to_target(labels, torch.bool if self.codec.regions is not None else torch.int16)
@@ -189,7 +189,7 @@ def test_fewer_pairs_than_patches_are_drawn_from_the_last_which_hold_foreground(
     still = {"elastic": 0.0, "rotation": 0.0, "scaling": 0.0}
     plain = {"mode": "deformation", "intensity_shift": 0.0, "tone": 0.0}
     setting = Setting(conditioning=plain, masks=still, feedback={"enabled": False})
-    setting.coupling.pairs.observe(setting.labels)
+    setting.coupling.pairs.observe(setting.image, setting.labels)
     pairs = setting.coupling.draw(setting.image, setting.labels, 2)
     torch.testing.assert_close(pairs.image, setting.image[-2:], rtol=0, atol=1e-4)
 
@@ -213,6 +213,22 @@ def test_learning_lowers_the_distance_to_the_real_images(mode):
     setting.coupling.report()
     setting.coupling.learn(setting.image, setting.labels)
     assert setting.coupling.report()["l1"] < 0.7 * first
+
+
+@pytest.mark.parametrize("mode", ["tissue", "differential"])
+@pytest.mark.parametrize("family", ["gan", "vae", "diffusion", "gmm"])
+def test_the_units_of_the_intensities_do_not_matter(family, mode):
+    """nnU-Net's normalisations leave images in [0, 1], or as they are in the file; powers of two keep the bits."""
+    off = {"feedback": {"enabled": False}, "generator": {"name": family}, "conditioning": {"mode": mode, "intensity_shift": 0.5}}
+    drawn = []
+    for units in ((1.0, 1.0), (256.0, 0.125)):
+        setting, scale = Setting(channels=2, **off), torch.tensor(units).view(2, 1, 1)
+        setting.coupling.pairs.variance.zero_()
+        setting.coupling.pairs.observed.zero_()
+        for _ in range(3):
+            setting.coupling.learn(scale * setting.image, setting.labels)
+        drawn.append(setting.coupling.draw(scale * setting.image, setting.labels, 4).image / scale)
+    assert torch.equal(*drawn)
 
 
 def test_learning_takes_note_of_the_largest_structures():
@@ -396,13 +412,18 @@ def test_feedback_with_deep_supervision():
 
 @pytest.mark.parametrize("parameters", ["architecture", "policy"])
 @pytest.mark.parametrize("method", ["exact", "finite_difference"])
-def test_a_feedback_that_is_zero_for_a_whole_epoch_stops_the_training(parameters, method):
+def test_a_feedback_that_stays_zero_stops_the_training(parameters, method, monkeypatch):
+    monkeypatch.setattr(coupling, "ZERO_STEPS", 3)
     setting = Setting(feedback={"parameters": parameters, "method": method})
     before = setting.tensors()
-    setting.feedback(gamma=0.0)
-    assert all(same(before[name], parts) for name, parts in setting.tensors().items())
-    with pytest.raises(RuntimeError, match="feedback is zero"):
+    for gamma in (0.0, 0.0, 1.0, 0.0, 0.0):
+        setting.feedback(gamma)
+        if gamma:
+            before = setting.tensors()
+        assert all(same(before[name], parts) for name, parts in setting.tensors().items())
         setting.coupling.report()
+    with pytest.raises(RuntimeError, match="feedback is zero"):
+        setting.feedback(0.0)
 
 
 def test_a_feedback_that_is_zero_now_and_then_is_none():
@@ -534,7 +555,7 @@ def test_a_restored_coupling_continues_as_if_nothing_had_happened(parameters):
 def test_processes_start_alike_and_draw_differently():
     setting = Setting()
     other = Coupling(setting.coupling.config, planned(2), setting.codec, 1, CPU, rank=1)
-    other.pairs.observe(setting.labels)
+    other.pairs.observe(setting.image, setting.labels)
     assert same([*other.generator.weights()], [*setting.coupling.generator.weights()])
     first = setting.coupling.draw(setting.image, setting.labels, 2)
     assert not torch.equal(first.image, other.draw(setting.image, setting.labels, 2).image)

@@ -29,7 +29,7 @@ def setting(mode="differential", dims=2, channels=1, ignore=False, shift=0.3, ch
     if ignore:
         labels[(slice(None), *(slice(-2, None),) * dims)] = 3
     image = labels[:, None] + 0.3 * torch.randn(2, channels, *spatial, generator=torch.Generator().manual_seed(0))
-    source.observe(labels)
+    source.observe(image, labels)
     return source, generator, image, labels
 
 
@@ -200,10 +200,31 @@ def test_intensity_below_the_ignore_label_counts_as_tissue(mode):
 
 
 def test_largest_structures_are_remembered():
-    source, _, _, labels = setting()
+    source, _, image, labels = setting()
     assert torch.equal(source.largest, masks.class_sizes(labels, 3).amax(dim=0))
-    source.observe(torch.ones_like(labels))
+    source.observe(image, torch.ones_like(labels))
     assert source.largest.tolist() == [231.0, 256.0, 9.0]
+
+
+def test_the_deviation_is_that_within_the_patches_so_far():
+    source, _, image, labels = setting(channels=2)
+    other = image * 3 + 100 * torch.arange(2).view(2, 1, 1, 1)
+    other[:, 1] = 7.0
+    source.observe(other, labels)
+    variance = (image[:, 0].flatten(1).var(dim=1).mean() + 9 * image[:, 0].flatten(1).var(dim=1).mean()) / 2
+    torch.testing.assert_close(source.deviation[0].squeeze(), variance.sqrt())
+    still, _, _, _ = setting()
+    still.observe(torch.full_like(image[:, :1], float("nan")), labels)
+    assert torch.equal(still.deviation, setting()[0].deviation), "what is not finite is not counted"
+
+
+def test_a_channel_that_does_not_vary_stays_as_it_is():
+    codec = LabelCodec.from_labels([1], None)
+    source = PairSource(codec, 1, ConditioningConfig(), MaskConfig(), (True, True), CPU)
+    image = torch.full((2, 1, 8, 8), 5.0)
+    assert torch.equal(source.standardised(image), image), "nothing was observed"
+    source.observe(image, torch.zeros(2, 8, 8, dtype=torch.long))
+    assert torch.equal(source.standardised(image), image)
 
 
 def test_style_is_wider_by_the_policy_s_factor():

@@ -160,7 +160,7 @@ def test_pairs_are_finite_of_the_right_kind_and_seeded(
     scene: Scene, conditioning: ConditioningConfig, mask_config: MaskConfig, family: str, masked: bool, seed: int
 ):
     source, generator = source_and_generator(scene, conditioning, mask_config, family, masked)
-    source.observe(scene.labels)
+    source.observe(scene.image, scene.labels)
 
     def draw() -> Pairs:
         return source.draw(generator, scene.image, scene.labels, seeded(seed))

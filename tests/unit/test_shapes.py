@@ -62,7 +62,7 @@ def trained_on_phantoms(dims, classes):
     source = PairSource(
         codec, 1, ConditioningConfig(), MaskConfig(source="learned", **STILL), (True,) * dims, CPU, shapes=model
     )
-    source.observe(labels)
+    source.observe(labels[:, None].float(), labels)
     return source, labels
 
 
