@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -514,13 +515,14 @@ def place_for(bad: BadInput, folder: Path, prepared: Path, dataset: str, killed:
 def _process(environment: dict[str, str]) -> Iterator[None]:
     """This process with another environment, and as it was afterwards."""
     mine = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_") and key != "GENSEG_TRACEBACK"}
-    threads, arguments = torch.get_num_threads(), sys.argv
+    threads, arguments, on_sigterm = torch.get_num_threads(), sys.argv, signal.getsignal(signal.SIGTERM)
     with mock.patch.dict(os.environ, mine | environment, clear=True):
         try:
             yield
         finally:
             torch.set_num_threads(threads)
             sys.argv = arguments
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def answer(bad: BadInput, place: Place) -> Answer:

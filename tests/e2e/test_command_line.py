@@ -15,7 +15,7 @@ import SimpleITK
 from nnunetv2_genseg.demo import DemoSettings, run_demo
 from nnunetv2_genseg.phantoms import PhantomDataset
 
-from .conftest import Shell, ended, wait_until
+from .conftest import LONGEST, Shell, ended, wait_until
 
 NAME = "Dataset903_Phantom2D"
 WITHOUT_THIS_PACKAGE = """
@@ -72,7 +72,7 @@ def test_pretraining_that_is_terminated_leaves_no_temporary_files(shell: Shell, 
         # the generator's folder is made when the first iteration begins
         wait_until(lambda: bool(list(temporary.glob("genseg_pretrain_*"))) and generator.is_dir(), process)
         process.terminate()
-        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        assert process.wait(timeout=LONGEST) == 128 + signal.SIGTERM
         assert not list(temporary.glob("genseg_pretrain_*"))
     finally:
         ended(process)  # its loaders, if any were left

@@ -33,7 +33,7 @@ CONTEXT.set_forkserver_preload([__name__])
 METHODS = ("on_train_start", "on_epoch_start", "train_step", "validation_step", "_refresh_pictures", "on_train_end")
 COUPLING_METHODS = ("draw", "learn", "feedback")
 LONGEST = 900.0
-"""Seconds after which a training counts as hung."""
+"""Seconds without a word after which a training counts as hung."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,12 @@ class Training:
         process.start()
         theirs.close()
         assert process.pid is not None
-        started, deadline = time.monotonic(), None
+        started = heard = time.monotonic()
+        deadline = None
         epochs, memory, error, trace = [], [], "", ""
         while True:
             now = time.monotonic()
-            if now - started > LONGEST or (deadline is not None and now >= deadline):
+            if now - heard > LONGEST or (deadline is not None and now >= deadline):
                 os.kill(process.pid, signal.SIGKILL)
                 hung, deadline = deadline is None, None
                 assert not hung, f"no end after {LONGEST} s"
@@ -135,10 +136,11 @@ class Training:
                 kind, *content = ours.recv()
             except EOFError:
                 break
+            heard = time.monotonic()
             if kind == "ready":
-                started = time.monotonic()
+                started = heard
             elif kind == "moment":
-                deadline = time.monotonic() + moment.seconds
+                deadline = heard + moment.seconds
             elif kind == "epoch":
                 epochs.append(*content)
             elif kind == "memory":

@@ -103,6 +103,17 @@ def test_all_processes_learn_the_same_and_draw_differently(nnunet, settings, dat
     assert "epoch 5, iteration 0: a synthetic image of another process holds NaN or infinity" in log
 
 
+class Descent(torch.optim.SGD):
+    """Steps of one length along the whole gradient. Adam makes whole steps of the parts of it that are rounding errors."""
+
+    def step(self, closure: None = None) -> None:
+        parts = [weight.grad for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        length = torch.stack([part.norm() for part in parts]).norm()
+        for part in parts:
+            part /= length
+        super().step()
+
+
 def steps_on(trainer: Any, mine: slice) -> None:
     """Steps with mixing and feedback on fixed batches, style noise that is a function of the image and nothing else random."""
     trainer.initialize()
@@ -113,6 +124,10 @@ def steps_on(trainer: Any, mine: slice) -> None:
     trainer._feedback_batch = lambda: (held["data"], trainer._codec_on_device(held["target"]))
     width = trainer.genseg.generator.style_channels
     trainer.coupling.pairs.style = lambda generator, image, rng: image.flatten(1)[:, :width]
+    generator = trainer.coupling.generator
+    generator.network_optimizer = Descent(generator.learned, 0.05)
+    generator.discriminator_optimizer = Descent(generator.discriminator.parameters(), 0.05)
+    trainer.coupling.phi_optimizer = Descent(trainer.coupling.phi, 2e-3)
     for number in range(STEPS):
         trainer.train_step(fixed_batch(trainer, number, mine))
 
@@ -135,7 +150,7 @@ def fixed_steps(rank: int, folder: Path) -> None:
     torch.save(everything_learned(trainer), folder / f"rank{rank}.pt")
 
 
-@pytest.mark.parametrize("parameters", ["architecture", "policy"])
+@pytest.mark.parametrize("parameters", ["architecture", "weights"])
 def test_two_processes_learn_what_one_learns_from_the_whole_batch(nnunet, settings, parameters):
     settings({
         "mixing": {"sources": "batch"},  # the fixed steps have no further batch
@@ -148,8 +163,9 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(nnunet, settin
     assert not alone.configuration_manager.batch_dice, "else Dice is not a mean over the patches"
     steps_on(alone, slice(None))
     expected = everything_learned(alone)
-    for name in ("segmenter", "generator", "discriminator", "alpha", "policy"):
+    assert any((part.abs() > 1e-4).any() for part in expected["alpha"].values()), "by the feedback, or learned like other weights"
+    for name in ("segmenter", "generator", "discriminator", "alpha"):
         for key, value in expected[name].items():
             found = together[0][name][key]
-            assert torch.allclose(found, value, rtol=1e-3, atol=1e-4), f"{name} {key}: {(found - value).abs().max()}"
+            assert torch.allclose(found, value, rtol=1e-3, atol=1e-5), f"{name} {key}: {(found - value).abs().max()}"
             assert torch.equal(found, together[1][name][key])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import multiprocessing
+import multiprocessing.util
 import os
 import shutil
 import tempfile
@@ -29,7 +29,7 @@ from nnunetv2_genseg.trainers import GenSegTrainer, GenSegTrainerShort
 from nnunetv2_genseg.trainers.pretraining import STRETCHES, Pretraining, pretrain
 from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
 
-from .conftest import TINY, StoppedError, make_trainer, resume, stop_after
+from .conftest import TINY, StoppedError, make_trainer, resume, seed_everything, stop_after
 from .datasets import Kind, plan, use_threads
 from .test_coverage import add_cascade
 from .test_distributed import in_processes, on_cpu
@@ -44,6 +44,7 @@ Pretrain = Callable[..., Path]
 @pytest.fixture
 def pretrained(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> Pretrain:
     """Trains a generator, looks whether anything was left behind, and returns its folder."""
+    multiprocessing.util.get_temp_dir()  # made now and kept: the loaders' sockets lie there, for which the next path is too long
     temporary = nnunet / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -53,6 +54,7 @@ def pretrained(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> Pretrain:
         output = nnunet / "made" / "generator"
         chosen = {"trainer": "GenSegTrainer", "fold": "all", "plans": TINY, "iterations": 6, "device": "cpu"} | options
         environment = dict(os.environ)
+        seed_everything(0)  # nnU-Net's loader draws the cases by numpy's random numbers
         try:
             pretrain(Pretraining(dataset=dataset, configuration=configuration, output=output, **chosen))
         finally:

@@ -190,9 +190,9 @@ def test_state_of_another_epoch_under_this_name_is_refused(saved):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        ({"format": 99, "epoch": 50, "identity": IDENTITY, "state": {}}, "has format 99, this version reads 3"),
-        ({"format": 3, "epoch": 50, "identity": IDENTITY}, "corrupt"),
-        ({"format": 3, "epoch": 50, "identity": IDENTITY, "state": [1]}, "corrupt"),
+        ({"format": 99, "epoch": 50, "identity": IDENTITY, "state": {}}, f"format 99, this version reads {checkpoint.FORMAT}"),
+        ({"format": checkpoint.FORMAT, "epoch": 50, "identity": IDENTITY}, "corrupt"),
+        ({"format": checkpoint.FORMAT, "epoch": 50, "identity": IDENTITY, "state": [1]}, "corrupt"),
         ([1, 2], "corrupt"),
         (3, "corrupt"),
     ],
@@ -214,7 +214,7 @@ class Malicious:
 @pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
 def test_code_in_the_file_is_not_executed(saved, tmp_path, write):
     proof = tmp_path / "executed"
-    state = {"format": 3, "epoch": 50, "identity": IDENTITY, "state": Malicious(f"touch {proof}")}
+    state = {"format": checkpoint.FORMAT, "epoch": 50, "identity": IDENTITY, "state": Malicious(f"touch {proof}")}
     write(state, checkpoint.sibling(saved, 50))
     with pytest.raises(ValueError, match="corrupt"):
         load(saved)
