@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -26,12 +26,14 @@ Logits = Tensor | list[Tensor]
 """One tensor (B, classes, *spatial), or a list of them with deep supervision."""
 LossOfLogits = Callable[[Logits], Tensor]
 
-composed_attention: Callable[[], AbstractContextManager[None]] = nullcontext
+composed_attention: Callable[[], AbstractContextManager[Any]]
 """Inside it attention is computed by operations that can be differentiated twice; torch's fused ones cannot."""
-with suppress(ImportError):  # torch before 2.3
+try:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     composed_attention = partial(sdpa_kernel, SDPBackend.MATH)
+except ImportError:  # torch before 2.3
+    composed_attention = partial(torch.backends.cuda.sdp_kernel, enable_flash=False, enable_mem_efficient=False)
 
 
 def segmenter_gradient(network: nn.Module, theta: Parameters, image: Tensor, loss: LossOfLogits) -> dict[str, Tensor]:
