@@ -150,7 +150,7 @@ def fixed_steps(rank: int, folder: Path) -> None:
     torch.save(everything_learned(trainer), folder / f"rank{rank}.pt")
 
 
-@pytest.mark.parametrize("parameters", ["architecture", "weights"])
+@pytest.mark.parametrize("parameters", ["architecture", "weights", "policy"])
 def test_two_processes_learn_what_one_learns_from_the_whole_batch(nnunet, settings, parameters):
     settings({
         "mixing": {"sources": "batch"},  # the fixed steps have no further batch
@@ -164,7 +164,7 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(nnunet, settin
     steps_on(alone, slice(None))
     expected = everything_learned(alone)
     assert any((part.abs() > 1e-4).any() for part in expected["alpha"].values()), "by the feedback, or learned like other weights"
-    for name in ("segmenter", "generator", "discriminator", "alpha"):
+    for name in ("segmenter", "generator", "discriminator", "alpha", "policy"):
         for key, value in expected[name].items():
             found = together[0][name][key]
             assert torch.allclose(found, value, rtol=1e-3, atol=1e-5), f"{name} {key}: {(found - value).abs().max()}"
