@@ -120,16 +120,17 @@ class PairSource:
         return self.config.mode != "deformation"
 
     def observe(self, image: Tensor, labels: Tensor) -> None:
-        """Takes note of how much the intensities of real patches, (B, C, *spatial), vary, how large their classes,
-        (B, *spatial), are, and of their topology if need be."""
-        variance = image.flatten(2).var(dim=2).mean(dim=0)
-        self.synchronise([variance])
-        finite = torch.isfinite(variance)
-        self.variance += torch.where(finite, variance, 0.0)
-        self.observed += finite
+        """Takes note of how large the classes of real patches, (B, *spatial), are, of their topology if need be, and, for a
+        generator, of how much their intensities, (B, C, *spatial), vary."""
         self.largest = torch.maximum(self.largest, masks.class_sizes(labels, self.codec.classes).amax(dim=0))
         if self.shapes is not None:
             self.topology.observe(labels)
+        if self.needs_generator:
+            variance = image.flatten(2).var(dim=2).mean(dim=0)
+            self.synchronise([variance])
+            finite = torch.isfinite(variance)
+            self.variance += torch.where(finite, variance, 0.0)
+            self.observed += finite
 
     @property
     def deviation(self) -> Tensor:
