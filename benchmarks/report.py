@@ -147,8 +147,9 @@ READING = """
   the old names, the settings are what they were. Arms `..._with_gamma` were run under their names without that ending, when
   the policy could weigh all pairs more. `deformation_previous` and `..._filtered` were trials; the settings are gone.
   Arms `..._unscaled` were run under their names without that ending; that first version of the filters is in no commit.
-- Machines differ: of the trainings four times as long those of 101 and of seed 1, and all `..._filtered`, ran on a machine 1.7
-  to 1.9 times as fast as the others. Where stock of the same seed ran on another one, the CPU time tells nothing.
+- Machines differ: of the trainings four times as long those of 101 and of seeds 1 and 2, and all `..._filtered`, ran on machines
+  1.5 to 1.9 times as fast as the others. Where stock of the same seed ran on another one, the CPU time tells nothing. Beside
+  seed 1 of 104 and seed 2 of 102 the project's tests ran, so that their times are coarse.
 - Not yet run: three seeds of the other arms, of the long trainings and in 3D, the whole curve over budgets, a feedback that moves
   its parameters far in a training long enough to profit, and full size. But for the last but one the grids are there.
 """
