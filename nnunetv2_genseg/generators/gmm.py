@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunetv2_genseg.conditioning import ConditionLayout
+from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators.base import register
 from nnunetv2_genseg.generators.networks import NetworkPlan
-from nnunetv2_genseg.masks import neighbourhood_mean
+from nnunetv2_genseg.synthesis.masks import neighbourhood_mean
 
 BIAS_POINTS = 4
 """Control points of the bias field along every axis."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError
 
-from nnunetv2_genseg.conditioning import ConditionLayout
+from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators.base import Generator
 from nnunetv2_genseg.generators.networks import NetworkPlan

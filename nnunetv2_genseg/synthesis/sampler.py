@@ -11,11 +11,11 @@ from torch import Tensor
 
 from nnunetv2_genseg import conditioning, masks
 from nnunetv2_genseg.appearance import tone_curve
-from nnunetv2_genseg.conditioning import ConditionLayout
+from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 from nnunetv2_genseg.config import ConditioningConfig, MaskConfig
 from nnunetv2_genseg.generators import Generator
 from nnunetv2_genseg.labels import LabelCodec
-from nnunetv2_genseg.masks import MaskChange
+from nnunetv2_genseg.synthesis.masks import MaskChange
 from nnunetv2_genseg.policy import Policy
 from nnunetv2_genseg.shapes import LearnedShapes
 from nnunetv2_genseg.topology import TopologyBounds

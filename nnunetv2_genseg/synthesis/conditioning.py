@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnunetv2_genseg.masks import neighbourhood_mean, one_hot, warp
+from nnunetv2_genseg.synthesis.masks import neighbourhood_mean, one_hot, warp
 
 KMEANS_STEPS = 5
 KMEANS_VOXELS = 32768

@@ -1,0 +1,119 @@
+"""Reads a user's settings: JSON or YAML in, a checked configuration out.
+
+The settings file, which the environment variable `nnUNet_genseg_config` names, overrides the trainer's preset.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from nnunetv2_genseg.config.environment import SETTINGS
+from nnunetv2_genseg.config.errors import GenSegError
+from nnunetv2_genseg.config.schema import GenSegConfig, Section, Settings
+
+_ConfigT = TypeVar("_ConfigT", bound=Section)
+
+
+def resolve(preset: Settings | None = None, environment: dict[str, str] | None = None) -> GenSegConfig:
+    """The configuration that a training uses.
+
+    Args:
+        preset: settings of the preset trainer, nested as in the JSON file.
+        environment: where `nnUNet_genseg_config` is looked up; the process's environment by default.
+
+    Raises:
+        GenSegError: the file is missing, not JSON or YAML, or holds a setting that is unknown or not allowed.
+    """
+    environment = dict(os.environ) if environment is None else environment
+    path = environment.get(SETTINGS, "").strip()
+    settings = _merged(preset or {}, _read(Path(path)) if path else {})
+    return checked(GenSegConfig, settings, origin=path or "preset")
+
+
+def checked(model: type[_ConfigT], settings: Settings, origin: str) -> _ConfigT:
+    """Builds `model`; every fault becomes one line that names the key, what was found and what is allowed.
+
+    Raises:
+        GenSegError: for anything that is wrong in `settings`.
+    """
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        lines = [_explain(model, dict(fault)) for fault in error.errors()]
+        raise GenSegError(f"GenSeg configuration ({origin}) is not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def _explain(model: type[BaseModel], fault: dict[str, Any]) -> str:
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path) or "configuration"
+    if fault["type"] != "extra_forbidden":
+        return f"{key}: {fault['msg']}; found {fault['input']!r}"
+    for part in path[:-1]:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return f"{key}: {fault['msg']}; found {fault['input']!r}"
+        model = annotation
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(path[-1], known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}"
+    return f"{key}: unknown key; {hint}"
+
+
+def _read(path: Path) -> Settings:
+    if not path.is_file():
+        raise GenSegError(f"{SETTINGS} names {path}, which is not a file; correct or unset it")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise GenSegError(f"{path} is not a text file in UTF-8: {error}") from None
+    try:
+        settings = json.loads(text, object_pairs_hook=_mapping) if path.suffix == ".json" else yaml.load(text, _Loader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise GenSegError(f"{path} is neither valid JSON nor YAML: {error}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise GenSegError(f"{path} must hold a mapping of sections to settings, found {type(settings).__name__}")
+    return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as its version 1.2 has it where PyYAML keeps to an older one: 1e-4 is a number, and no key is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        _refuse_twice([self.construct_object(key, deep=True) for key, _ in node.value])
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def _mapping(items: list[tuple[str, Any]]) -> Settings:
+    _refuse_twice([key for key, _ in items])
+    return dict(items)
+
+
+def _refuse_twice(keys: list[Any]) -> None:
+    """Python's readers of JSON and YAML would keep the last value and say nothing."""
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key} is there twice; join the two")
+
+
+def _merged(first: Settings, second: Settings) -> Settings:
+    result = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
