@@ -1,16 +1,63 @@
-"""Of how many pieces a structure is and how many holes it has, and the bounds that real patches set on both."""
+"""Bounds that real masks set on new ones: sizes of the classes, their connected components and their holes."""
 
 from __future__ import annotations
 
+import cc3d
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 from torch import Tensor
 
+from nnunetv2_genseg.synthesis.statistics import class_sums
 
-def topology(labels: Tensor, foreground: int) -> Tensor:
-    """Connected components and holes of every class in every patch.
+
+def class_sizes(labels: Tensor, classes: int) -> Tensor:
+    """(B, classes) number of voxels of every class, float32, for (B, *spatial) class maps."""
+    return class_sums(torch.ones(1, 1, device=labels.device).expand_as(labels.flatten(1))[:, None], labels, classes)[..., 0]
+
+
+def at_border(labels: Tensor, classes: int) -> Tensor:
+    """(B, classes) whether a class touches the border of the patch, for (B, *spatial) class maps."""
+    faces = [labels.select(axis, end).flatten(1) for axis in range(1, labels.ndim) for end in (0, -1)]
+    return class_sizes(torch.cat(faces, dim=1), classes) > 0
+
+
+def within_sizes(
+    labels: Tensor,
+    new: Tensor,
+    smallest: float,
+    largest: Tensor,
+    frozen_class: int | None = None,
+    may_leave: Tensor | None = None,
+) -> Tensor:
+    """Whether new masks lose no class, shrink none too far and show none larger than any seen.
+
+    Args:
+        labels: (B, *spatial) int64, the real masks.
+        new: (B, *spatial) int64.
+        smallest: fraction of its voxels that every class keeps.
+        largest: (classes,) most voxels of every class seen in one real patch.
+        frozen_class: the last class, whose size does not matter (the ignore label).
+        may_leave: (B, classes) booleans, of which it is enough that `smallest` of all classes together stays; none by default.
+
+    Returns:
+        (B,) booleans.
+    """
+    counted = slice(1, frozen_class)
+    real, size = (class_sizes(maps, len(largest))[:, counted] for maps in (labels, new))
+
+    def stays(now: Tensor, before: Tensor) -> Tensor:
+        return (now >= (smallest * before).clamp(min=1)) | (before == 0)
+
+    keeps = stays(size, real)
+    if may_leave is not None:
+        keeps |= may_leave[:, counted]
+    bounded = (keeps & (size <= torch.maximum(largest[counted], real))).all(dim=1)
+    return bounded & stays(size.sum(dim=1), real.sum(dim=1))
+
+
+def connected_components_and_holes(labels: Tensor, foreground: int) -> Tensor:
+    """Connected components and holes of every class in every patch, counted on the CPU.
 
     Components touch by corners, holes by faces. In 3D a hole is a cavity; what is open to the patch's border is none.
 
@@ -23,19 +70,29 @@ def topology(labels: Tensor, foreground: int) -> Tensor:
     """
     counts = torch.zeros(len(labels), foreground, 2, dtype=torch.long)
     for i, patch in enumerate(labels.cpu().numpy()):
-        for j, box in enumerate(ndimage.find_objects(patch, max_label=foreground)):
-            if box is not None:
-                counts[i, j] = torch.tensor(_components_and_holes(patch[box] == j + 1))
+        for j in range(foreground):
+            structure = patch == j + 1
+            if structure.any():
+                counts[i, j] = torch.tensor(_components_and_holes(_cropped(structure)))
     return counts.to(labels.device)
 
 
+def _cropped(structure: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The bounding box of what is True."""
+    for axis in range(structure.ndim):
+        shown = np.flatnonzero(structure.any(axis=tuple(i for i in range(structure.ndim) if i != axis)))
+        structure = np.take(structure, range(shown[0], shown[-1] + 1), axis=axis)
+    return structure
+
+
 def _components_and_holes(structure: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    corners = ndimage.generate_binary_structure(structure.ndim, structure.ndim)
-    outside = np.pad(~structure, 1, constant_values=True)
-    return ndimage.label(structure, corners)[1], ndimage.label(outside)[1] - 1
+    outside = np.pad(~structure, 1, constant_values=True).view(np.uint8)
+    inside = structure.view(np.uint8)
+    components = cc3d.connected_components(inside, connectivity=8 if structure.ndim == 2 else 26, return_N=True)[1]
+    return components, cc3d.connected_components(outside, connectivity=4 if structure.ndim == 2 else 6, return_N=True)[1] - 1
 
 
-class TopologyBounds:
+class ComponentBounds:
     """Fewest and most components and holes of every class in the real patches seen so far that show it.
 
     Args:
@@ -49,22 +106,22 @@ class TopologyBounds:
 
     def observe(self, labels: Tensor) -> None:
         """Widens the bounds so that real patches, (B, *spatial), are within."""
-        counts = topology(labels, len(self.most))
+        counts = connected_components_and_holes(labels, len(self.most))
         shown = counts[..., :1] > 0
         self.fewest = torch.minimum(self.fewest, torch.where(shown, counts, self.fewest).amin(dim=0))
         self.most = torch.maximum(self.most, torch.where(shown, counts, self.most).amax(dim=0))
 
     def admit(self, labels: Tensor) -> Tensor:
         """(B,) booleans: whether every class that a map, of (B, *spatial), shows is within the bounds."""
-        counts = topology(labels, len(self.most))
+        counts = connected_components_and_holes(labels, len(self.most))
         within = (self.fewest <= counts) & (counts <= self.most)
         return (within | (counts[..., :1] == 0)).flatten(1).all(dim=1)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The bounds, for a checkpoint."""
         return {"fewest": self.fewest, "most": self.most}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
         self.fewest.copy_(state["fewest"])
         self.most.copy_(state["most"])

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnunetv2_genseg.synthesis.masks import neighbourhood_mean, one_hot, warp
+from nnunetv2_genseg.synthesis.spatial import neighbourhood_mean, one_hot
+from nnunetv2_genseg.synthesis.statistics import class_sums, sample_voxels
 
 KMEANS_STEPS = 5
-KMEANS_VOXELS = 32768
-"""The cluster centres of a patch are fitted on at most about this many of its voxels."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,10 @@ class ConditionLayout:
 
 
 def tissue_map(image: Tensor, unlabelled: Tensor, tissues: int) -> Tensor:
-    """Clusters the intensities of the unlabelled voxels of every patch, and spreads the clusters under the labels.
+    """Clusters the intensities of the unlabelled voxels of every patch; the labelled ones get the nearest cluster.
 
     Lloyd's k-means from quantiles of the channel mean, so that classes are ordered from dark to bright alike in every
-    patch; below a structure the surrounding tissue is continued, so that a structure can shrink or move away.
+    patch. Only the unlabelled voxels are meant: under a structure that leaves bare what it covered, see `spread`.
 
     Args:
         image: (B, C, *spatial), nnU-Net's normalised intensities.
@@ -60,12 +59,10 @@ def tissue_map(image: Tensor, unlabelled: Tensor, tissues: int) -> Tensor:
     Returns:
         (B, *spatial) int64 in [0, tissues).
     """
-    used = torch.where(unlabelled.flatten(1).any(dim=1).view(-1, *(1,) * (unlabelled.ndim - 1)), unlabelled, True)
-    voxels, weight = image.flatten(2), used.flatten(1)
-    step = -(-voxels.shape[2] // KMEANS_VOXELS)
-    centres = _kmeans(voxels[:, :, ::step], weight[:, ::step], tissues)
-    nearest = torch.cdist(voxels.transpose(1, 2), centres).argmin(dim=2).view_as(unlabelled)
-    return _spread(nearest, used, tissues)
+    voxels, weight = image.flatten(2), unlabelled.flatten(1)
+    weight = weight | ~weight.any(dim=1, keepdim=True)
+    centres = _kmeans(sample_voxels(voxels), sample_voxels(weight), tissues)
+    return torch.cdist(voxels.transpose(1, 2), centres).argmin(dim=2).view_as(unlabelled)
 
 
 def _kmeans(voxels: Tensor, weight: Tensor, clusters: int) -> Tensor:
@@ -73,12 +70,12 @@ def _kmeans(voxels: Tensor, weight: Tensor, clusters: int) -> Tensor:
     brightness = voxels.mean(dim=1)
     order = torch.where(weight, brightness, torch.inf).argsort(dim=1)
     last = (weight.sum(dim=1, keepdim=True) - 1).clamp(min=0)
-    quantile = (torch.arange(clusters, device=voxels.device) + 0.5) / clusters
-    start = order.gather(1, (quantile * last).long())
+    cluster = torch.arange(clusters, device=voxels.device)
+    start = order.gather(1, ((cluster + 0.5) / clusters * last).long())
     points = voxels.transpose(1, 2)
     centres = points.gather(1, start[..., None].expand(-1, -1, points.shape[2]))
     for _ in range(KMEANS_STEPS):
-        member = functional.one_hot(torch.cdist(points, centres).argmin(dim=2), clusters) * weight[..., None]
+        member = (torch.cdist(points, centres).argmin(dim=2, keepdim=True) == cluster) & weight[..., None]
         size = member.sum(dim=1)[..., None]
         mean = member.float().transpose(1, 2) @ points / size.clamp(min=1)
         centres = torch.where(size > 0, mean, centres)
@@ -86,27 +83,36 @@ def _kmeans(voxels: Tensor, weight: Tensor, clusters: int) -> Tensor:
     return centres.gather(1, darkest_first[..., None].expand_as(centres))
 
 
-def _spread(tissue: Tensor, known: Tensor, tissues: int) -> Tensor:
-    """Fills the voxels that are not `known` with the most frequent known class around, in growing neighbourhoods."""
-    filled, done, size = tissue, known, 3
-    while not done.all():
-        count = _box_sums(one_hot(filled, tissues) * done[:, None], size)
-        reached = ~done & (count.sum(dim=1) > 0)
-        if not reached.any():
-            break  # a patch without any known voxel keeps its nearest clusters
-        filled = torch.where(reached, count.argmax(dim=1), filled)
-        done = done | reached
-        size = 2 * size + 1
+def spread(tissue: Tensor, known: Tensor, tissues: int) -> Tensor:
+    """Continues the surrounding tissue under structures, for masks with new shapes that leave bare what was covered.
+
+    Every voxel takes the most frequent known class of its neighbourhood, in rounds of growing neighbourhoods. How many
+    rounds there are depends on the extent of the patch alone.
+
+    Args:
+        tissue: (B, *spatial) int64 in [0, tissues).
+        known: (B, *spatial) booleans, what stays; a patch without any known voxel stays as it is.
+        tissues: number of classes.
+
+    Returns:
+        (B, *spatial) int64.
+    """
+    filled, done, radius, reached = tissue, known, 1, 0
+    while reached < max(tissue.shape[1:]) - 1:
+        count = _box_sums(one_hot(filled, tissues) * done[:, None], radius)
+        new = ~done & (count.sum(dim=1) > 0)
+        filled, done = torch.where(new, count.argmax(dim=1), filled), done | new
+        reached, radius = reached + radius, 2 * radius + 1
     return filled
 
 
-def _box_sums(maps: Tensor, size: int) -> Tensor:
-    """Sums of (B, C, *spatial) over boxes of an odd size around every voxel, one axis after the other."""
-    pool = functional.avg_pool2d if maps.ndim == 4 else functional.avg_pool3d
-    for axis, extent in enumerate(maps.shape[2:]):
-        kernel = [1] * (maps.ndim - 2)
-        kernel[axis] = min(size, extent - 1 + extent % 2)  # avg_pool3d takes no kernel larger than the patch
-        maps = pool(maps, kernel, stride=1, padding=[n // 2 for n in kernel], divisor_override=1)
+def _box_sums(maps: Tensor, radius: int) -> Tensor:
+    """Sums of (B, C, *spatial) over the boxes of `radius` voxels around every voxel, of what lies within the patch."""
+    for axis in range(2, maps.ndim):
+        position = torch.arange(maps.shape[axis], device=maps.device)
+        total = functional.pad(maps.movedim(axis, -1).cumsum(dim=-1), (1, 0))
+        upper, lower = (position + radius + 1).clamp(max=len(position)), (position - radius).clamp(min=0)
+        maps = (total.index_select(-1, upper) - total.index_select(-1, lower)).movedim(-1, axis)
     return maps
 
 
@@ -119,28 +125,30 @@ def compose_scene(labels: Tensor, tissue: Tensor | None, layout: ConditionLayout
 
 def class_intensities(image: Tensor, scene: Tensor, layout: ConditionLayout) -> Tensor:
     """(B, scene_classes, C) mean intensity of every class in its patch; of a class that a patch lacks, the batch's."""
-    member = one_hot(scene, layout.scene_classes).flatten(2)
-    total, size = member @ image.flatten(2).transpose(1, 2), member.sum(dim=2)[..., None]
-    mean = total / size.clamp(min=1)
+    counted = torch.cat([image, torch.ones_like(image[:, :1])], dim=1)
+    sums = class_sums(counted, scene, layout.scene_classes)
+    total, size = sums[..., :-1], sums[..., -1:]
     everywhere = total.sum(dim=0) / size.sum(dim=0).clamp(min=1)
-    return torch.where(size > 0, mean, everywhere[None])
+    return torch.where(size > 0, total / size.clamp(min=1), everywhere[None])
 
 
-def condition(scene: Tensor, intensities: Tensor, layout: ConditionLayout, grid: Tensor | None = None) -> Tensor:
+def condition(scene: Tensor, intensities: Tensor, layout: ConditionLayout) -> Tensor:
     """The generator's input.
 
     Args:
-        scene: (B, *spatial) int64.
+        scene: (B, *spatial) int64, in the geometry of the image to draw.
         intensities: (B, scene_classes, C), from `class_intensities`, shifted or not.
         layout: which channels there are.
-        grid: (B, *spatial, dims) deformation of the scene; none if omitted.
 
     Returns:
         (B, layout.channels, *spatial) float32, differentiable in `intensities`.
     """
-    channels = one_hot(scene if grid is None else warp(scene, grid), layout.scene_classes)
-    if not layout.tissues:
-        return channels[:, 1:]
-    # borders are a voxel wide, as in real images: a shifted class must not be told by a hard edge
-    painted = (intensities.transpose(1, 2) @ neighbourhood_mean(channels).flatten(2)).view(len(scene), -1, *scene.shape[1:])
-    return torch.cat([channels[:, 1:], painted], dim=1)
+    shown = scene[:, None]
+    channels = torch.zeros(len(scene), layout.channels, *scene.shape[1:], device=scene.device)
+    channels.scatter_(1, (shown - 1).clamp(min=0), (shown > 0).float())  # no channel for class 0
+    if layout.tissues:
+        index = scene.flatten(1)[:, None].expand(-1, layout.image_channels, -1)
+        painted = intensities.transpose(1, 2).gather(2, index).view(len(scene), -1, *scene.shape[1:])
+        # borders are a voxel wide, as in real images: a shifted class must not be told by a hard edge
+        channels[:, layout.scene_classes - 1 :] = neighbourhood_mean(painted)
+    return channels

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nnunetv2_genseg.synthesis.statistics import sample_voxels
+
 SEGMENTS = 4
 """Pieces of the curve, between equidistant quantiles of a channel's intensities."""
-QUANTILE_VOXELS = 32768
-"""The quantiles of a patch are taken from at most about this many of its voxels."""
 
 
 def tone_curve(image: Tensor, width: Tensor | float, rng: torch.Generator) -> Tensor:
     """Bends the intensities of every patch and channel by a piecewise linear curve that keeps their order.
 
     The slope of every piece is log-normal; mean and standard deviation of a channel stay as they are, as after nnU-Net's
-    own gamma and contrast augmentations.
+    own gamma and contrast augmentations. A constant channel stays as it is.
 
     Args:
         image: (B, C, *spatial), any range.
@@ -26,9 +26,8 @@ def tone_curve(image: Tensor, width: Tensor | float, rng: torch.Generator) -> Te
         (B, C, *spatial).
     """
     values = image.flatten(2)
-    step = -(-values.shape[2] // QUANTILE_VOXELS)
     levels = torch.linspace(0, 1, SEGMENTS + 1, device=image.device)[1:-1]
-    knots = torch.quantile(values.detach()[..., ::step].float(), levels, dim=2).movedim(0, 2)
+    knots = torch.quantile(sample_voxels(values.detach()).float(), levels, dim=2).movedim(0, 2)
     slopes = (width * torch.randn(*values.shape[:2], SEGMENTS, generator=rng, device=rng.device)).exp()
     bent = slopes[..., :1] * torch.minimum(values, knots[..., :1])
     for piece in range(1, SEGMENTS):
@@ -38,4 +37,6 @@ def tone_curve(image: Tensor, width: Tensor | float, rng: torch.Generator) -> Te
         bent = bent + slopes[..., piece : piece + 1] * above
     spread, mean = values.std(dim=2, keepdim=True), values.mean(dim=2, keepdim=True)
     bent_spread = bent.std(dim=2, keepdim=True).clamp(min=torch.finfo(values.dtype).eps)
-    return ((bent - bent.mean(dim=2, keepdim=True)) * (spread / bent_spread) + mean).view_as(image)
+    restored = (bent - bent.mean(dim=2, keepdim=True)) * (spread / bent_spread) + mean
+    constant = values.amin(dim=2, keepdim=True) == values.amax(dim=2, keepdim=True)
+    return torch.where(constant, values, restored).view_as(image)
