@@ -76,21 +76,21 @@ class Feedback:
         if self.config.parameters == "policy":
             if not (self._moves_deformation or self._moves_style):
                 raise GenSegError(
-                    "feedback.parameters is 'policy', but without deformation.displacement, intensity.tone and a source that shows "
-                    "a generator no pair depends on it; set one of them above 0, or feedback.enabled to false"
+                    "feedback.parameters is 'policy', but without deformation.displacement, intensity.tone and a source that "
+                    "shows a generator no pair depends on it; set one of them above 0, or feedback.enabled to false"
                 )
             return list(self.sampler.policy.parameters())
         sources = [source for source in self.sampler.sources.values() if source.generator is not None]
         named = f"feedback.parameters is {self.config.parameters!r}"
         if not sources:
             raise GenSegError(
-                f"{named}, but mixing.sources has no source with a generator; add `redraw`, choose feedback.parameters 'policy', or "
-                "set feedback.enabled to false"
+                f"{named}, but mixing.sources has no source with a generator; add `redraw`, choose feedback.parameters 'policy', "
+                "or set feedback.enabled to false"
             )
         if not any(source.shows_generator for source in sources):
             raise GenSegError(
-                f"{named}, but in redraw.mode 'residual' without intensity.shift what the generator draws cancels; set it above 0, "
-                "choose another mode, or set feedback.enabled to false"
+                f"{named}, but in redraw.mode 'residual' without intensity.shift what the generator draws cancels; set it above "
+                "0, choose another mode, or set feedback.enabled to false"
             )
         phi = []
         for source in sources:

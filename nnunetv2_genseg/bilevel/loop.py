@@ -1,4 +1,4 @@
-"""The bilevel training loop: when pairs are drawn, when the generator learns, when feedback tunes it. Knows nothing of nnU-Net."""
+"""The bilevel training loop: pairs, the steps of the generator, and feedback. It knows nothing of nnU-Net."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunetv2_genseg.bilevel.feedback import Feedback, HeldOutBatch, Segmenter
+from nnunetv2_genseg.bilevel.feedback import ZERO_STEPS, Feedback, HeldOutBatch, Segmenter
 from nnunetv2_genseg.bilevel.meter import Meter
 from nnunetv2_genseg.bilevel.rollback import Rollback
 from nnunetv2_genseg.config import GenSegConfig, GenSegError
@@ -23,8 +23,8 @@ from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
 RANK_SEED = 7919
 """Distance of the seeds of two processes."""
 OFF = (
-    "feedback was zero 100 times in a row, so nothing is learned from the held-out cases; it is switched off. Change how pairs are "
-    "drawn, for example intensity.shift or redraw.mode"
+    f"feedback was zero {ZERO_STEPS} times in a row, so nothing is learned from the held-out cases; it is switched off. Change "
+    "how pairs are drawn, for example intensity.shift or redraw.mode"
 )
 CAUSES = ("a synthetic image is not finite or far brighter than the real ones", "a gradient of the generator is not finite")
 

@@ -1,4 +1,4 @@
-"""What happens when the generator's numbers are NaN or infinite: it returns to its last finite state, a limited number of times."""
+"""Returns the generator to its last finite state when its numbers are NaN or infinite, a limited number of times."""
 
 from __future__ import annotations
 

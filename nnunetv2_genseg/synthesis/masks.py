@@ -13,14 +13,7 @@ from torch import Tensor
 from nnunetv2_genseg.config import DeformationConfig
 from nnunetv2_genseg.synthesis.bounds import at_border, class_sizes, within_sizes
 from nnunetv2_genseg.synthesis.labels import LabelCodec
-from nnunetv2_genseg.synthesis.spatial import (
-    affine,
-    displacement_field,
-    identity_grid,
-    per_patch,
-    random_affine,
-    warp_labels,
-)
+from nnunetv2_genseg.synthesis.spatial import affine, displacement_field, identity_grid, per_patch, random_affine, warp_labels
 
 SMALLEST = 0.3
 """A class that keeps less than this fraction of its voxels makes the new mask be rejected; of classes that the patch's border
@@ -85,7 +78,7 @@ class MaskDeformer:
         identity = identity_grid(spatial, labels.device).expand(count, *spatial, len(spatial))
         theta = random_affine(count, spatial, self.config.rotation, self.config.scaling, self.movable_axes, rng)
         field = displacement_field(count, spatial, self.config.displacement, self.movable_axes, rng, amount)
-        grid = affine(identity, theta) + field
+        grid = affine(identity + field, theta)
         accepted = self.admits(labels, warp_labels(start, grid), at_border(labels, len(self.largest)))
         chosen = per_patch(accepted, labels)
         return MaskChange(torch.where(chosen, start, labels), torch.where(chosen[..., None], grid, identity), accepted)

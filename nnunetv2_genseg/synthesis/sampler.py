@@ -64,7 +64,15 @@ class PairSampler:
         self.deformer = MaskDeformer(config.deformation, codec, plan.movable_axes, device)
         masked = torch.tensor([i in masked_channels for i in range(image_channels)], device=device)
         context = SourceContext(
-            config, plan, codec, image_channels, masked if masked_channels else None, self.deformer, self.policy, device, synchronise
+            config,
+            plan,
+            codec,
+            image_channels,
+            masked if masked_channels else None,
+            self.deformer,
+            self.policy,
+            device,
+            synchronise,
         )
         self.sources: dict[str, PairSource] = {name: PAIR_SOURCES[name](context) for name in sorted(config.mixing.sources)}
 

@@ -32,7 +32,7 @@ def linear(maps: Tensor, grid: Tensor) -> Tensor:
 
 
 SPATIAL_ENTRIES: dict[str, Rule] = {}
-"""How further maps of a batch follow the deformation of its image, by their key. A trainer whose batches hold some adds its own."""
+"""How further maps of a batch follow the deformation of its image, by key. A trainer whose batches hold some adds its own."""
 KNOWN = ("data", "target", "keys", "properties")
 
 
@@ -119,9 +119,9 @@ class BatchCodec:
         for key in _further_maps(batch):
             if key not in SPATIAL_ENTRIES or not isinstance(batch[key], Tensor):
                 raise GenSegError(
-                    f"this trainer's batches hold the map {key!r}, and GenSeg does not know how it follows the deformation of its "
-                    f"image; add nnunetv2_genseg.trainers.batches.SPATIAL_ENTRIES[{key!r}] = nearest or linear (for one tensor of "
-                    "shape (B, channels, *spatial)), or use another trainer"
+                    f"this trainer's batches hold the map {key!r}, and GenSeg does not know how it follows the deformation of "
+                    f"its image; set nnunetv2_genseg.trainers.batches.SPATIAL_ENTRIES[{key!r}] to `nearest` or `linear` (for one "
+                    "tensor of shape (B, channels, *spatial)), or use another trainer"
                 )
 
 

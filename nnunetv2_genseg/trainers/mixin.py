@@ -13,21 +13,18 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.bilevel.feedback import Segmenter
-from nnunetv2_genseg.bilevel.loop import BilevelLoop
-from nnunetv2_genseg.bilevel.schedule import Stage, rotation_at, stage_at
+from nnunetv2_genseg.bilevel.schedule import Stage, stage_at
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, GenSegFileError, Settings, resolve
 from nnunetv2_genseg.generators.pretrained import Cases, ImageKind
-from nnunetv2_genseg.plots.progress import ProgressRecord
-from nnunetv2_genseg.trainers import dry_run, preflight, recording, saving
-from nnunetv2_genseg.trainers.batches import BatchCodec, Parts
-from nnunetv2_genseg.trainers.cascade import PreviousStage
-from nnunetv2_genseg.trainers.heldout_batches import HeldOutBatches
-from nnunetv2_genseg.trainers.holdout import HeldOut, hold_out
-from nnunetv2_genseg.trainers.planning import image_kind, label_codec, network_plan
+from nnunetv2_genseg.trainers import dry_run, preflight, saving
+from nnunetv2_genseg.trainers.batches import Parts
+from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop
+from nnunetv2_genseg.trainers.heldout_cases import HeldOutCases
+from nnunetv2_genseg.trainers.planning import image_kind
+from nnunetv2_genseg.trainers.recording import Recorder
 
 
 class GenSegMixin(nnUNetTrainer):
@@ -60,16 +57,13 @@ class GenSegMixin(nnUNetTrainer):
             raise GenSegError("dataset.json declares no foreground label: there is nothing to segment or to draw")
         if self.preset_epochs is not None:
             self.num_epochs = self.preset_epochs
-        self.progress = ProgressRecord()
-        self._held_out: HeldOut | None = None
+        self.recorder = Recorder(self.print_to_log_file, self.local_rank == 0)
+        self._held_out = HeldOutCases(self)
         self._generator_saw: Cases = {}
-        self._heldout_batches: HeldOutBatches | None = None
         self._building_feedback_loss = False
         self._resume_from: tuple[Path, int] | None = None
         self._iteration = 0
-        self._rotation: int | None = 0
         self._checked_batch = False
-        self._bar: tqdm[Any] | None = None
 
     # ------------------------------------------------------------------ building
 
@@ -77,34 +71,13 @@ class GenSegMixin(nnUNetTrainer):
         """Builds the bilevel loop beside nnU-Net's network."""
         super().initialize()
         self._feedback_loss = self._build_feedback_loss()
-        self._build_loop()
-        if self.is_ddp and self.genseg.feedback.enabled and any(isinstance(m, nn.SyncBatchNorm) for m in self.network.modules()):
-            raise GenSegError("feedback on several processes cannot differentiate synchronised batch norm; train on one, or without it")
-
-    def _build_loop(self) -> None:
-        kind = self._image_kind
-        codec = label_codec(self.label_manager)
-        self.loop = BilevelLoop(
-            self.genseg,
-            network_plan(self.configuration_manager),
-            codec,
-            len(kind.channels),
-            self.device,
-            rank=self.local_rank,
-            synchronise=_average if self.is_ddp else lambda tensors: None,
-            masked_channels=[i for i, masked in enumerate(kind.masked) if masked],
-        )
-        stage = PreviousStage(self._cascade_transforms(), codec.labels) if self.is_cascaded else None
-
-        def previous_stage(labels: Tensor) -> Tensor:
-            assert stage is not None
-            with self._own_random_state():
-                return stage.draw(labels)
-
-        dtype = torch.bool if self.label_manager.has_regions else torch.int16
-        scales = self._get_deep_supervision_scales()
-        further = previous_stage if self.is_cascaded else None
-        self._batches = BatchCodec(codec, len(kind.channels), self.device, scales, dtype, further)
+        self.loop = build_loop(self)
+        self._batches = build_batch_codec(self)
+        synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in self.network.modules())
+        if self.is_ddp and self.genseg.feedback.enabled and synchronised:
+            raise GenSegError(
+                "feedback cannot differentiate batch norm that is synchronised over processes; train on one, or without feedback"
+            )
 
     @property
     def _image_kind(self) -> ImageKind:
@@ -122,11 +95,6 @@ class GenSegMixin(nnUNetTrainer):
     def _do_i_compile(self) -> bool:
         return not self._building_feedback_loss and bool(super()._do_i_compile())
 
-    def _cascade_transforms(self) -> Any:
-        foreground = self.label_manager.foreground_labels
-        patch_size = self.configuration_manager.patch_size
-        return self.get_training_transforms(patch_size, 0.0, None, None, False, is_cascaded=True, foreground_labels=foreground)
-
     def _plain_network(self) -> nn.Module:
         network: nn.Module = self.network
         if isinstance(network, DistributedDataParallel):
@@ -143,10 +111,7 @@ class GenSegMixin(nnUNetTrainer):
         """
         preflight.require_cases(self)
         training, validation = super().do_split()
-        if not self.genseg.feedback.enabled:
-            return training, validation
-        self._held_out = hold_out(training, self.genseg.feedback.cases, self.genseg.seed, self._rotation or 0)
-        return (training if self._rotation is None else self._held_out.training), validation
+        return self._held_out.split(training), validation
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's datasets, after a look at every training case before the training begins.
@@ -159,7 +124,7 @@ class GenSegMixin(nnUNetTrainer):
         if previous is not None:
             stage = self.configuration_manager.previous_stage_name
             preflight.require_previous_stage(Path(previous), training.identifiers, stage, type(self).__name__)
-        if self.dataloader_train is None and not self._rotation:  # cases of a later rotation may have no foreground
+        if self.dataloader_train is None and not self._held_out.rotation:  # cases of a later rotation may have no foreground
             preflight.require_labels(training, training.identifiers, self.label_manager)
             warning = preflight.seen_cases(
                 set(validation.identifiers) - set(training.identifiers),
@@ -172,28 +137,17 @@ class GenSegMixin(nnUNetTrainer):
 
     def _exchange_cases_if_due(self) -> None:
         """Loads from the cases that train from this iteration on."""
-        rotation = rotation_at(self._progress_of(self._global_iteration()), self.genseg)
-        if rotation == self._rotation:
-            return
-        self._rotation = rotation
-        self._finish_loaders()
-        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
-        self._heldout_batches = None
-        held_out = "none" if self._rotation is None or self._held_out is None else ", ".join(self._held_out.held_out)
-        self.print_to_log_file(f"GenSeg: training continues with these cases of the fold held out: {held_out}")
+        if self._held_out.move_to(self._progress_of(self._global_iteration())):
+            self._finish_loaders()
+            self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+            cases = self._held_out.described()
+            self.print_to_log_file(f"GenSeg: training continues with these cases of the fold held out: {cases}")
 
     def _finish_loaders(self) -> None:
         """Ends the processes that load and augment."""
         for loader in (self.dataloader_train, self.dataloader_val):
             if isinstance(loader, NonDetMultiThreadedAugmenter):
                 loader._finish()
-
-    def _heldout_loader(self) -> HeldOutBatches:
-        assert self._held_out is not None
-        if self._heldout_batches is None:
-            count = min(self.genseg.feedback.patches, self.batch_size)
-            self._heldout_batches = HeldOutBatches(self, self._held_out.held_out, count, self._batches, self._own_random_state)
-        return self._heldout_batches
 
     def _own_random_state(self) -> Any:
         return checkpoint.own_random_state(self.genseg.seed + self._global_iteration() * 131 + self.local_rank)
@@ -214,7 +168,7 @@ class GenSegMixin(nnUNetTrainer):
             saving.require_same_configuration(Path(self.output_folder), self.genseg)
         # as before the first epoch began: if cases are exchanged now, that happens after the random state is restored
         before = max(0, self.current_epoch * self.num_iterations_per_epoch - 1)
-        self._rotation = rotation_at(self._progress_of(before), self.genseg)
+        self._held_out.move_to(self._progress_of(before))
         if self.is_ddp:  # all processes would make and read splits_final.json at once
             if self.local_rank == 0:
                 self.do_split()
@@ -226,8 +180,9 @@ class GenSegMixin(nnUNetTrainer):
         if state is not None:
             saving.restore(self, state)
         if self.local_rank == 0:
-            saving.record(self, self._held_out if not resumed else None)
-        held_out = f"{len(self._held_out.held_out)} of its training cases held out" if self._held_out else "no feedback"
+            saving.record(self, self._held_out.cases if not resumed else None)
+        cases = self._held_out.cases
+        held_out = f"{len(cases.held_out)} of its training cases held out" if cases else "no feedback"
         sources = ", ".join(f"{name} {weight:g}" for name, weight in self.genseg.mixing.sources.items())
         self.print_to_log_file(f"GenSeg: pairs from {sources}; {held_out}; {self.num_epochs} epochs")
         if self.device.type == "cuda":
@@ -245,8 +200,7 @@ class GenSegMixin(nnUNetTrainer):
         super().on_train_epoch_start()
         self._iteration = 0
         self._exchange_cases_if_due()
-        if self.local_rank == 0:
-            self._bar = tqdm(total=self.num_iterations_per_epoch, desc=f"epoch {self.current_epoch}", disable=None, leave=False)
+        self.recorder.begin_epoch(self.current_epoch, self.num_iterations_per_epoch)
 
     def _global_iteration(self) -> int:
         return int(self.current_epoch * self.num_iterations_per_epoch) + self._iteration
@@ -271,7 +225,7 @@ class GenSegMixin(nnUNetTrainer):
         if stage.tail:
             result: dict[str, Any] = super().train_step(batch)
         else:
-            self._log_fault(self.loop.check())
+            self._log(self.loop.check())
             parts = self._batches.parts(batch)
             replacement = self.loop.sample(parts.image, parts.labels, stage.share)
             result = super().train_step(self._batches.replaced(batch, parts, replacement))
@@ -279,8 +233,7 @@ class GenSegMixin(nnUNetTrainer):
         self._iteration += 1
         if self._iteration < self.num_iterations_per_epoch:
             self._exchange_cases_if_due()
-        if self._bar is not None:
-            self._bar.update()
+        self.recorder.step()
         return result
 
     def _tune_generator(self, parts: Parts, stage: Stage) -> None:
@@ -288,50 +241,39 @@ class GenSegMixin(nnUNetTrainer):
         iteration = self._global_iteration()
         if iteration % self.genseg.generator.interval == 0:
             self.loop.training_step(parts.image, parts.labels)
-        if stage.feedback and self._rotation is not None and iteration % self.genseg.feedback.interval == 0:
+        if stage.feedback and self._held_out.rotation is not None and iteration % self.genseg.feedback.interval == 0:
             self._feedback_step(parts)
 
     def _feedback_step(self, parts: Parts) -> None:
         patches = min(self.genseg.feedback.patches, len(parts.image))  # the last ones, which nnU-Net draws around foreground
         segmenter = Segmenter(self._plain_network(), self._feedback_loss, self._batches.to_input, self._batches.to_target)
         rate = self.optimizer.param_groups[0]["lr"]
-        held_out = self._heldout_loader().next()
-        self._log_fault(self.loop.feedback_step(segmenter, parts.image[-patches:], parts.labels[-patches:], held_out, rate))
+        held_out = self._held_out.next_batch()
+        self._log(self.loop.feedback_step(segmenter, parts.image[-patches:], parts.labels[-patches:], held_out, rate))
 
-    def _log_fault(self, fault: str) -> None:
-        if fault:
-            self.print_to_log_file(f"GenSeg: epoch {self.current_epoch}, iteration {self._iteration}: {fault}")
+    def _log(self, text: str) -> None:
+        self.recorder.message(text, self.current_epoch, self._iteration)
 
     # ------------------------------------------------------------------ records and files
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """A line about the generator in nnU-Net's log, and the record for the progress picture."""
         super().on_train_epoch_end(train_outputs)
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-        self._log_fault(self.loop.check())
-        self._log_fault(self.loop.end_epoch())
-        values = self.loop.means()
-        share = stage_at(self._progress_of(self._global_iteration() - 1), self.genseg).share
-        self.progress.add(self.current_epoch, share, values)
-        if values:
-            self.print_to_log_file("GenSeg", ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        self._log(self.loop.check())
+        self._log(self.loop.end_epoch())
+        last = self._progress_of(self._global_iteration() - 1)
+        self.recorder.end_epoch(self.current_epoch, stage_at(last, self.genseg).share, self.loop.means())
 
     def on_epoch_end(self) -> None:
         """Refreshes the pictures in the fold folder."""
-        if self.local_rank == 0 and recording.is_due(self.current_epoch, self.num_epochs):
-            try:
-                folder = Path(self.output_folder)
-                recording.refresh(folder, self.current_epoch, self.num_epochs, self.progress, self._real_patches, self.loop)
-            except OSError as error:
-                self.print_to_log_file(f"GenSeg: no picture of this epoch: {error}")
+        folder = Path(self.output_folder)
+        self.recorder.refresh(folder, self.current_epoch, self.num_epochs, self._real_patches, self.loop)
         super().on_epoch_end()
 
     def _real_patches(self) -> tuple[Tensor, Tensor]:
         """Real images and class maps for a picture: of held-out cases, or else of nnU-Net's validation loader."""
         if self.genseg.feedback.enabled:
-            held_out = self._heldout_loader().next()
+            held_out = self._held_out.next_batch()
             return held_out.network_input[:, : self._batches.image_channels], held_out.labels
         with checkpoint.own_random_state(self.genseg.seed):
             parts = self._batches.parts(next(self.dataloader_val))
@@ -365,13 +307,3 @@ class GenSegMixin(nnUNetTrainer):
         super().on_train_end()
         if self.local_rank == 0:
             checkpoint.remove_siblings(Path(self.output_folder) / "checkpoint_latest.pth")
-
-
-class GenSegTrainer(GenSegMixin, nnUNetTrainer):
-    """nnU-Net's default trainer with GenSeg."""
-
-
-def _average(tensors: Any) -> None:
-    for tensor in tensors:
-        dist.all_reduce(tensor)
-        tensor /= dist.get_world_size()
