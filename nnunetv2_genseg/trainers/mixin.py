@@ -19,12 +19,14 @@ from nnunetv2_genseg.bilevel.feedback import Segmenter
 from nnunetv2_genseg.bilevel.schedule import Stage, stage_at
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, GenSegFileError, Settings, resolve
 from nnunetv2_genseg.generators.pretrained import Cases, ImageKind
-from nnunetv2_genseg.trainers import dry_run, preflight, saving
+from nnunetv2_genseg.trainers import preflight, resuming
 from nnunetv2_genseg.trainers.batches import Parts
 from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop
 from nnunetv2_genseg.trainers.heldout_cases import HeldOutCases
+from nnunetv2_genseg.trainers.memory_check import try_largest_steps
 from nnunetv2_genseg.trainers.planning import image_kind
 from nnunetv2_genseg.trainers.recording import Recorder
+from nnunetv2_genseg.trainers.saving import host_trainer
 
 
 class GenSegMixin(nnUNetTrainer):
@@ -109,7 +111,9 @@ class GenSegMixin(nnUNetTrainer):
         Raises:
             GenSegError: the fold has too few cases.
         """
-        preflight.require_cases(self)
+        if self.fold != "all":
+            base = Path(self.preprocessed_dataset_folder_base)
+            preflight.require_cases(base, list(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)))
         training, validation = super().do_split()
         return self._held_out.split(training), validation
 
@@ -125,14 +129,10 @@ class GenSegMixin(nnUNetTrainer):
             stage = self.configuration_manager.previous_stage_name
             preflight.require_previous_stage(Path(previous), training.identifiers, stage, type(self).__name__)
         if self.dataloader_train is None and not self._held_out.rotation:  # cases of a later rotation may have no foreground
-            preflight.require_labels(training, training.identifiers, self.label_manager)
-            warning = preflight.seen_cases(
-                set(validation.identifiers) - set(training.identifiers),
-                self._generator_saw.get(self.plans_manager.dataset_name, ()),
-                self.genseg.generator.pretrained,
-            )
-            if warning:
-                self.print_to_log_file(warning)
+            preflight.require_foreground(training, self.label_manager)
+            seen = self._generator_saw.get(self.plans_manager.dataset_name, ())
+            unseen = set(validation.identifiers) - set(training.identifiers)
+            preflight.warn_of_seen(unseen, seen, self.genseg.generator.pretrained, self.print_to_log_file)
         return training, validation
 
     def _exchange_cases_if_due(self) -> None:
@@ -165,7 +165,7 @@ class GenSegMixin(nnUNetTrainer):
             self.initialize()
         resumed = self._resume_from is not None
         if resumed:
-            saving.require_same_configuration(Path(self.output_folder), self.genseg)
+            resuming.require_same_configuration(Path(self.output_folder), self.genseg)
         # as before the first epoch began: if cases are exchanged now, that happens after the random state is restored
         before = max(0, self.current_epoch * self.num_iterations_per_epoch - 1)
         self._held_out.move_to(self._progress_of(before))
@@ -173,20 +173,20 @@ class GenSegMixin(nnUNetTrainer):
             if self.local_rank == 0:
                 self.do_split()
             dist.barrier()
-        state = saving.load_state(self, *self._resume_from) if self._resume_from is not None else None
+        state = resuming.load_state(self, *self._resume_from) if self._resume_from is not None else None
         if state is None:
             self._start_from_pretrained()
         super().on_train_start()
         if state is not None:
-            saving.restore(self, state)
+            resuming.restore(self, state)
         if self.local_rank == 0:
-            saving.record(self, self._held_out.cases if not resumed else None)
+            resuming.record(self, self._held_out.cases if not resumed else None)
         cases = self._held_out.cases
         held_out = f"{len(cases.held_out)} of its training cases held out" if cases else "no feedback"
         sources = ", ".join(f"{name} {weight:g}" for name, weight in self.genseg.mixing.sources.items())
         self.print_to_log_file(f"GenSeg: pairs from {sources}; {held_out}; {self.num_epochs} epochs")
         if self.device.type == "cuda":
-            dry_run.largest_steps(self)
+            try_largest_steps(self)
 
     def _start_from_pretrained(self) -> None:
         """Takes over the trained generator that `generator.pretrained` names, on every process."""
@@ -223,17 +223,22 @@ class GenSegMixin(nnUNetTrainer):
             self._checked_batch = True
         stage = self._stage()
         if stage.tail:
-            result: dict[str, Any] = super().train_step(batch)
+            result = self.host_step(batch)
         else:
             self._log(self.loop.check())
             parts = self._batches.parts(batch)
             replacement = self.loop.sample(parts.image, parts.labels, stage.share)
-            result = super().train_step(self._batches.replaced(batch, parts, replacement))
+            result = self.host_step(self._batches.replaced(batch, parts, replacement))
             self._tune_generator(parts, stage)
         self._iteration += 1
         if self._iteration < self.num_iterations_per_epoch:
             self._exchange_cases_if_due()
         self.recorder.step()
+        return result
+
+    def host_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The training step of the trainer that GenSeg is added to."""
+        result: dict[str, Any] = super().train_step(batch)
         return result
 
     def _tune_generator(self, parts: Parts, stage: Stage) -> None:
@@ -288,7 +293,7 @@ class GenSegMixin(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
         else:
-            saving.save(self, Path(filename), super().save_checkpoint, saving.host_trainer(type(self), GenSegMixin))
+            resuming.save(self, Path(filename), super().save_checkpoint, host_trainer(type(self), GenSegMixin))
 
     def load_checkpoint(self, filename_or_checkpoint: str | dict[str, Any]) -> None:
         """Loads nnU-Net's checkpoint; the generator's state follows when the training starts again.
