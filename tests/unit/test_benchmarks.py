@@ -212,6 +212,47 @@ def test_images_and_labels_are_resampled_alike_and_labels_stay_labels(tmp_path, 
     assert (out / "label.png").read_bytes() == (tmp_path / "label.png").read_bytes()
 
 
+def family_result(family, fidelity, sharpness, passes, configuration="2d"):
+    values = {"fidelity": fidelity, "kernel_distance": 1.5, "diversity": 0.75, "sharpness": sharpness}
+    real = {"fidelity": 0.8, "kernel_distance": 0.25, "diversity": 1.0, "sharpness": 1.0}
+    return {
+        **{"family": family, "dataset": "104", "budget": 10, "configuration": configuration, "iterations": 600, "scale": "mini"},
+        **{"patch_size": [40, 56], "batch_size": 14, "preset_mode": "residual", "real": real, "deformation": real},
+        "redraw": {"residual": values, "tissue": values | {"fidelity": 0.1}},
+    }, {
+        **{"family": family, "dataset": "104", "budget": 10, "configuration": configuration, "iterations": 600, "scale": "mini"},
+        **{"parameters": 1234, "segmenter_parameters": 4936, "seconds_a_pair": 0.01, "pair_in_forward_passes": passes},
+        **{"generator_step_in_training_steps": 0.5, "peak_memory_bytes": 2**30},
+    }
+
+
+def test_the_page_of_the_families_shows_costs_and_quality_and_who_misses_a_target():
+    import generators_report
+
+    made = [family_result("gmm", 0.71, 0.5, 1.9), family_result("gan", 0.73, 0.8, 2.1), family_result("vae", 0.8, 0.5, 1, "3d")]
+    results = generators_report.merged([quality for quality, _ in made], [cost for _, cost in made[:2]])
+    assert [result["family"] for result in results] == ["gmm", "gan"], "of the third there are no costs"
+    page = generators_report.page(results)
+    assert page.index("`gan`") < page.index("`gmm`")
+    assert "| `gan` | 1,234 (0.25) | 10.0 (2.10) | 0.50 | 1,024 |" in page
+    assert "| `gan`, residual | 0.730 (0.91) | 1.50 | 0.75 | 0.80 |" in page
+    assert "| deformation | 0.800 (1.00) | 0.25 | 1.00 | 1.00 |" in page
+    missed = [line.split("Missed by: ")[1] for line in page.splitlines() if "Missed by" in line]
+    assert missed == ["`gan` on 104 2d.", "`gmm` on 104 2d.", "`gmm` on 104 2d."]
+
+
+def test_families_and_the_networks_that_judge_have_cells_of_their_own():
+    import generators
+    import generators_report
+
+    every = generators.cells()
+    assert len({cell.training for cell in every}) == len(every)
+    assert tuple(generators.FAMILIES) == generators_report.FAMILIES
+    for dataset, plan in generators.ITERATIONS:
+        arms = [cell.arm for cell in every if (cell.dataset, cell.configuration) == (dataset, plan)]
+        assert arms == [generators.ORACLE, *generators.FAMILIES], "who judges is trained first"
+
+
 def test_surface_distance_of_shifted_boxes_is_the_shift_in_mm():
     import surface
 
