@@ -13,8 +13,6 @@ from nnunetv2_genseg.checkpoint import UNREADABLE
 from nnunetv2_genseg.config import GenSegError
 
 PREPROCESS = "nnUNetv2_plan_and_preprocess -d DATASET --verify_dataset_integrity"
-FOLDS = 5
-"""Of nnU-Net's cross-validation."""
 OUTSIDE = -1
 """What nnU-Net's preprocessing writes into a segmentation where the image is empty; its augmentation makes it background."""
 
@@ -41,26 +39,6 @@ def require_description(description: dict[str, Any]) -> None:
         if key not in description and not (key == "channel_names" and "modality" in description):
             found = ", ".join(description) or "nothing"
             raise GenSegError(f"dataset.json has no `{key}`, found {found}; add it and run {PREPROCESS}")
-
-
-def require_cases(folder: Path, cases: Collection[str]) -> None:
-    """Checks that nnU-Net can split the cases of a dataset into training and validation cases.
-
-    Args:
-        folder: of the preprocessed dataset, where a user's splits_final.json may be.
-        cases: names of all preprocessed cases.
-
-    Raises:
-        GenSegError: it cannot.
-    """
-    splits = folder / "splits_final.json"
-    if splits.is_file():
-        require_splits(splits, cases)
-    elif len(cases) < FOLDS:
-        raise GenSegError(
-            f"the dataset has {len(cases)} cases, too few for nnU-Net's five-fold cross-validation; train on all of them "
-            "with fold `all`, or write your own splits_final.json"
-        )
 
 
 def require_splits(path: Path, cases: Collection[str]) -> None:
@@ -138,16 +116,6 @@ def require_labels(dataset: Any, cases: Sequence[str], labels: Any) -> bool:
     return shown
 
 
-def require_foreground(dataset: Any, labels: Any) -> None:
-    """Checks every case of a dataset, and that there is something to segment; arguments as in `require_labels`.
-
-    Raises:
-        GenSegError: as `require_labels`, or no case holds foreground.
-    """
-    if not require_labels(dataset, dataset.identifiers, labels):
-        raise GenSegError("no training case of this fold holds a voxel of a foreground class; check labelsTr and dataset.json")
-
-
 def _undeclared(segmentation: Any, declared: set[int]) -> list[int]:
     values = np.asarray(segmentation)
     if all(value in declared for value in range(int(values.min()), int(values.max()) + 1)):
@@ -160,24 +128,53 @@ def _is_annotated_key(key: Any) -> bool:
     return isinstance(key, tuple) and any(int(label) <= 0 for label in key)
 
 
-def warn_of_seen(validation: Collection[str], seen: Collection[str], pretrained: str | None, log: Callable[[str], None]) -> None:
-    """Logs a warning if a pretrained generator has seen validation cases.
+def first_of(names: Sequence[str]) -> str:
+    """Three names at most, for a message."""
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+
+
+def require_cases(folder: Path, cases: Collection[str]) -> None:
+    """Checks that a fold can be made of the preprocessed cases.
 
     Args:
-        validation: names of the validation cases.
+        folder: of the preprocessed dataset.
+        cases: names of all preprocessed cases.
+
+    Raises:
+        GenSegError: the user's splits_final.json cannot be followed, or there are too few cases for nnU-Net's own split.
+    """
+    splits = folder / "splits_final.json"
+    if splits.is_file():
+        require_splits(splits, cases)
+    elif len(cases) < 5:
+        raise GenSegError(
+            f"the dataset has {len(cases)} cases, too few for nnU-Net's five-fold cross-validation; train on all of them with "
+            "fold `all`, or write your own splits_final.json"
+        )
+
+
+def require_foreground(dataset: Any, labels: Any) -> None:
+    """Checks every training case (see `require_labels`) and that there is something to segment.
+
+    Raises:
+        GenSegError: a case is faulty, or no case holds a voxel of a foreground class.
+    """
+    if not require_labels(dataset, dataset.identifiers, labels):
+        raise GenSegError("no training case of this fold holds a voxel of a foreground class; check labelsTr and dataset.json")
+
+
+def warn_of_seen(validation: Collection[str], seen: Collection[str], generator: str | None, log: Callable[[str], None]) -> None:
+    """Logs a warning if a trained generator has seen validation cases.
+
+    Args:
+        validation: names of the fold's validation cases.
         seen: names of the cases that the generator was trained on.
-        pretrained: its folder.
+        generator: its folder.
         log: writes a line into nnU-Net's log.
     """
     both = sorted(set(validation).intersection(seen))
     if both:
         log(
-            f"GenSeg WARNING: the generator in {pretrained} was trained on {len(both)} of the {len(validation)} validation "
-            f"cases of this fold ({first_of(both)}), so validation cannot judge it; train one for this fold with genseg "
-            "pretrain -f FOLD"
+            f"GenSeg WARNING: the generator in {generator} was trained on {len(both)} of the {len(validation)} validation cases "
+            f"of this fold ({first_of(both)}), so validation cannot judge it; train one for this fold: genseg pretrain -f FOLD"
         )
-
-
-def first_of(names: Sequence[str]) -> str:
-    """Three names at most, for a message."""
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)

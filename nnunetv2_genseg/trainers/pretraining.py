@@ -158,9 +158,8 @@ class PretrainingMixin(GenSegMixin):
         self.is_cascaded, self.folder_with_segs_from_previous_stage = False, None
         self.enable_deep_supervision = False
         self._set_batch_size_and_oversample()
-        self.loop = build_loop(self)
+        self.loop, self._batches = build_loop(self), build_batch_codec(self)
         self.loop.trainable_generator()
-        self._batches = build_batch_codec(self)
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
@@ -178,7 +177,7 @@ class PretrainingMixin(GenSegMixin):
         steps = range(first, end)
         for self._iteration in tqdm(steps, desc=f"iterations {first + 1} to {end} of {iterations}", disable=None, leave=False):
             parts = self._batches.parts(next(self.dataloader_train))
-            self._log(self.loop.check())  # of the step before this one: the device has computed it by now
+            self._log(self.loop.check())  # of the step before this one, whose result is there by now
             self.loop.training_step(parts.image, parts.labels)
         self._log(self.loop.check())
         self._log(self.loop.end_epoch())
