@@ -3,10 +3,10 @@
     python benchmarks/gain.py --raw PATH/TO/nnUNet_raw --work FOLDER GRID [GRID ...] [--jobs 2] [--device cpu]
 
 A cell is (dataset, label budget, configuration, arm, seed, iterations). The first N training cases by the rank in `cases.csv`
-make a raw dataset of their own, on which planning, training (fold `all`; GenSeg holds its feedback cases aside out of the same
-N) and nothing else happen. Prediction and evaluation are nnU-Net's own, without test-time mirroring, on the part that the grid
-names: `validation` is carved out of the training pool (ranks from 40 on) and is what choices are made by; `test` is for final
-figures. A finished cell is never run twice, a killed one starts again.
+make a raw dataset of their own, on which planning, training (fold `all`; GenSeg's held-out cases belong to the same N) and
+nothing else happen. Prediction and evaluation are nnU-Net's own, without test-time mirroring, on the part that the grid names:
+`validation` is a part of the training pool (ranks from 40 on), and settings are chosen by it; `test` is for final figures. A
+finished cell is never run again; one that was interrupted starts again.
 
 Scales: `mini` for CPU, 2D images resampled to a longer side of 64 pixels, 3D images as they are; `full` for a GPU, everything
 as it is.
@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import random
 import resource
 import shutil
 import subprocess
@@ -27,15 +25,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from building import build_trainer, nnunet_folders, without_own_picture
 from cells import ARMS, GRIDS, Cell
+from provenance import provenance
 from raw_datasets import budgeted_dataset, part_of, source_of
 from surface import hausdorff95
-
-from nnunetv2_genseg.cli import external_trainers
 
 RESULTS = Path(__file__).parent / "results" / "gain"
 EPOCHS = 20
@@ -49,6 +46,7 @@ class Place:
     raw: Path
     work: Path
     device: str
+    results: Path = RESULTS
 
     def dataset(self, cell: Cell) -> Path:
         """Folder of the raw and the preprocessed dataset of a cell, shared by its arms and seeds."""
@@ -76,80 +74,84 @@ def run_nnunet(folder: Path, program: str, *options: str) -> None:
         subprocess.run(command, env=os.environ | nnunet_folders(folder, folder), stdout=log, stderr=log, check=True)
 
 
-def nnunet_folders(dataset: Path, model: Path) -> dict[str, str]:
-    return {
-        "nnUNet_raw": str(dataset / "raw"),
-        "nnUNet_preprocessed": str(dataset / "preprocessed"),
-        "nnUNet_results": str(model),
-        "nnUNet_n_proc_DA": "1",
-        "nnUNet_def_n_proc": "1",
-    }
-
-
 def run_cell(cell: Cell, place: Place) -> None:
     """Trains, predicts and evaluates in a process of its own, which is given one core of `jobs`."""
     log = place.work / "logs" / f"{cell.name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(Path(__file__)), "--raw", str(place.raw), "--work", str(place.work)]
+    command += ["--results", str(place.results), "--device", place.device, "--cell", json.dumps(asdict(cell))]
     with open(log, "w") as file:
         started = time.monotonic()
-        code = subprocess.run(
-            [*command, "--device", place.device, "--cell", json.dumps(asdict(cell))], stdout=file, stderr=file, check=False
-        ).returncode
+        code = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
     outcome = f"exit status {code}, see {log}"
     if not code:
-        result = json.loads(cell.result(RESULTS).read_text())
+        result = json.loads(cell.result(place.results).read_text())
         outcome = ", ".join(f"{part} {values['dice']:.4f}" for part, values in result["parts"].items())
     print(f"{cell.name}: {outcome} ({time.monotonic() - started:.0f} s)", flush=True)
 
 
 def train_and_judge(cell: Cell, place: Place, command: str) -> None:
-    """The cell itself; everything heavy is imported here, where the environment is set."""
-    dataset, model = place.dataset(cell), place.work / "models" / cell.training
-    os.environ.update(nnunet_folders(dataset, model))
-    os.environ["nnUNet_n_proc_DA"] = "0" if place.device == "cpu" else os.environ.get("nnUNet_n_proc_DA", "12")
-    arm = ARMS[cell.arm]
-    iterations = cell.iterations // EPOCHS
-    os.environ["nnUNet_genseg_short"] = f"{EPOCHS},{iterations},1,{EPOCHS_BETWEEN_CHECKPOINTS},{cell.seed}"
-    settings = arm.settings | {"seed": cell.seed}
-    model.mkdir(parents=True, exist_ok=True)
-    (model / "settings.json").write_text(json.dumps(settings))
-    os.environ["nnUNet_genseg_config"] = str(model / "settings.json")
-    if arm.trainer.startswith("nnUNet"):
-        os.environ["nnUNet_extTrainer"] = external_trainers()  # GenSeg's checkpoints are predicted without it
+    """The cell itself: trains unless the same training is there, predicts, evaluates and writes the result."""
+    model = place.work / "models" / cell.training
+    trained = train(cell, place, model)
+    parts = judge(cell, place, model, trained.pop("folder"))
+    measured = {
+        **{key: value for key, value in asdict(cell).items() if key != "parts"},
+        **asdict(ARMS[cell.arm]),
+        "parts": parts,
+        **trained,
+        "command": command,
+    }
+    if "test" in parts:
+        measured["dice"] = parts["test"]["dice"]
+    path = cell.result(place.results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(measured, indent=1) + "\n")
+    temporary.replace(path)
 
-    import numpy as np
+
+def train(cell: Cell, place: Place, model: Path) -> dict[str, Any]:
+    """Trains, unless a finished training by the same code with the same settings is there; what was measured."""
+    arm = ARMS[cell.arm]
+    trainer = build_trainer(
+        arm.trainer,
+        place.dataset(cell),
+        cell.dataset,
+        cell.configuration,
+        model,
+        length=(EPOCHS, cell.iterations // EPOCHS, 1, EPOCHS_BETWEEN_CHECKPOINTS),
+        seed=cell.seed,
+        device=place.device,
+        settings=arm.settings,
+        batch_factor=arm.batch_factor,
+        rate_factor=arm.rate_factor,
+    )
+    plan = trainer.configuration_manager
+    made_of = {
+        "folder": trainer.output_folder,
+        "batch_size": int(plan.batch_size),
+        "patch_size": [int(extent) for extent in plan.patch_size],
+        "resolved_settings": trainer.genseg.to_json() if hasattr(trainer, "genseg") else None,
+        **provenance(place.device),
+    }
+    record = model / "trained.json"
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    if any(known.get(key) != value for key, value in made_of.items()):
+        shutil.rmtree(trainer.output_folder, ignore_errors=True)
+        known = measured_training(trainer, place) | made_of
+        record.write_text(json.dumps(known))
+    return known
+
+
+def judge(cell: Cell, place: Place, model: Path, folder: str) -> dict[str, Any]:
+    """Predicts the cell's parts by the checkpoint in the fold folder and evaluates them."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-    from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 
-    import nnunetv2_genseg.trainers as trainers
-
-    torch.set_num_threads(1 if place.device == "cpu" else torch.get_num_threads())
-    random.seed(cell.seed)
-    np.random.seed(cell.seed)
-    name = convert_id_to_dataset_name(int(cell.dataset))
-    preprocessed = dataset / "preprocessed" / name
-    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
-    plans["continue_training"] = False
-    plans["configurations"][cell.configuration]["batch_size"] *= arm.batch_factor
-    trainer = getattr(trainers, arm.trainer)(
-        plans=plans,
-        configuration=cell.configuration,
-        fold="all",
-        dataset_json=json.loads((preprocessed / "dataset.json").read_text()),
-        device=torch.device(place.device),
-    )
-    trainer.initial_lr *= arm.rate_factor
-    trained = model / "trained.json"
-    resolved = trainer.genseg.to_json() if isinstance(trainer, trainers.GenSegTrainer) else None
-    if not trained.is_file() or json.loads(trained.read_text()).get("resolved_settings") != resolved:
-        shutil.rmtree(trainer.output_folder, ignore_errors=True)
-        trained.write_text(json.dumps(measured_training(trainer, place) | {"resolved_settings": resolved}))
-    predictor = nnUNetPredictor(
-        use_mirroring=False, device=torch.device(place.device), perform_everything_on_device=place.device == "cuda"
-    )
-    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, ("all",), "checkpoint_final.pth")
+    device = torch.device(place.device)
+    predictor = nnUNetPredictor(use_mirroring=False, device=device, perform_everything_on_device=place.device == "cuda")
+    predictor.initialize_from_trained_model_folder(str(Path(folder).parent), ("all",), "checkpoint_final.pth")
     parts = {}
     for part in cell.parts:
         images, labels = part_of(cell, part, place.raw, place.work / cell.scale / "parts")
@@ -159,38 +161,17 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
         predictor.predict_from_files_sequential(str(images), str(predictions), save_probabilities=False)
         parts[part] = judged(predictor, predictions, labels)
     for picture in ("genseg_samples.png", "genseg_progress.png"):
-        source = Path(trainer.output_folder) / picture
+        source = Path(folder) / picture
         if source.is_file():
             shutil.copy(source, model / picture)
-    measured = {
-        **{key: value for key, value in asdict(cell).items() if key != "parts"},
-        "trainer": arm.trainer,
-        "settings": arm.settings,
-        "batch_factor": arm.batch_factor,
-        "rate_factor": arm.rate_factor,
-        "batch_size": int(plans["configurations"][cell.configuration]["batch_size"]),
-        "patch_size": [int(n) for n in plans["configurations"][cell.configuration]["patch_size"]],
-        "parts": parts,
-        **json.loads(trained.read_text()),
-        "chosen": chosen_by_feedback(Path(trainer.output_folder) / "checkpoint_final.pth"),
-        "command": command,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, device {place.device}; one CPU thread, other jobs beside",
-        "versions": {package: version(package) for package in ("nnunetv2-genseg", "nnunetv2", "torch")},
-    }
-    if "test" in parts:
-        measured["dice"] = parts["test"]["dice"]
-    path = cell.result(RESULTS)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(measured, indent=1) + "\n")
-    temporary.replace(path)
+    return parts
 
 
 def measured_training(trainer: Any, place: Place) -> dict[str, Any]:
     """Trains; returns wall and CPU seconds and the most memory in use, on a GPU the allocated memory."""
     import torch
 
-    trainer.logger.plot_progress_png = lambda folder: None  # nnU-Net's own picture costs a second an epoch
+    without_own_picture(trainer)
     started, busy = time.monotonic(), time.process_time()
     trainer.run_training()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -198,22 +179,8 @@ def measured_training(trainer: Any, place: Place) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "cpu_seconds": round(time.process_time() - busy, 1),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if place.device == "cuda" else memory,
+        "progress": trainer.progress.rows if hasattr(trainer, "progress") else [],
     }
-
-
-def chosen_by_feedback(checkpoint_file: Path) -> dict[str, float]:
-    """What the feedback had moved at the end of a training, by name; empty without feedback."""
-    import torch
-
-    from nnunetv2_genseg.checkpoint import sibling
-    from nnunetv2_genseg.pictures.progress import CHOSEN
-
-    state = sibling(checkpoint_file, EPOCHS)
-    if not state.is_file():
-        return {}
-    epochs = torch.load(state, weights_only=True)["state"]["progress"]
-    moved = [{name: round(row[name], 4) for name in CHOSEN if name in row} for row in epochs]
-    return next(filter(None, reversed(moved)), {})
 
 
 def judged(predictor: Any, predictions: Path, labels: Path) -> dict[str, Any]:
@@ -269,18 +236,19 @@ def main() -> None:
     parser.add_argument("grids", nargs="*", metavar="GRID", help=", ".join(GRIDS))
     parser.add_argument("--raw", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--jobs", type=int, default=2, help="cells at once")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    place = Place(chosen.raw.resolve(), chosen.work.resolve(), chosen.device)
+    place = Place(chosen.raw.resolve(), chosen.work.resolve(), chosen.device, chosen.results.resolve())
     if chosen.cell:
         cell = Cell.from_json(chosen.cell)
         train_and_judge(cell, place, f"python benchmarks/gain.py --device {place.device} --cell '{chosen.cell}'")
         return
     if not chosen.grids or any(name not in GRIDS for name in chosen.grids):
         parser.error(f"name one or more of the grids {', '.join(GRIDS)}; found {' '.join(chosen.grids) or 'none'}")
-    todo = [cell for cell in wanted(chosen.grids) if not cell.result(RESULTS).is_file()]
+    todo = [cell for cell in wanted(chosen.grids) if not cell.result(place.results).is_file()]
     print(f"{len(todo)} cells to run", flush=True)
     for cell in todo:
         prepare(cell, place)

@@ -1,4 +1,4 @@
-"""Tables of `gain.py`'s results: mean and spread over seeds, paired difference to stock with a bootstrap interval."""
+"""Figure and table of `gain.py`'s results: Dice, and points over stock nnU-Net seed by seed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ from typing import Any
 
 import numpy as np
 from cells import BUDGET, length
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 Result = dict[str, Any]
 Setting = tuple[str, int, str, str, int]
 """dataset, budget, configuration, scale, iterations"""
 
+STOCK = "stock"
 NAMES = {"101": "foot ulcer", "102": "breast ultrasound", "103": "chest X-ray", "104": "hippocampus"}
+SHOWN = {
+    "genseg": "GenSeg (default)",
+    "genseg_deformation": "deformation alone",
+    "genseg_random": "GenSeg without feedback",
+    "stock_doubled_batch_and_rate": "stock, batch and learning rate doubled",
+}
+"""Arms in the order of the figure's legend, and their names there."""
 BOOTSTRAPS = 5000
 
 
@@ -28,20 +38,11 @@ def setting_of(result: Result) -> Setting:
     return (result["dataset"], result["budget"], result["configuration"], result["scale"], result["iterations"])
 
 
-def usual(results: list[Result], longer: int = 1) -> list[Result]:
-    """Those of the budget that `gain.py` gives their dataset unless a grid says otherwise, `longer` times as long as usual."""
-    return [one for one in of_length(results, longer) if one["budget"] == BUDGET[one["dataset"]]]
-
-
-def of_length(results: list[Result], longer: int = 1) -> list[Result]:
-    """Those `longer` times as long as usual, whatever their budget."""
-    return [one for one in results if one["iterations"] == longer * length(one["dataset"], one["configuration"], one["scale"])]
-
-
-def described(setting: Setting) -> str:
-    """The columns dataset, N, plan and iterations of a table's line."""
-    dataset, budget, configuration, _, iterations = setting
-    return f"{dataset} {NAMES[dataset]} | {budget} | {configuration} | {iterations}"
+def is_compared(result: Result) -> bool:
+    """Whether a result is of the comparison that the figure shows: 2D images at the scale `mini`, usual budget and length."""
+    dataset, budget, configuration, scale, iterations = setting_of(result)
+    usual = BUDGET.get(dataset), length(dataset, configuration, scale)
+    return (configuration, scale) == ("2d", "mini") and (budget, iterations) == usual
 
 
 def case_dice(result: Result, part: str) -> dict[str, float]:
@@ -70,97 +71,83 @@ def paired_difference(arm: list[Result], rival: list[Result], part: str) -> tupl
     return float(values.mean()), float(low), float(high)
 
 
-def table(results: list[Result], part: str, rival: str = "stock") -> str:
-    """Markdown: one line a setting and arm."""
-    settings: dict[Setting, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
-    for result in results:
+def seed_differences(arm: list[Result], rival: list[Result], part: str) -> dict[int, float]:
+    """Mean difference over the cases, by seed, for the seeds that both have."""
+    found = {result["seed"]: paired_difference([result], rival, part) for result in arm}
+    return {seed: difference[0] for seed, difference in sorted(found.items()) if difference}
+
+
+def by_setting(results: list[Result], part: str) -> dict[Setting, dict[str, list[Result]]]:
+    """Results that were judged on a part, by setting and arm, in the order of both."""
+    groups: dict[Setting, dict[str, list[Result]]] = defaultdict(dict)
+    order = {arm: place for place, arm in enumerate((STOCK, *SHOWN))}
+    for result in sorted(results, key=lambda one: (setting_of(one), order.get(one["arm"], len(order)), one["seed"])):
         if part in result["parts"]:
-            settings[setting_of(result)][result["arm"]].append(result)
+            groups[setting_of(result)].setdefault(result["arm"], []).append(result)
+    return groups
+
+
+def table(results: list[Result], part: str) -> str:
+    """Markdown: one line a setting and arm; below them an arm's mean over the datasets of the comparison that it was run on."""
     lines = [
-        "| dataset | N | plan | iterations | arm | seeds | Dice | difference to stock [95 %] | HD95, mm | CPU time / stock |",
+        "| dataset | N | plan | scale | iterations | arm | Dice (seeds) | points over stock [95 %] | seed by seed | HD95, mm |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for setting, arms in sorted(settings.items()):
-        stock = arms.get(rival, [])
-        for name, runs in sorted(arms.items(), key=lambda item: item[0] != rival):
-            dice = [run["parts"][part]["dice"] for run in runs]
-            spread = f" ± {np.std(dice, ddof=1):.3f}" if len(dice) > 1 else ""
-            found = paired_difference(runs, stock, part) if name != rival else None
-            difference = f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]" if found else ""
-            surface = [run["parts"][part]["hd95"] for run in runs if run["parts"][part].get("hd95") is not None]
-            distance = f"{np.mean(surface):.2f}" if len(surface) == len(runs) else ""
-            alone = {run["seed"]: run["cpu_seconds"] for run in stock}
-            times = [run["cpu_seconds"] / alone[run["seed"]] for run in runs if run["seed"] in alone]
-            ratio = f"{np.mean(times):.1f}" if times else ""
-            figures = f"{np.mean(dice):.3f}{spread} | {difference} | {distance} | {ratio}"
-            lines.append(f"| {described(setting)} | {name} | {len(runs)} | {figures} |")
+    gains: dict[str, list[float]] = defaultdict(list)
+    for setting, arms in by_setting(results, part).items():
+        stock = arms.get(STOCK, [])
+        for name, runs in arms.items():
+            found = paired_difference(runs, stock, part) if name != STOCK else None
+            if found and all(map(is_compared, runs)):
+                gains[name].append(found[0])
+            lines.append(f"| {_described(setting)} | {name} | {_figures(runs, stock if found else [], found, part)} |")
+    for name, values in gains.items():
+        cells = (f"mean of {len(values)}", *[""] * 4, name, "", f"{100 * np.mean(values):+.1f}", "", "")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def contrasts(results: list[Result], part: str, pairs: list[tuple[str, str]]) -> str:
-    """Markdown: paired differences between arms, a line a pair and setting."""
-    lines = [
-        "| arm | against | dataset | N | plan | iterations | seeds | difference [95 %] | seed by seed |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    there = [result for result in results if part in result["parts"]]
-    for arm, rival in pairs:
-        for setting in sorted({setting_of(result) for result in there}):
-            ours, theirs = (
-                [result for result in there if setting_of(result) == setting and result["arm"] == name] for name in (arm, rival)
-            )
-            found = paired_difference(ours, theirs, part)
-            if found:
-                each = [alone[0] for one in ours if (alone := paired_difference([one], theirs, part))]
-                figures = f"{len(each)} | {found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]"
-                seeds = ", ".join(f"{difference:+.3f}" for difference in each)
-                lines.append(f"| {arm} | {rival} | {described(setting)} | {figures} | {seeds} |")
-    return "\n".join(lines) + "\n"
+def _described(setting: Setting) -> str:
+    dataset, budget, configuration, scale, iterations = setting
+    return f"{dataset} {NAMES[dataset]} | {budget} | {configuration} | {scale} | {iterations}"
 
 
-def mean_gains(results: list[Result], part: str, rival: str = "stock") -> str:
-    """Markdown: every arm's mean difference to stock over the datasets on which both were run at equal settings, those of most
-    datasets first."""
-    gains: dict[str, dict[str, float]] = defaultdict(dict)
-    there = [result for result in results if part in result["parts"]]
-    for setting in {setting_of(result) for result in there}:
-        here = [result for result in there if setting_of(result) == setting]
-        stock = [result for result in here if result["arm"] == rival]
-        for arm in {result["arm"] for result in here} - {rival}:
-            found = paired_difference([result for result in here if result["arm"] == arm], stock, part)
-            if found:
-                gains[arm][f"{setting[0]} N={setting[1]} {setting[4]} it"] = found[0]
-    lines = ["| arm | mean difference to stock | of | on |", "| --- | --- | --- | --- |"]
-    for arm, values in sorted(gains.items(), key=lambda item: (-len(item[1]), -float(np.mean(list(item[1].values()))))):
-        each = ", ".join(f"{where}: {value:+.3f}" for where, value in sorted(values.items()))
-        lines.append(f"| {arm} | {np.mean(list(values.values())):+.3f} | {len(values)} | {each} |")
-    return "\n".join(lines) + "\n"
+def _figures(runs: list[Result], stock: list[Result], found: tuple[float, float, float] | None, part: str) -> str:
+    dice = [run["parts"][part]["dice"] for run in runs]
+    spread = f" ± {np.std(dice, ddof=1):.3f}" if len(dice) > 1 else ""
+    gain = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in found)) if found else ""
+    each = ", ".join(f"{100 * value:+.1f}" for value in seed_differences(runs, stock, part).values())
+    surface = [run["parts"][part]["hd95"] for run in runs if run["parts"][part].get("hd95") is not None]
+    distance = f"{np.mean(surface):.2f}" if len(surface) == len(runs) else ""
+    return f"{np.mean(dice):.3f}{spread} ({len(dice)}) | {gain} | {each} | {distance}"
 
 
-def budgets(results: list[Result], part: str, arms: tuple[str, ...]) -> str:
-    """Markdown: Dice over label budgets, of the first seed, 2D, at the usual length; only datasets with several budgets."""
-    found: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
-    for one in of_length(results):
-        if one["configuration"] == "2d" and one["seed"] == 0 and one["arm"] in arms and part in one["parts"]:
-            found[one["dataset"], one["arm"]][one["budget"]] = one["parts"][part]["dice"]
-    several = {dataset for (dataset, _), dice in found.items() if len(dice) > 1}
-    columns = sorted({budget for (dataset, _), dice in found.items() if dataset in several for budget in dice})
-    lines = ["| dataset | arm | " + " | ".join(f"N = {budget}" for budget in columns) + " |"]
-    lines.append("| --- | --- |" + " --- |" * len(columns))
-    for (dataset, arm), dice in sorted(found.items(), key=lambda item: (item[0][0], arms.index(item[0][1]))):
-        if dataset in several:
-            values = " | ".join(f"{dice[budget]:.3f}" if budget in dice else "" for budget in columns)
-            lines.append(f"| {dataset} {NAMES[dataset]} | {arm} | {values} |")
-    return "\n".join(lines) + "\n"
-
-
-def moved(results: list[Result]) -> str:
-    """Markdown: what the feedback had moved at the end of the trainings that say so, a line a training on whatever part it was
-    judged; 1 and 1 / 3 is where it starts."""
-    rows = set()
-    for one in filter(lambda one: one.get("chosen"), results):
-        values = ", ".join(f"{name} {value:.3f}" for name, value in one["chosen"].items())
-        rows.add((one["arm"], described(setting_of(one)), one["seed"], values))
-    lines = ["| arm | dataset | N | plan | iterations | seed | what it moved |", "| --- | --- | --- | --- | --- | --- | --- |"]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in sorted(rows)]
-    return "\n".join(lines) + "\n"
+def figure(results: list[Result], part: str, path: Path) -> None:
+    """Writes a PNG: points over stock by dataset and arm, a dot a seed and a bar for their mean, and the mean of the datasets."""
+    groups = {setting[0]: arms for setting, arms in by_setting(list(filter(is_compared, results)), part).items()}
+    picture = Figure(figsize=(8, 3.6), layout="constrained")
+    FigureCanvasAgg(picture)
+    axis = picture.subplots()
+    for i, (arm, label) in enumerate(SHOWN.items()):
+        gains = {
+            dataset: list(seed_differences(arms[arm], arms.get(STOCK, []), part).values())
+            for dataset, arms in groups.items()
+            if arm in arms
+        }
+        gains = {dataset: values for dataset, values in gains.items() if values}
+        offset, colour = 0.2 * (i - (len(SHOWN) - 1) / 2), f"C{i}"
+        for dataset, values in gains.items():
+            place = list(groups).index(dataset) + offset
+            axis.bar(place, 100 * np.mean(values), width=0.18, color=colour, alpha=0.4)
+            axis.plot([place] * len(values), [100 * value for value in values], ".", color=colour)
+        if gains:
+            place = len(groups) + offset
+            mean = 100 * np.mean([np.mean(values) for values in gains.values()])
+            axis.bar(place, mean, width=0.18, color=colour, label=f"{label} ({len(gains)} datasets)")
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_xticks(range(len(groups) + 1), [*(f"{NAMES[dataset]}\nN = {BUDGET[dataset]}" for dataset in groups), "mean"])
+    axis.set_xlim(-0.5, len(groups) + 0.5)
+    axis.set_ylabel("Dice points over stock nnU-Net")
+    if axis.patches:
+        axis.legend(fontsize=8)
+    picture.savefig(path, dpi=100, metadata={"Software": None})

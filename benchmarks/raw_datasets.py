@@ -15,7 +15,7 @@ from skimage.transform import resize
 MINI_SIDE = 64
 """Longer side of 2D images at the scale `mini`, pixels."""
 VALIDATION_RANKS = range(40, 100)
-"""Cases of the training pool that no budget up to 40 uses: choices are made by them."""
+"""Cases of the training pool that no budget up to 40 uses: settings are chosen by them."""
 
 
 def ranked_cases(dataset: Path) -> list[str]:
@@ -41,17 +41,19 @@ def budgeted_dataset(source: Path, budget: int, scale: str, into: Path) -> None:
 
 
 def part_of(cell: Cell, part: str, raw: Path, into: Path) -> tuple[Path, Path]:
-    """Folders of the images and labels of `validation`, `test` or `montgomery`, made if they are not there."""
+    """Folders of the images and labels of `validation`, `test` or `montgomery`, made out of `raw` if they are not there."""
+    made = next(into.glob(f"Dataset{cell.dataset}_*/{part}/labels"), None)
+    if made is not None:
+        return made.with_name("images"), made
     source = source_of(cell.dataset, raw)
     images, labels = into / source.name / part / "images", into / source.name / part / "labels"
-    if not labels.exists():
-        suffix = {"validation": "Tr", "test": "Ts", "montgomery": "Ts_montgomery"}[part]
-        ending = json.loads((source / "dataset.json").read_text())["file_ending"]
-        cases = sorted(path.name.removesuffix(ending) for path in (source / f"labels{suffix}").glob(f"*{ending}"))
-        if part == "validation":
-            ranked = ranked_cases(source)
-            cases = [ranked[rank] for rank in VALIDATION_RANKS]
-        copy_cases(source, suffix, cases, images, labels, cell.scale)
+    suffix = {"validation": "Tr", "test": "Ts", "montgomery": "Ts_montgomery"}[part]
+    ending = json.loads((source / "dataset.json").read_text())["file_ending"]
+    cases = sorted(path.name.removesuffix(ending) for path in (source / f"labels{suffix}").glob(f"*{ending}"))
+    if part == "validation":
+        ranked = ranked_cases(source)
+        cases = [ranked[rank] for rank in VALIDATION_RANKS]
+    copy_cases(source, suffix, cases, images, labels, cell.scale)
     return images, labels
 
 

@@ -14,17 +14,16 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from provenance import provenance
 from raw_datasets import budgeted_dataset
 
 from nnunetv2_genseg.cli import external_trainers
@@ -52,7 +51,7 @@ TASKS = {
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "genseg": ("GenSegTrainerShort", {}),
     "stock": ("nnUNetTrainerShort", {}),
-    "genseg_tissue": ("GenSegTrainerShort", {"conditioning": {"mode": "tissue"}}),
+    "genseg_tissue": ("GenSegTrainerShort", {"redraw": {"mode": "tissue"}, "mixing": {"sources": {"redraw": 1.0}}}),
 }
 
 
@@ -133,8 +132,7 @@ def cell(name: str, arm: str, raw: Path, work: Path, device: str) -> dict[str, A
         "killed_and_resumed": killed,
         "training_seconds_with_validation": round(seconds, 1),
         "command": f"python benchmarks/real_data.py --only {name} --arm {arm} --device {device}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, device {device}; other jobs ran beside",
-        "versions": {package: version(package) for package in ("nnunetv2-genseg", "nnunetv2", "torch")},
+        **provenance(device, "other jobs beside"),
     }
 
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+
+from provenance import provenance  # noqa: E402
 
 from nnunetv2_genseg.phantoms import PhantomDataset  # noqa: E402
 from tests.bad_inputs import TABLE, answer, place_for  # noqa: E402
@@ -125,8 +124,7 @@ def main() -> None:
     for part in chosen.parts or PARTS:
         record = {
             "command": f"python benchmarks/reliability.py --work FOLDER {part}",
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, CPU; one thread, other jobs beside",
-            "versions": {package: version(package) for package in ("nnunetv2-genseg", "nnunetv2", "torch")},
+            **provenance("cpu"),
             **PARTS[part](chosen.work.resolve()),
         }
         RESULTS.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""How the loss on held-aside cases depends on the generator, through one step of the segmenter: pure functions.
+"""How the loss on held-out cases depends on the generator, through one step of the segmentation network: pure functions.
 
-With θ the segmenter's weights, φ the generator's parameters and v = ∇_θ L_fb(θ'), the segmenter's step of size η on the
-synthetic loss L_syn(θ, φ) gives
+With θ the segmentation network's weights, φ the generator's parameters and v = ∇_θ L_fb(θ) the gradient of the loss on held-out
+cases, a step of size η on the synthetic loss L_syn(θ, φ) gives
 
     dL_fb/dφ = −η · ∂/∂φ ⟨∇_θ L_syn(θ, φ), v⟩
 
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from nnunetv2_genseg.config import GenSegError
 
 Parameters = Mapping[str, Tensor]
 Logits = Tensor | list[Tensor]
@@ -40,8 +42,8 @@ def segmenter_gradient(network: nn.Module, theta: Parameters, image: Tensor, los
     """∇_θ of a loss at given weights.
 
     Args:
-        network: the segmenter; its own weights are neither used where `theta` replaces them nor changed.
-        theta: weights by name.
+        network: the segmentation network; its own weights are neither used where `theta` replaces them nor changed.
+        theta: weights by name; the gradient is taken by those that require one, since a frozen weight makes no step.
         image: (B, C, *spatial).
         loss: of the logits.
 
@@ -49,15 +51,12 @@ def segmenter_gradient(network: nn.Module, theta: Parameters, image: Tensor, los
         The gradient by name; zeros for weights that the loss does not depend on (the auxiliary heads that deep
         supervision gives no weight).
     """
-    leaves = {name: weight.detach().requires_grad_() for name, weight in theta.items()}
+    moving = [name for name, weight in theta.items() if weight.requires_grad]
+    leaves = {name: weight.detach().requires_grad_(weight.requires_grad) for name, weight in theta.items()}
     value = loss(_output(network, leaves, image))
-    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, gradients, strict=True))
-
-
-def step_ahead(theta: Parameters, gradient: Parameters, step_size: float) -> dict[str, Tensor]:
-    """θ' = θ − η · gradient, as new tensors."""
-    return {name: (theta[name] - step_size * gradient[name]).detach() for name in theta}
+    chosen = [leaves[name] for name in moving]
+    gradients = torch.autograd.grad(value, chosen, allow_unused=True, materialize_grads=True)
+    return dict(zip(moving, gradients, strict=True))
 
 
 def exact(
@@ -75,7 +74,7 @@ def exact(
     differentiated once more by its input: tests/unit/test_hypergradient.py fails with it (torch 2.15).
 
     Args:
-        network: the un-compiled segmenter.
+        network: the segmentation network, not compiled.
         theta: its weights by name; those without an entry in `direction` are constants.
         direction: v by name. Only the last layers' entries make `last_layers` of this function.
         phi: what to differentiate by; `image` or `loss` was computed from it.
@@ -101,7 +100,7 @@ def alignment(
     loss: LossOfLogits,
     differentiable: bool = False,
 ) -> Tensor:
-    """⟨∇_θ L_syn, v⟩: how far the segmenter's step on synthetic pairs lowers the feedback loss, over η.
+    """⟨∇_θ L_syn, v⟩: by how much a step on synthetic pairs lowers the held-out loss, divided by η.
 
     Args: as in `exact`; with `differentiable` the result has a graph to what `image` and `loss` were computed from.
     """
@@ -112,49 +111,19 @@ def alignment(
     return torch.stack([(slope * part).sum() for slope, part in zip(slopes, direction.values(), strict=True)]).sum()
 
 
-def finite_difference(
-    network: nn.Module,
-    theta: Parameters,
-    direction: Parameters,
-    phi: Sequence[Tensor],
-    image: Tensor,
-    loss: LossOfLogits,
-    step_size: float,
-    epsilon: float = 0.01,
-) -> list[Tensor]:
-    """The hypergradient as a central difference of ∇_φ L_syn at θ ± (epsilon / ‖v‖) v, on functional copies.
-
-    Args and errors: as in `exact`. Through LeakyReLU it sees the kinks that the derivative skips and points elsewhere.
-    """
-    length = finite_norm(list(direction.values()), "the gradient of the feedback loss")
-    if length == 0:
-        return [torch.zeros_like(part) for part in phi]
-    scale = epsilon / length
-
-    def side(distance: float, retain_graph: bool) -> list[Tensor]:
-        weights = {name: weight.detach() for name, weight in theta.items()}
-        weights |= {name: weights[name] + distance * part for name, part in direction.items()}
-        return _gradient(loss(_output(network, weights, image)), phi, retain_graph)
-
-    with torch.random.fork_rng([image.device] if image.is_cuda else []):  # both sides have the same dropout
-        plus = side(scale, retain_graph=True)
-    minus = side(-scale, retain_graph=False)
-    return [-step_size * (up - down) / (2 * scale) for up, down in zip(plus, minus, strict=True)]
-
-
 def last_layers(theta: Parameters, direction: Parameters) -> dict[str, Tensor]:
     """`direction` cut down to the decoder's last stage and the segmentation heads of nnU-Net's networks.
 
     Raises:
-        ValueError: the network has no such layers.
+        GenSegError: the network has no such layers.
     """
     last_stage = max((int(name.split(".")[2]) for name in theta if name.startswith("decoder.stages.")), default=-1)
     prefixes = (f"decoder.stages.{last_stage}.", "decoder.seg_layers.")
     chosen = {name: part for name, part in direction.items() if name.startswith(prefixes)}
     if not chosen:
-        raise ValueError(
+        raise GenSegError(
             "feedback.method last_layers needs a network with decoder.stages and decoder.seg_layers, as nnU-Net's have; "
-            "use exact or finite_difference"
+            "use exact"
         )
     return chosen
 
@@ -182,10 +151,10 @@ def _output(network: nn.Module, weights: Parameters, image: Tensor) -> Any:
         return functional_call(network, {**buffers, **weights}, (image,), tie_weights=False)
 
 
-def _gradient(value: Tensor, phi: Sequence[Tensor], retain_graph: bool = False) -> list[Tensor]:
+def _gradient(value: Tensor, phi: Sequence[Tensor]) -> list[Tensor]:
     if not value.requires_grad:
-        raise RuntimeError("feedback is detached: the synthetic loss does not depend on the generator's parameters")
-    parts = torch.autograd.grad(value, list(phi), retain_graph=retain_graph, allow_unused=True)
+        raise RuntimeError("feedback is detached: the synthetic loss does not depend on what feedback moves")
+    parts = torch.autograd.grad(value, list(phi), allow_unused=True)
     if all(part is None for part in parts):
-        raise RuntimeError("feedback is detached: the synthetic loss does not depend on the generator's parameters")
+        raise RuntimeError("feedback is detached: the synthetic loss does not depend on what feedback moves")
     return [torch.zeros_like(own) if part is None else part for own, part in zip(phi, parts, strict=True)]

@@ -1,4 +1,4 @@
-"""What happens when something of the generator's is NaN or infinite: it is undone, and too many times end the training."""
+"""Returns the generator to its last finite state when its numbers are NaN or infinite, a limited number of times."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ import torch
 from torch import Tensor
 
 LIMIT = 5
-"""So many times it is undone before a whole stretch without a fault has been seen."""
+"""Rollbacks that are allowed before a whole epoch without a fault."""
 
 
-class Recovery:
-    """Keeps the last good state of something that learns.
+class Rollback:
+    """Keeps the last finite state of something that learns, in main memory.
 
     Args:
         state: gives its state, of tensors, numbers, strings, lists and dictionaries.
-        restore: the inverse.
+        load: the inverse.
     """
 
-    def __init__(self, state: Callable[[], dict[str, Any]], restore: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, state: Callable[[], dict[str, Any]], load: Callable[[dict[str, Any]], None]) -> None:
         self._state = state
-        self._restore = restore
+        self._load = load
         self._clean = True
         self.keep()
 
     def keep(self) -> None:
-        """Takes the present state as good.
+        """Takes the present state as finite.
 
         Raises:
             FloatingPointError: it holds NaN or infinity.
         """
-        self._good = copy.deepcopy(self._finite_state())
+        self._good = _on_cpu(self._finite_state())
         self.faults = 0
-        """Faults since the last good state was taken."""
+        """Faults since the last finite state was taken."""
 
-    def end_stretch(self) -> None:
-        """Takes the present state as good if nothing was undone since this was last called.
+    def end_epoch(self) -> None:
+        """Takes the present state as finite if there was no rollback in the epoch.
 
         Raises:
             FloatingPointError: it holds NaN or infinity.
@@ -51,24 +51,36 @@ class Recovery:
 
     def _finite_state(self) -> dict[str, Any]:
         state = self._state()
-        if not all(torch.isfinite(tensor).all() for tensor in _tensors(state)):
+        finite = [torch.isfinite(tensor).all() for tensor in _tensors(state)]
+        if finite and not all(flag.item() for flag in finite):
             raise FloatingPointError("the generator's state holds NaN or infinity")
         return state
 
     def undo(self, cause: str) -> None:
-        """Goes back to the last good state.
+        """Returns to the last finite state.
 
         Raises:
-            FloatingPointError: it had to be done too often.
+            FloatingPointError: this happened too often.
         """
         self.faults += 1
         self._clean = False
         if self.faults > LIMIT:
             raise FloatingPointError(
-                f"{cause}; the generator was put back to its last good state {LIMIT} times, and it happened again. Lower "
+                f"{cause}; the generator returned to its last finite state {LIMIT} times, and it happened again. Lower "
                 "generator.learning_rate or feedback.learning_rate, or look for NaN in the images"
             )
-        self._restore(copy.deepcopy(self._good))
+        self._load(copy.deepcopy(self._good))
+
+
+def _on_cpu(state: Any) -> Any:
+    """A copy of a state, all tensors in main memory."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_on_cpu(value) for value in state)
+    return copy.deepcopy(state)
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

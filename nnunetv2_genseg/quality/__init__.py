@@ -1,1 +1,5 @@
-"""Whether synthetic pairs are any good: measures that compare them with real ones."""
+"""How good synthetic pairs are: a module a measure."""
+
+from nnunetv2_genseg.quality.base import MEASURES, Measure, Samples
+
+__all__ = ["MEASURES", "Measure", "Samples"]

@@ -1,0 +1,71 @@
+"""The table of all settings: what each default rests on."""
+
+from __future__ import annotations
+
+from nnunetv2_genseg.config import GenSegConfig, Settings
+
+HEAD = """
+## Defaults
+
+What each default rests on. Arms that no table above shows are [archived](ARCHIVE). Their synthetic pairs were added to the batch,
+so that they are weak evidence for pairs that take the place of real patches. "Not measured" is a choice by reason, open to a
+measurement.
+
+| setting | default | evidence |
+| --- | --- | --- |
+""".replace("ARCHIVE", "../benchmarks/results/archive/README.md")
+EVIDENCE = {
+    "schedule.warmup": "archived: 0.02 (`genseg_deformation_early`) is worse on 101, level on 102 (one seed)",
+    "schedule.ramp": "archived: 0.05, no warm-up, no tail (`genseg_deformation_throughout`) loses 2.3 on 101 (three seeds)",
+    "schedule.tail": "archived: 0 (`genseg_deformation_no_tail`) is worse on 101, 0.9 better on 102 (one seed)",
+    "mixing.share": "not measured",
+    "mixing.sources": "the arms `genseg` and `genseg_deformation` above; the weights are not measured",
+    "deformation.displacement": "archived: this, with the next two (`genseg_deformation_strong`), against half of it, 4000 "
+    "iterations: +0.6 on 101, +1.3 on 102, level on 104 (one seed)",
+    "deformation.rotation": "as `deformation.displacement`; the half was 10",
+    "deformation.scaling": "as `deformation.displacement`; the half was 0.1",
+    "intensity.tone": "archived: 0.5 (`deformation_tone`) against 0: better on 104, worse on 103, so half of it",
+    "intensity.shift": "archived: 0.3 (`genseg_shift`) is level with 0.1 on 102 (three seeds), 1.0 (`recolour_all`) lost",
+    "masks.source": "archived: learned shapes (`genseg_learned_masks`) are 1.0 below `real` on 104 (one seed)",
+    "redraw.mode": "archived, 4000 iterations: with this mode `genseg` is 1.4 and 0.9 above `genseg_deformation` on 101 and 102, "
+    "else level; the other modes are not measured",
+    "redraw.tissue_classes": "not measured",
+    "generator.name": "archived: `vae` and `diffusion` are below `gan` on 101, level on 104 in 2D (one seed)",
+    "generator.width": "not measured",
+    "generator.learning_rate": "not measured",
+    "generator.l1": "not measured; the weight in pix2pix is 100 for images in [-1, 1]",
+    "generator.interval": "not measured",
+    "generator.pretrained": "not measured",
+    "generator.diffusion.sampling_steps": "not measured for the segmentation network; chosen by cost",
+    "feedback.enabled": "archived: within chance of none, -0.3 points in the mean of four datasets, +0.2 at 4000 iterations",
+    "feedback.parameters": "archived: 104, one seed: 0.782, weights 0.788, policy 0.767, within chance; the choice of the paper",
+    "feedback.method": "not measured; `exact` is the derivative that is meant",
+    "feedback.start": "not measured",
+    "feedback.interval": "not measured",
+    "feedback.patches": "not measured",
+    "feedback.learning_rate": "archived: 0.1 (`genseg_fast`) is level on 102 (three seeds); 1e-5 for weights: not measured",
+    "feedback.cases": "archived: 0.2 (`genseg_more_cases`) is 1.4 and 1.2 points worse on 104 (two seeds)",
+    "feedback.rotations": "archived: 1 (`genseg_fixed_cases_from_batch`) is 2.9 points worse on 104 (one seed)",
+}
+GROUPED = "mixing.sources"
+"""A setting with a value a source, in one line."""
+
+
+def default_values() -> Settings:
+    """Every setting but the seed and its default, by its full name."""
+    values = {key: value for key, value in GenSegConfig().flat().items() if key != "seed"}
+    grouped = {key.removeprefix(f"{GROUPED}."): value for key, value in values.items() if key.startswith(f"{GROUPED}.")}
+    shown = {key: value for key, value in values.items() if not key.startswith(f"{GROUPED}.")}
+    return shown | {GROUPED: ", ".join(f"{name} {value:g}" for name, value in grouped.items())}
+
+
+def defaults() -> str:
+    """Markdown: every setting, its default and its evidence.
+
+    Raises:
+        RuntimeError: a setting lacks its evidence, or there is evidence for a setting that does not exist.
+    """
+    values = default_values()
+    if values.keys() != EVIDENCE.keys():
+        raise RuntimeError(f"settings and evidence differ: {sorted(values.keys() ^ EVIDENCE.keys())}")
+    return HEAD + "\n".join(f"| `{key}` | {values[key]} | {evidence} |" for key, evidence in EVIDENCE.items()) + "\n"

@@ -1,0 +1,62 @@
+"""Synthetic pairs, and what every pair goes through last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnunetv2_genseg.synthesis.masks import MaskChange
+from nnunetv2_genseg.synthesis.spatial import per_patch, warp_labels
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Synthetic images with their masks, each made from one real patch."""
+
+    image: Tensor
+    """(B, C, *spatial), in nnU-Net's normalised intensities."""
+    labels: Tensor
+    """(B, *spatial) int64 class maps."""
+    grid: Tensor
+    """(B, *spatial, dims) sampling positions of the deformation, for further maps of the same patch."""
+    accepted: Tensor
+    """(B,) booleans: whether the mask is new; a rejected one is the real mask."""
+
+    @staticmethod
+    def joined(parts: list[Pairs]) -> Pairs:
+        """The pairs of several batches as one."""
+        if len(parts) == 1:
+            return parts[0]
+        return Pairs(*(torch.cat([getattr(part, name) for part in parts]) for name in ("image", "labels", "grid", "accepted")))
+
+
+def blank_as_before(drawn: Tensor, image: Tensor, change: MaskChange, masked: Tensor | None) -> Tensor:
+    """Keeps blank what is blank in the real patch.
+
+    Args:
+        drawn: (B, C, *spatial) synthetic images.
+        image: (B, C, *spatial) real images.
+        change: how their masks changed.
+        masked: (C,) booleans: channels that are 0 outside of the subject (nnU-Net's `use_mask_for_norm`); None: no channel.
+
+    Returns:
+        `drawn` with 0 outside of the subject in masked channels, and the real patch's value where its channel is constant.
+    """
+    if masked is not None:
+        outside = warp_labels((image[:, masked] == 0).all(dim=1).long(), change.grid).bool()
+        drawn = drawn.masked_fill(outside[:, None] & masked.view(-1, *(1,) * (image.ndim - 2)), 0)
+    low, high = image.flatten(2).aminmax(dim=2)
+    constant = (low == high).view(*low.shape, *(1,) * (image.ndim - 2))
+    return torch.where(constant, image, drawn)
+
+
+def replaced_where(good: Tensor, pairs: Pairs, image: Tensor, labels: Tensor, identity: Tensor) -> Pairs:
+    """Pairs of which those that are not `good`, (B,) booleans, are the real ones, not deformed."""
+    return Pairs(
+        torch.where(per_patch(good, image), pairs.image, image),
+        torch.where(per_patch(good, labels), pairs.labels, labels),
+        torch.where(per_patch(good, pairs.grid), pairs.grid, identity),
+        pairs.accepted & good,
+    )

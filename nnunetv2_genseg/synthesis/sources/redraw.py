@@ -1,0 +1,157 @@
+"""The generator's source: the deformed mask in new intensities, drawn from a condition."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunetv2_genseg.generators import build_generator
+from nnunetv2_genseg.synthesis import conditioning
+from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
+from nnunetv2_genseg.synthesis.mask_sources import MASK_SOURCES
+from nnunetv2_genseg.synthesis.masks import MaskChange
+from nnunetv2_genseg.synthesis.modes import MODES, Redrawing
+from nnunetv2_genseg.synthesis.pairs import Pairs
+from nnunetv2_genseg.synthesis.sources.base import PAIR_SOURCES, SourceContext
+from nnunetv2_genseg.synthesis.spatial import warp_labels
+
+COMMON_SHIFT = 0.75
+"""Share of the variance of an intensity shift that all channels of an image have in common."""
+
+
+@PAIR_SOURCES.register("redraw")
+class RedrawSource:
+    """Owns the generator, the mask source and the mode.
+
+    Args:
+        context: what all sources share.
+
+    Raises:
+        GenSegError: no generator, mask source or mode has the configured name.
+    """
+
+    def __init__(self, context: SourceContext) -> None:
+        config, codec, device = context.config, context.codec, context.device
+        self.context = context
+        self.mode = MODES[config.redraw.mode]()
+        tissues = config.redraw.tissue_classes if self.mode.uses_tissues else 0
+        self.layout = ConditionLayout(codec.foreground, tissues, context.image_channels)
+        self.masks = MASK_SOURCES[config.masks.source](
+            codec.foreground, context.plan.patch_size, seed=config.seed, device=device, synchronise=context.synchronise
+        )
+        self.generator = build_generator(
+            config.generator,
+            context.plan,
+            self.layout,
+            seed=config.seed,
+            device=device,
+            separate_architecture=config.feedback.enabled and config.feedback.parameters == "architecture",
+            synchronise=context.synchronise,
+        )
+        self.shows_generator = not self.mode.cancels or config.intensity.shift > 0 or self.masks.new_shapes
+        self.variance = torch.zeros(context.image_channels, device=device)
+        """(C,) variance within real patches, summed over the batches so far."""
+        self.observed = torch.zeros(context.image_channels, device=device)
+        """(C,) how many batches these are."""
+
+    @property
+    def deviation(self) -> Tensor:
+        """(C, 1, ...) standard deviation within the real patches so far; 1 for a channel that does not vary.
+
+        The generator sees images relative to it: not every normalisation of nnU-Net gives images of unit variance, which
+        the weights of its losses, its noise and the intensity shifts are made for.
+        """
+        mean = torch.where(self.variance > 0, self.variance / self.observed, 1.0)
+        return mean.sqrt().view(-1, *(1,) * len(self.context.plan.patch_size))
+
+    def training_step(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """A step of the generator and one of the mask source on real pairs; see `PairSource.training_step`."""
+        with torch.no_grad():
+            variance = image.flatten(2).var(dim=2).mean(dim=0)
+            self.context.synchronise([variance])
+            finite = torch.isfinite(variance)
+            self.variance += torch.where(finite, variance, 0.0)
+            self.observed += finite
+            image = image / self.deviation
+            condition = self.real_condition(image, labels)
+            style = self._style(image, rng)
+        losses = self.generator.training_step(condition, image, style)
+        of_masks = self.masks.training_step(labels, rng)
+        both_finite = [losses.pop("finite", None), of_masks.pop("finite", None)]
+        flags = [flag.float() for flag in both_finite if flag is not None]
+        return losses | of_masks | ({"finite": torch.stack(flags).amin()} if flags else {})
+
+    def real_condition(self, image: Tensor, labels: Tensor) -> Tensor:
+        """(B, layout.channels, *spatial) condition of real pairs with standardised images, as the generator learns it."""
+        scene = conditioning.compose_scene(labels, self._tissue(image, labels), self.layout)
+        return conditioning.condition(scene, conditioning.class_intensities(image, scene, self.layout), self.layout)
+
+    def sample(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> Pairs:
+        """See `PairSource.sample`."""
+        context = self.context
+        start = self.masks.sample(labels, rng, context.policy.deformation)
+        change = context.deformer.sample(labels, rng, context.policy.deformation, start)
+        drawn = self.deviation * self.mode.image(self._redrawing(image / self.deviation, labels, change, rng))
+        return context.finished(drawn, image, change, rng)
+
+    def _redrawing(self, image: Tensor, labels: Tensor, change: MaskChange, rng: torch.Generator) -> Redrawing:
+        """The conditions before and after the change, for a standardised image."""
+        tissue = self._tissue(image, labels)
+        before = conditioning.compose_scene(labels, tissue, self.layout)
+        own = conditioning.class_intensities(image, before, self.layout)
+        factor = self.context.policy.style * self.context.config.intensity.shift
+        shifted = own + factor * _shift(own.shape, rng)
+        deformed = warp_labels(before, change.grid)
+        after = deformed
+        if self.masks.new_shapes:
+            bare = tissue
+            if tissue is not None:
+                bare = conditioning.spread(tissue, self._unlabelled(labels), self.layout.tissues)
+            after = warp_labels(conditioning.compose_scene(change.labels, bare, self.layout), change.grid)
+        return Redrawing(
+            image=image,
+            grid=change.grid,
+            wanted=conditioning.condition(after, shifted, self.layout),
+            present=conditioning.condition(deformed, own, self.layout) if self.mode.cancels else None,
+            style=self._style(image, rng, self.context.policy.style),
+            generator=self.generator,
+        )
+
+    def _style(self, image: Tensor, rng: torch.Generator, factor: Tensor | float = 1.0) -> Tensor:
+        """(B, *style_shape) style noise, standard normal times a factor."""
+        shape = (len(image), *self.generator.style_shape(image.shape[2:]))
+        return factor * torch.randn(shape, generator=rng, device=rng.device)
+
+    def _unlabelled(self, labels: Tensor) -> Tensor:
+        return (labels == 0) | (labels > self.context.codec.foreground)
+
+    def _tissue(self, image: Tensor, labels: Tensor) -> Tensor | None:
+        if not self.layout.tissues:
+            return None
+        return conditioning.tissue_map(image, self._unlabelled(labels), self.layout.tissues)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator, mask source and the images' variance."""
+        return {
+            "generator": self.generator.state_dict(),
+            "masks": self.masks.state_dict(),
+            "variance": self.variance,
+            "observed": self.observed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.generator.load_state_dict(state["generator"])
+        self.masks.load_state_dict(state["masks"])
+        self.variance.copy_(state["variance"])
+        self.observed.copy_(state["observed"])
+
+
+def _shift(shape: torch.Size, rng: torch.Generator) -> Tensor:
+    """(B, classes, C) of unit variance, most of it common to all channels: brighter or darker rather than of another hue."""
+    common = torch.randn(*shape[:2], 1, generator=rng, device=rng.device)
+    own = torch.randn(shape, generator=rng, device=rng.device)
+    return math.sqrt(COMMON_SHIFT) * common + math.sqrt(1 - COMMON_SHIFT) * own

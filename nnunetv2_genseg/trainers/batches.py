@@ -1,0 +1,150 @@
+"""nnU-Net's batches: their parts on the device, and pairs in place of real patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from torch import Tensor
+
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.synthesis.labels import LabelCodec
+from nnunetv2_genseg.synthesis.sampler import Replacement
+from nnunetv2_genseg.synthesis.spatial import warp_image, warp_labels
+
+Target = Tensor | list[Tensor]
+"""(B, channels, *spatial); with deep supervision a list, full resolution first."""
+Rule = Callable[[Tensor, Tensor], Tensor]
+"""(B, channels, *spatial) maps and (B, *spatial, dims) sampling positions to the deformed maps."""
+
+
+def nearest(maps: Tensor, grid: Tensor) -> Tensor:
+    """Rule for label maps, skeletons and other integers."""
+    return torch.stack([warp_labels(channel, grid) for channel in maps.unbind(dim=1)], dim=1)
+
+
+def linear(maps: Tensor, grid: Tensor) -> Tensor:
+    """Rule for weights, distances and other real numbers."""
+    return warp_image(maps, grid)
+
+
+SPATIAL_ENTRIES: dict[str, Rule] = {}
+"""How further maps of a batch follow the deformation of its image, by key. A trainer whose batches hold some adds its own."""
+KNOWN = ("data", "target", "keys", "properties")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A batch on the device."""
+
+    network_input: Tensor
+    """(B, channels, *spatial)."""
+    target: Target
+    image: Tensor
+    """(B, C, *spatial): the channels of the input that are image; in a cascade others follow them."""
+    labels: Tensor
+    """(B, *spatial) int64 class maps."""
+
+
+class BatchCodec:
+    """Takes batches apart and puts pairs into them.
+
+    Args:
+        codec: the dataset's classes.
+        image_channels: channels of the network's input that are image.
+        device: where the training runs.
+        scales: nnU-Net's deep supervision scales, or None.
+        target_dtype: of targets.
+        previous_stage: (B, *spatial) class maps to further channels of the input, in a cascade; None if there are none.
+    """
+
+    def __init__(
+        self,
+        codec: LabelCodec,
+        image_channels: int,
+        device: torch.device,
+        scales: Any,
+        target_dtype: torch.dtype,
+        previous_stage: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self.codec = codec
+        self.image_channels = image_channels
+        self.device = device
+        self.downsample = None if scales is None else DownsampleSegForDSTransform(scales)
+        self.target_dtype = target_dtype
+        self.previous_stage = previous_stage
+
+    def parts(self, batch: dict[str, Any]) -> Parts:
+        """A batch of nnU-Net's loader, on the device."""
+        network_input = batch["data"].to(self.device, non_blocking=True)
+        target = _mapped(batch["target"], lambda level: level.to(self.device, non_blocking=True))
+        labels = self.codec.to_classes(target if isinstance(target, Tensor) else target[0])
+        return Parts(network_input, target, network_input[:, : self.image_channels], labels)
+
+    def to_input(self, image: Tensor, labels: Tensor) -> Tensor:
+        """(B, C, *spatial) images to the network's input, in a cascade with a previous stage's segmentation of `labels`."""
+        return image if self.previous_stage is None else torch.cat([image, self.previous_stage(labels)], dim=1)
+
+    def to_target(self, labels: Tensor) -> Target:
+        """(B, *spatial) class maps to targets, down-sampled for deep supervision by nnU-Net's own transform."""
+        target = self.codec.to_target(labels, self.target_dtype)
+        if self.downsample is None:
+            return target
+        levels = self.downsample(segmentation=target.flatten(0, 1))["segmentation"]
+        return [level.unflatten(0, target.shape[:2]) for level in levels]
+
+    def replaced(self, batch: dict[str, Any], parts: Parts, replacement: Replacement | None) -> dict[str, Any]:
+        """The batch with pairs in some of its slots; everything else as it was, on the device."""
+        if replacement is None:
+            return batch | {"data": parts.network_input, "target": parts.target}
+        slots, pairs = replacement.slots, replacement.pairs
+        inserted = {
+            "data": _with(parts.network_input, slots, self.to_input(pairs.image, pairs.labels)),
+            "target": _with(parts.target, slots, self.to_target(pairs.labels)),
+        }
+        for key in _further_maps(batch):
+            own = batch[key].to(self.device)
+            inserted[key] = _with(own, slots, SPATIAL_ENTRIES[key](own[slots], pairs.grid))
+        return batch | inserted
+
+    def require_known(self, batch: dict[str, Any]) -> None:
+        """Whether every map of a batch can follow a deformation.
+
+        Raises:
+            GenSegError: one cannot.
+        """
+        for key in _further_maps(batch):
+            if key not in SPATIAL_ENTRIES or not isinstance(batch[key], Tensor):
+                raise GenSegError(
+                    f"this trainer's batches hold the map {key!r}, and GenSeg does not know how it follows the deformation of "
+                    f"its image; set nnunetv2_genseg.trainers.batches.SPATIAL_ENTRIES[{key!r}] to `nearest` or `linear` (for one "
+                    "tensor of shape (B, channels, *spatial)), or use another trainer"
+                )
+
+
+def _further_maps(batch: dict[str, Any]) -> list[str]:
+    """Keys of entries beside image and target that are maps of the patch: tensors, or lists of them, of its extent."""
+    extent = batch["data"].shape[2:]
+
+    def is_map(value: Any) -> bool:
+        first = value[0] if isinstance(value, (list, tuple)) and len(value) else value
+        shape = tuple(getattr(first, "shape", ()))
+        return len(shape) >= len(extent) and shape[-len(extent) :] == tuple(extent)
+
+    return [key for key, value in batch.items() if key not in KNOWN and is_map(value)]
+
+
+def _mapped(target: Any, function: Callable[[Tensor], Tensor]) -> Target:
+    return [function(level) for level in target] if isinstance(target, list) else function(target)
+
+
+def _with(values: Any, slots: list[int], inserted: Any) -> Any:
+    """A copy of a tensor, or of every tensor of a list, with other content in some slots."""
+    if isinstance(values, list):
+        return [_with(level, slots, new) for level, new in zip(values, inserted, strict=True)]
+    result = values.clone()
+    result[slots] = inserted.to(result.dtype)
+    return result

@@ -1,0 +1,49 @@
+"""Takes the largest steps of a training once before it begins, so that too little GPU memory shows at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnunetv2.utilities.helpers import empty_cache
+
+from nnunetv2_genseg.bilevel.schedule import stage_at
+from nnunetv2_genseg.trainers.dry_run import memory_is_full, restored_afterwards
+
+
+def try_largest_steps(trainer: Any) -> None:
+    """Takes one step of everything and undoes it.
+
+    A host trainer that counts or averages in its `train_step` counts one more.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: memory does not hold one of the steps.
+    """
+    progress = trainer._progress_of(trainer._global_iteration())
+    if stage_at(progress, trainer.genseg).tail:
+        return
+    scaler = [] if trainer.grad_scaler is None else [trainer.grad_scaler]
+    full, remedy = "", "start anew with generator: {width: 0.25} or a smaller batch"
+    with restored_afterwards(trainer.loop, trainer.device, trainer._plain_network(), trainer.optimizer, *scaler):
+        try:
+            trainer.loop.sampler.deformer.unbound()  # or new masks would be rejected
+            batch = next(trainer.dataloader_train)
+            parts = trainer._batches.parts(batch)
+            replacement = trainer.loop.sample(parts.image, parts.labels, 1.0)
+            trainer.host_step(trainer._batches.replaced(batch, parts, replacement))
+            trainer.loop.training_step(parts.image, parts.labels)
+            if trainer.genseg.feedback.enabled and progress < trainer.genseg.feedback_span[1]:
+                remedy = "feedback: {patches: 1} and {method: last_layers} need less"
+                trainer._feedback_step(parts)
+            trainer.loop.check()
+        except FloatingPointError as error:
+            trainer.print_to_log_file(f"GenSeg: not all of the largest steps could be tried: {error}")
+        except RuntimeError as error:
+            if not memory_is_full(error):
+                raise
+            full = str(error)
+        trainer.optimizer.zero_grad(set_to_none=True)
+    # raised here, where nothing holds what filled the memory any more
+    if full:
+        raise torch.cuda.OutOfMemoryError(f"GPU memory does not hold this training to its end; {remedy} ({full})")
+    empty_cache(trainer.device)

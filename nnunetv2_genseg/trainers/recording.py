@@ -1,0 +1,87 @@
+"""What a person sees of a training: a progress bar, a line an epoch in the log, and two pictures in the fold folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from nnunetv2_genseg.bilevel.loop import BilevelLoop
+from nnunetv2_genseg.plots.progress import ProgressRecord
+from nnunetv2_genseg.plots.samples import save_samples
+
+SAMPLES_FILE = "genseg_samples.png"
+PROGRESS_FILE = "genseg_progress.png"
+PICTURES = 12
+"""The pictures are refreshed about this often during a training."""
+ROWS = 4
+"""Pairs in the sample picture."""
+
+
+class Recorder:
+    """Shows and records a training.
+
+    Args:
+        log: writes a line into nnU-Net's log.
+        shown: whether this process shows a bar and writes pictures.
+    """
+
+    def __init__(self, log: Callable[..., None], shown: bool) -> None:
+        self.log = log
+        self.shown = shown
+        self.progress = ProgressRecord()
+        self._bar: tqdm[Any] | None = None
+
+    def begin_epoch(self, epoch: int, iterations: int) -> None:
+        """Shows a bar of an epoch's iterations."""
+        if self.shown:
+            self._bar = tqdm(total=iterations, desc=f"epoch {epoch}", disable=None, leave=False)
+
+    def step(self) -> None:
+        """An iteration is over."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def message(self, text: str, epoch: int, iteration: int) -> None:
+        """Logs what happened in an iteration; nothing if `text` is empty."""
+        if text:
+            self.log(f"GenSeg: epoch {epoch}, iteration {iteration}: {text}")
+
+    def end_epoch(self, epoch: int, share: float, values: dict[str, float]) -> None:
+        """Records the means of an epoch and logs them."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self.progress.add(epoch, share, values)
+        if values:
+            self.log("GenSeg", ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+    def refresh(
+        self, folder: Path, epoch: int, epochs: int, patches: Callable[[], tuple[Tensor, Tensor]], loop: BilevelLoop
+    ) -> None:
+        """Writes both pictures, if they are due. One that cannot be written is logged, and the training goes on.
+
+        Args:
+            folder: the fold folder.
+            epoch: the present one.
+            epochs: of the whole training.
+            patches: gives real images (B, C, *spatial) and class maps (B, *spatial).
+            loop: draws the pairs; its random state stays as it is.
+        """
+        if not self.shown or not (epoch % max(1, epochs // PICTURES) == 0 or epoch == epochs - 1):
+            return
+        try:
+            self.progress.plot(folder / PROGRESS_FILE, epochs)
+            draw_samples(folder / SAMPLES_FILE, f"epoch {epoch}", *patches(), loop)
+        except OSError as error:
+            self.log(f"GenSeg: no pictures of epoch {epoch}: {error}")
+
+
+def draw_samples(path: Path, title: str, image: Tensor, labels: Tensor, loop: BilevelLoop) -> None:
+    """Writes a picture of pairs made from real patches, (B, C, *spatial) and (B, *spatial); see `Recorder.refresh`."""
+    image, labels = image[:ROWS], labels[:ROWS]
+    pairs = loop.preview(image, labels)
+    save_samples(path, image, labels, pairs.image, pairs.labels, loop.codec.foreground, title)

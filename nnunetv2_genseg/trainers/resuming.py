@@ -1,0 +1,98 @@
+"""The files of a training: what it was configured with, its checkpoints, and how it is resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_genseg import __version__, checkpoint
+from nnunetv2_genseg.config import GenSegConfig, GenSegError, checked
+from nnunetv2_genseg.trainers.holdout import HeldOut
+from nnunetv2_genseg.trainers.preflight import read_json
+from nnunetv2_genseg.trainers.saving import save_with_trainer_name
+
+CONFIG_FILE = "genseg_config.json"
+STAMPS = ("genseg_version", "trainer")
+"""What the configuration file holds beside the settings."""
+
+
+def record(trainer: Any, held_out: HeldOut | None) -> None:
+    """Writes the configuration of a training into its fold folder, and which cases are held out if they are given."""
+    folder, feedback = Path(trainer.output_folder), trainer.genseg.feedback
+    settings = dict(zip(STAMPS, (__version__, type(trainer).__name__), strict=True)) | trainer.genseg.to_json()
+    checkpoint.remove_partial(folder)
+    checkpoint.write_text_atomically(json.dumps(settings, indent=2) + "\n", folder / CONFIG_FILE)
+    if held_out is not None:
+        held_out.write(folder, feedback.cases, trainer.genseg.seed, feedback.parts)
+
+
+def require_same_configuration(folder: Path, config: GenSegConfig) -> None:
+    """Compares the settings with those that the training in a fold folder began with.
+
+    Raises:
+        GenSegError: they differ, or the fold was not trained by GenSeg.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise GenSegError(f"cannot resume: {path} is missing, so this fold was not trained by GenSeg; start without --c")
+    settings = {key: value for key, value in read_json(path).items() if key not in STAMPS}
+    differences = checked(GenSegConfig, settings, str(path)).differences(config)
+    if differences:
+        raise GenSegError(
+            f"cannot resume with another configuration. In {path}:\n  " + "\n  ".join(differences) + "\n"
+            "Restore the old settings, or start anew without --c"
+        )
+
+
+def save(trainer: Any, path: Path, host_save: Callable[[str], None], trainer_name: str) -> None:
+    """Writes the generator's state and then nnU-Net's checkpoint, both atomically.
+
+    Args:
+        trainer: a GenSeg trainer of nnU-Net.
+        path: of nnU-Net's checkpoint.
+        host_save: writes it to a path.
+        trainer_name: the trainer that it names.
+
+    Raises:
+        GenSegFileError: it could not be written; the older checkpoint is intact.
+    """
+    epoch = trainer.current_epoch + 1
+    state = {
+        "loop": trainer.loop.state_dict(),
+        "progress": trainer.recorder.progress.state_dict(),
+        "random": checkpoint.global_random_state(trainer.device),
+    }
+    checkpoint.save_sibling(state, _identity(trainer), path, epoch)
+    save_with_trainer_name(host_save, path, trainer_name)
+    checkpoint.remove_siblings(path, keep=epoch)
+
+
+def load_state(trainer: Any, path: Path, epoch: int) -> dict[str, Any]:
+    """The generator's state that belongs to a checkpoint of nnU-Net.
+
+    Raises:
+        GenSegError: it is missing, damaged or of another training.
+    """
+    return checkpoint.load_sibling(_identity(trainer), path, epoch)
+
+
+def restore(trainer: Any, state: dict[str, Any]) -> None:
+    """Continues from what `load_state` returned."""
+    trainer.loop.load_state_dict(state["loop"])
+    trainer.recorder.progress.load_state_dict(state["progress"])
+    if trainer.local_rank == 0:
+        checkpoint.set_global_random_state(state["random"], trainer.device)
+
+
+def _identity(trainer: Any) -> dict[str, Any]:
+    return {
+        "dataset": trainer.plans_manager.dataset_name,
+        "plans": trainer.plans_manager.plans_name,
+        "configuration": trainer.configuration_name,
+        "fold": str(trainer.fold),
+        "image_channels": int(trainer.num_input_channels),
+        "classes": trainer.loop.codec.classes,
+        "settings": trainer.genseg.lasting(),
+    }
