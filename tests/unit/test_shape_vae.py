@@ -278,12 +278,6 @@ def test_gradients_are_averaged_over_processes_and_a_gradient_that_is_not_finite
     assert not moving.training_step(labels, seeded())["finite"]
 
 
-def test_divergence_is_the_closed_form():
-    mean, log_variance = torch.randn(2, 5, 3, generator=seeded())
-    expected = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean()
-    torch.testing.assert_close(shape_vae.divergence(mean, log_variance), expected)
-
-
 def test_the_average_of_the_weights_follows_them_faster_at_first():
     model, labels = ShapeVAE(1, (16, 16), seed=0, device=CPU), discs((16, 16))
     expected = model.network.out.bias.detach().clone()

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 
+from nnunetv2_genseg.generators.divergence import divergence
 from nnunetv2_genseg.generators.optimisation import adam, load_optimiser, optimiser_step
 from nnunetv2_genseg.synthesis.bounds import ComponentBounds, class_sizes
 from nnunetv2_genseg.synthesis.mask_sources.base import MASK_SOURCES
@@ -150,15 +150,6 @@ def balanced_error(found: Tensor, distances: Tensor) -> Tensor:
     return (weight * (found - distances).square()).mean()
 
 
-def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """() Kullback-Leibler divergence of normal distributions, (B, latents), from the standard one, in nats; mean over patches."""
-    # unchecked: a check of the arguments would wait for the device
-    posterior = Normal(mean, (0.5 * log_variance).exp(), validate_args=False)
-    prior = Normal(torch.zeros_like(mean), torch.ones_like(mean), validate_args=False)
-    nats: Tensor = kl_divergence(posterior, prior).sum(dim=1).mean()
-    return nats
-
-
 @MASK_SOURCES.register("shape_vae")
 class ShapeVAE:
     """Learns shapes from real masks and draws new ones; the process's random state is left as it was.
@@ -200,7 +191,7 @@ class ShapeVAE:
         mean, log_variance = self.network.encode(distances)
         noise = torch.randn(mean.shape, generator=rng, device=rng.device)
         found = self.network.decode(mean + (0.5 * log_variance).exp() * noise, present)
-        error, nats = balanced_error(found, distances), divergence(mean, log_variance)
+        error, nats = balanced_error(found, distances), divergence(mean, log_variance).mean()
         finite = optimiser_step(self.optimizer, PRECISION * error + nats, list(self.network.parameters()), self.synchronise)
         self._update_average()
         return {"shape_vae": error.detach(), "shape_vae_kl": nats.detach(), "finite": finite}
