@@ -86,8 +86,8 @@ def _kmeans(voxels: Tensor, weight: Tensor, clusters: int) -> Tensor:
 def spread(tissue: Tensor, known: Tensor, tissues: int) -> Tensor:
     """Continues the surrounding tissue under structures, for masks with new shapes that leave bare what was covered.
 
-    Every voxel takes the most frequent known class of its neighbourhood, in rounds of growing neighbourhoods. How many
-    rounds there are depends on the extent of the patch alone.
+    Every voxel takes the most frequent class of its neighbourhood: of 3 voxels, or where nothing in it is known, of 3 cells of 2,
+    4, 8, ... voxels along every axis. How many rounds there are depends on the extent of the patch alone.
 
     Args:
         tissue: (B, *spatial) int64 in [0, tissues).
@@ -97,23 +97,38 @@ def spread(tissue: Tensor, known: Tensor, tissues: int) -> Tensor:
     Returns:
         (B, *spatial) int64.
     """
-    filled, done, radius, reached = tissue, known, 1, 0
-    while reached < max(tissue.shape[1:]) - 1:
-        count = _box_sums(one_hot(filled, tissues) * done[:, None], radius)
-        new = ~done & (count.sum(dim=1) > 0)
-        filled, done = torch.where(new, count.argmax(dim=1), filled), done | new
-        reached, radius = reached + radius, 2 * radius + 1
+    filled, done = tissue, known
+    counts = one_hot(tissue, tissues) * known[:, None]
+    for level in range(max(1, (max(tissue.shape[1:]) - 1).bit_length())):
+        most, choice = _box_sums(counts).max(dim=1)
+        found = choice.masked_fill(most == 0, -1)
+        empty = (counts.amax(dim=1) == 0) & (most > 0)
+        counts = _halved(counts + one_hot(choice, tissues) * empty[:, None])
+        for axis, extent in enumerate(tissue.shape[1:], start=1):
+            found = found.index_select(axis, torch.arange(extent, device=found.device) >> level)
+        new = ~done & (found >= 0)
+        filled, done = torch.where(new, found, filled), done | new
     return filled
 
 
-def _box_sums(maps: Tensor, radius: int) -> Tensor:
-    """Sums of (B, C, *spatial) over the boxes of `radius` voxels around every voxel, of what lies within the patch."""
+def _box_sums(maps: Tensor) -> Tensor:
+    """Sums of (B, C, *spatial) over the 3 voxels along every axis around every voxel."""
     for axis in range(2, maps.ndim):
-        position = torch.arange(maps.shape[axis], device=maps.device)
-        total = functional.pad(maps.movedim(axis, -1).cumsum(dim=-1), (1, 0))
-        upper, lower = (position + radius + 1).clamp(max=len(position)), (position - radius).clamp(min=0)
-        maps = (total.index_select(-1, upper) - total.index_select(-1, lower)).movedim(-1, axis)
+        padded, n = _padded(maps, axis, 1, 1), maps.shape[axis]
+        maps = padded.narrow(axis, 0, n) + padded.narrow(axis, 1, n) + padded.narrow(axis, 2, n)
     return maps
+
+
+def _halved(maps: Tensor) -> Tensor:
+    """Sums of (B, C, *spatial) over cells of 2 voxels along every axis; the last cell of an odd extent has one."""
+    for axis in range(2, maps.ndim):
+        padded = _padded(maps, axis, 0, maps.shape[axis] % 2)
+        maps = padded.view(*padded.shape[:axis], -1, 2, *padded.shape[axis + 1 :]).sum(dim=axis + 1)
+    return maps
+
+
+def _padded(maps: Tensor, axis: int, before: int, after: int) -> Tensor:
+    return functional.pad(maps, [0] * 2 * (maps.ndim - 1 - axis) + [before, after])
 
 
 def compose_scene(labels: Tensor, tissue: Tensor | None, layout: ConditionLayout) -> Tensor:
