@@ -62,7 +62,18 @@ def tissue_map(image: Tensor, unlabelled: Tensor, tissues: int) -> Tensor:
     voxels, weight = image.flatten(2), unlabelled.flatten(1)
     weight = weight | ~weight.any(dim=1, keepdim=True)
     centres = _kmeans(sample_voxels(voxels), sample_voxels(weight), tissues)
-    return torch.cdist(voxels.transpose(1, 2), centres).argmin(dim=2).view_as(unlabelled)
+    return _nearest(voxels, centres).view_as(unlabelled)
+
+
+def _nearest(voxels: Tensor, centres: Tensor) -> Tensor:
+    """(B, N) index of the nearest of (B, K, C) centres for (B, C, N) intensities; no copy of the voxels for every centre."""
+    smallest = torch.full_like(voxels[:, 0], torch.inf)
+    index = torch.zeros_like(smallest, dtype=torch.long)
+    for k, centre in enumerate(centres.unbind(dim=1)):
+        distance = (voxels - centre[..., None]).square().sum(dim=1)
+        nearer = distance < smallest
+        smallest, index = torch.where(nearer, distance, smallest), index.masked_fill(nearer, k)
+    return index
 
 
 def _kmeans(voxels: Tensor, weight: Tensor, clusters: int) -> Tensor:
@@ -70,15 +81,13 @@ def _kmeans(voxels: Tensor, weight: Tensor, clusters: int) -> Tensor:
     brightness = voxels.mean(dim=1)
     order = torch.where(weight, brightness, torch.inf).argsort(dim=1)
     last = (weight.sum(dim=1, keepdim=True) - 1).clamp(min=0)
-    cluster = torch.arange(clusters, device=voxels.device)
-    start = order.gather(1, ((cluster + 0.5) / clusters * last).long())
-    points = voxels.transpose(1, 2)
-    centres = points.gather(1, start[..., None].expand(-1, -1, points.shape[2]))
+    quantile = (torch.arange(clusters, device=voxels.device) + 0.5) / clusters
+    start = order.gather(1, (quantile * last).long())
+    weighted = torch.cat([voxels, torch.ones_like(voxels[:, :1])], dim=1) * weight[:, None]
+    centres = voxels.transpose(1, 2).gather(1, start[..., None].expand(-1, -1, voxels.shape[1]))
     for _ in range(KMEANS_STEPS):
-        member = (torch.cdist(points, centres).argmin(dim=2, keepdim=True) == cluster) & weight[..., None]
-        size = member.sum(dim=1)[..., None]
-        mean = member.float().transpose(1, 2) @ points / size.clamp(min=1)
-        centres = torch.where(size > 0, mean, centres)
+        sums = class_sums(weighted, _nearest(voxels, centres), clusters)
+        centres = torch.where(sums[..., -1:] > 0, sums[..., :-1] / sums[..., -1:].clamp(min=1), centres)
     darkest_first = centres.mean(dim=2).argsort(dim=1)
     return centres.gather(1, darkest_first[..., None].expand_as(centres))
 
