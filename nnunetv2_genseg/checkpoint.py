@@ -1,9 +1,9 @@
 """Atomic save and restore: nnU-Net's checkpoint and, in a sibling file, the generator's state.
 
-The sibling `checkpoint_latest.genseg-0050.pt` belongs to the `checkpoint_latest.pth` of epoch 50. It is written first;
-only when nnU-Net's file is in place are siblings of other epochs removed. So whatever moment a process is killed at,
-the newest complete `.pth` has its sibling. It holds tensors, numbers, strings, lists and dictionaries only, and is read
-with `weights_only=True`.
+The sibling `checkpoint_latest.genseg-0050.pt` belongs to the `checkpoint_latest.pth` of epoch 50. It is written first.
+Siblings of other epochs are removed when nnU-Net's file is in place. So the newest complete `.pth` has its sibling,
+whenever a process is killed. The sibling holds tensors, numbers, strings, lists and dictionaries only, and is read with
+`weights_only=True`.
 """
 
 from __future__ import annotations
@@ -24,51 +24,66 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT = 4
+from nnunetv2_genseg.config import GenSegError, GenSegFileError
+
+FORMAT = 5
 UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 """What reading a damaged file raises."""
 CPU = torch.device("cpu")
 REMEDY = "restore that file, or start anew without --c"
-
-
 PARTIAL = ".partial"
+"""Ending of a file that is being written."""
+OF_WRITING = ("inline_container", "PytorchStreamWriter", "iostream")
+"""What torch's RuntimeErrors about a file that it cannot write contain."""
 
 
 def save_atomically(content: Any, path: Path) -> None:
     """`torch.save` to a temporary name beside `path`, flushed to the disk, then renamed over it.
 
     Raises:
-        OSError: it could not be written (disk full, no permission); whatever was at `path` before is intact.
+        GenSegFileError: it could not be written (disk full, no permission); what was at `path` before is intact.
     """
     with _replacing(path) as file:
         torch.save(content, file)
 
 
 def write_text_atomically(text: str, path: Path) -> None:
-    """The same for text, in UTF-8."""
+    """As `save_atomically`, for text in UTF-8."""
     with _replacing(path) as file:
         file.write(text.encode())
 
 
 @contextlib.contextmanager
+def writing(path: Path, partial: Path) -> Iterator[None]:
+    """Inside the block `partial` is written, which shall replace `path`; after an error `partial` is removed.
+
+    Raises:
+        GenSegFileError: a file could not be written.
+    """
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        of_writing = isinstance(error, RuntimeError) and any(words in str(error) for words in OF_WRITING)
+        if not (isinstance(error, OSError) or of_writing) or isinstance(error, GenSegFileError):
+            raise
+        raise GenSegFileError(
+            f"could not write {path}: {error}. What was saved there before is intact; free space or correct the "
+            "permissions and continue with --c"
+        ) from error
+
+
+@contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     partial = path.with_name(path.name + PARTIAL)
-    try:
+    with writing(path, partial):
         with open(partial, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if not isinstance(error, (OSError, RuntimeError)):
-            raise
-        raise OSError(
-            f"could not write {path}: {error}. What was saved there before is intact; free space or correct the "
-            "permissions and continue with --c"
-        ) from error
 
 
 def remove_partial(folder: Path) -> None:
@@ -86,7 +101,7 @@ def save_sibling(state: dict[str, Any], identity: dict[str, Any], checkpoint: Pa
     """Writes the generator's state for the checkpoint that will be written next.
 
     Args:
-        state: from `Coupling.state`, with what else a resumed training needs.
+        state: from `BilevelLoop.state_dict`, with what else a resumed training needs.
         identity: what the state belongs to, JSON-like; must be equal when it is loaded.
         checkpoint: nnU-Net's file.
         epoch: the epoch that nnU-Net's file will hold.
@@ -105,40 +120,45 @@ def require_intact(path: Path) -> None:
     """Compares a file that `torch.save` wrote with its checksums, which `torch.load` does not read.
 
     Raises:
-        ValueError: the file is damaged.
+        GenSegError: the file is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 raise ValueError("checksum")
     except UNREADABLE as error:
-        raise ValueError(f"{path} is corrupt ({type(error).__name__}: {error}); {REMEDY}") from error
+        raise GenSegError(f"{path} is corrupt ({type(error).__name__}: {error}); {REMEDY}") from error
 
 
 def load_sibling(identity: dict[str, Any], checkpoint: Path, epoch: int) -> dict[str, Any]:
     """The state that `save_sibling` wrote, on the CPU: Adam's step counters belong there whatever the device.
 
     Raises:
-        ValueError: it is missing, corrupt, of another epoch, or belongs to something else than `identity`.
+        GenSegError: it is missing, corrupt, of another version, of another epoch, or belongs to something else than `identity`.
     """
     path = sibling(checkpoint, epoch)
     if not path.is_file():
-        raise ValueError(f"{checkpoint.name} is of epoch {epoch}, but its generator state {path} is missing; {REMEDY}")
+        raise GenSegError(f"{checkpoint.name} is of epoch {epoch}, but its generator state {path} is missing; {REMEDY}")
     require_intact(path)
     try:
         content = torch.load(path, map_location=CPU, weights_only=True)
         form, found_epoch, found, state = (content[key] for key in ("format", "epoch", "identity", "state"))
     except UNREADABLE as error:
-        raise ValueError(f"generator state {path} is corrupt ({type(error).__name__}); {REMEDY}") from error
+        raise GenSegError(f"generator state {path} is corrupt ({type(error).__name__}); {REMEDY}") from error
     if form != FORMAT:
-        raise ValueError(f"generator state {path} has format {form}, this version reads {FORMAT}; {REMEDY}")
+        raise GenSegError(
+            f"generator state {path} has format {form}, this version reads {FORMAT}; go on with the version of "
+            "nnunetv2-genseg that wrote it, or start anew without --c"
+        )
     different = [key for key in identity if found.get(key) != identity[key]]
     if different or found_epoch != epoch:
         key = different[0] if different else "epoch"
         there, here = (found.get(key), identity[key]) if different else (found_epoch, epoch)
-        raise ValueError(f"generator state {path} belongs to another training: {key} is {there!r} there, {here!r} here; {REMEDY}")
+        raise GenSegError(
+            f"generator state {path} belongs to another training: {key} is {there!r} there, {here!r} here; {REMEDY}"
+        )
     if not isinstance(state, dict):
-        raise ValueError(f"generator state {path} is corrupt; {REMEDY}")
+        raise GenSegError(f"generator state {path} is corrupt; {REMEDY}")
     return state
 
 

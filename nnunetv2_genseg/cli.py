@@ -1,4 +1,4 @@
-"""`genseg`: one function a sub-command, no logic of its own."""
+"""The command `genseg`: one function for each sub-command, and which errors become one message."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
-EXTERNAL_TRAINERS = "nnUNet_extTrainer"
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
+
 DEFAULT_TRAINER = "GenSegTrainer"
-USERS_ERRORS = (ValueError, AssertionError, NotImplementedError, OSError, ImportError, RuntimeError, FloatingPointError)
-"""What ends with one message; nnU-Net asserts what it demands of a user."""
 FOLDERS = ("nnUNet_preprocessed", "nnUNet_results")
-
-
-def discovery_folder() -> Path:
-    """The folder that `nnUNet_extTrainer` must name."""
-    return Path(str(files("nnunetv2_genseg") / "discovery"))
-
-
-def external_trainers() -> str:
-    """The value of `nnUNet_extTrainer` with this package's folder, after those that are there already."""
-    there = [path for path in os.environ.get(EXTERNAL_TRAINERS, "").split(os.pathsep) if path]
-    own = str(discovery_folder())
-    return os.pathsep.join([*(path for path in there if path != own), own])
+USERS_ERRORS = (GenSegError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, NotImplementedError)
+"""Errors that a user can correct: this package's own, and those about paths and about what is not supported."""
+NNUNETS_CHECKS = (
+    "nnunetv2.paths",
+    "nnunetv2.run.load_pretrained_weights",
+    "nnunetv2.run.run_training",
+    "nnunetv2.utilities.dataset_name_id_conversion",
+    "nnunetv2.utilities.find_objects",
+    "nnunetv2.utilities.label_handling.label_handling",
+    "nnunetv2.utilities.plans_handling.plans_handler",
+)
+"""nnU-Net's modules that check what a user gives, by AssertionError, RuntimeError or ValueError."""
 
 
 def env() -> None:
@@ -41,7 +40,7 @@ def train(arguments: Sequence[str]) -> None:
     """nnU-Net's own `nnUNetv2_train`, with this package's trainers found and `-tr GenSegTrainer` unless another is named.
 
     Raises:
-        ValueError: the dataset was not preprocessed, or anything else that a user can correct.
+        GenSegError: the dataset was not preprocessed, or something else that a user can correct.
     """
     parser = argparse.ArgumentParser(prog="genseg train", add_help=False, argument_default="")
     parser.add_argument("positional", nargs="*")
@@ -64,7 +63,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     """Trains a generator alone, for trainings to start from: set generator.pretrained to OUTPUT_FOLDER.
 
     Raises:
-        ValueError: the dataset was not preprocessed, or anything else that a user can correct.
+        GenSegError: the dataset was not preprocessed, or something else that a user can correct.
     """
     parser = argparse.ArgumentParser(prog="genseg pretrain", description=_summary(pretrain))
     parser.add_argument("dataset", help="name or number of a dataset that nnU-Net has planned and preprocessed")
@@ -102,7 +101,7 @@ def pretrain(arguments: Sequence[str]) -> None:
         images=tuple(chosen.images),
         device=chosen.device,
     )
-    # a scheduler's SIGTERM ends it like an error does, so that the temporary folder of preprocessed images is removed
+    # a scheduler's SIGTERM ends it as an error does, so that the temporary folder of preprocessed images is removed
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with _preprocessed(chosen.dataset):
         pretraining.pretrain(settings)
@@ -110,29 +109,29 @@ def pretrain(arguments: Sequence[str]) -> None:
 
 def _require_fold(fold: str) -> None:
     if fold != "all" and not fold.isdigit():
-        raise ValueError(f"fold must be `all` or a whole number from 0 on, found {fold!r}")
+        raise GenSegError(f"fold must be `all` or a whole number from 0 on, found {fold!r}")
 
 
 def _require_set(*folders: str) -> None:
     for name in folders:
         if not os.environ.get(name):
-            raise ValueError(f"{name} is not set; run: export {name}=FOLDER")
+            raise GenSegError(f"{name} is not set; run: export {name}=FOLDER")
 
 
 @contextmanager
 def _preprocessed(dataset: str) -> Iterator[None]:
-    """Says of the files of a preprocessed dataset, named or numbered, which is missing or corrupt."""
+    """Names the file of a preprocessed dataset, itself given by name or number, that is missing or corrupt."""
     try:
         yield
     except FileNotFoundError as error:
         if not str(error.filename).startswith(os.environ["nnUNet_preprocessed"]):
             raise
-        raise ValueError(
+        raise GenSegError(
             f"{error.filename} is missing; first run: nnUNetv2_plan_and_preprocess -d DATASET --verify_dataset_integrity"
         ) from error
     except json.JSONDecodeError as error:
         faulty = _not_json(dataset)
-        raise ValueError(f"{faulty} is not valid JSON ({error}); run nnUNetv2_plan_and_preprocess again") from error
+        raise GenSegError(f"{faulty} is not valid JSON ({error}); run nnUNetv2_plan_and_preprocess again") from error
 
 
 def _summary(command: Callable[..., None]) -> str:
@@ -143,7 +142,7 @@ def _require_device(device: str, remedy: str) -> None:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"no CUDA device was found; use {remedy}")
+        raise GenSegError(f"no CUDA device was found; use {remedy}")
 
 
 def _not_json(dataset: str) -> str:
@@ -159,7 +158,7 @@ def _not_json(dataset: str) -> str:
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Runs everything once on phantoms made on the spot, stock nnU-Net beside GenSeg."""
+    """Trains, predicts and evaluates once on generated phantoms, stock nnU-Net beside GenSeg."""
     from nnunetv2_genseg.demo import DemoSettings, run_demo
 
     parser = argparse.ArgumentParser(prog="genseg demo", description=_summary(demo))
@@ -172,21 +171,21 @@ def demo(arguments: Sequence[str]) -> None:
 
 
 def generators() -> None:
-    """Prints the registered generator families, one name a line."""
-    from nnunetv2_genseg.generators import registered
+    """Prints the registered generator families, one name per line."""
+    from nnunetv2_genseg.generators import GENERATORS
 
-    print("\n".join(registered()))
+    print("\n".join(GENERATORS.names()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. A user's error is one message and exit status 2; with GENSEG_TRACEBACK=1 the traceback too."""
+    """Entry point. An error that the user can correct becomes one message and exit status 2; others keep their traceback."""
     parser = argparse.ArgumentParser(prog="genseg", description="GenSeg for nnU-Net v2")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("env", help="print the export line that makes nnU-Net find the trainers")
     commands.add_parser("train", help="nnUNetv2_train with GenSegTrainer", add_help=False)
     commands.add_parser("pretrain", help="train a generator alone, for trainings to start from", add_help=False)
-    commands.add_parser("demo", help="run everything on phantoms made on the spot", add_help=False)
-    commands.add_parser("generators", help="list the generator families, one name a line")
+    commands.add_parser("demo", help="train and evaluate on generated phantoms, stock nnU-Net beside GenSeg", add_help=False)
+    commands.add_parser("generators", help="list the generator families, one name per line")
     chosen, rest = parser.parse_known_args(arguments)
     if chosen.command in ("env", "generators") and rest:
         parser.error(f"genseg {chosen.command} takes no arguments, found {' '.join(rest)}")
@@ -201,12 +200,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pretrain(rest)
         else:
             demo(rest)
-    except USERS_ERRORS as error:
-        unexpected = isinstance(error, (RuntimeError, AssertionError)) and not isinstance(error, NotImplementedError)
-        print(f"genseg: {error}" + unexpected * "\nGENSEG_TRACEBACK=1 shows where", file=sys.stderr)
-        if os.environ.get("GENSEG_TRACEBACK"):
+    except Exception as error:
+        if not _is_the_users(error):
             raise
+        print(f"genseg: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _is_the_users(error: Exception) -> bool:
+    """Whether the user can correct an error: one of `USERS_ERRORS`, or one that a check of nnU-Net raised itself."""
+    if isinstance(error, USERS_ERRORS):
+        return True
+    raised = error.__traceback__
+    while raised is not None and raised.tb_next is not None:
+        raised = raised.tb_next
+    where = raised.tb_frame.f_globals.get("__name__") if raised is not None else None
+    return isinstance(error, (AssertionError, RuntimeError, ValueError)) and where in NNUNETS_CHECKS
 
 
 if __name__ == "__main__":

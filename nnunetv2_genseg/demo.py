@@ -1,4 +1,4 @@
-"""The demo: phantoms, planning, stock nnU-Net beside GenSeg, prediction by stock nnU-Net, evaluation, a table."""
+"""The demo: generated phantoms, planning, stock nnU-Net beside GenSeg, prediction by stock nnU-Net, evaluation, a table."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunetv2_genseg.cli import external_trainers
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, LENGTH, external_trainers
 from nnunetv2_genseg.phantoms import PhantomDataset
-
-LENGTH = "nnUNet_genseg_short"
-"""The environment variable that sets the trainers' length, see `trainers/short.py`."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +38,39 @@ def run_demo(settings: DemoSettings) -> list[dict[str, str | float]]:
     """Runs the demo and prints a table; returns its rows.
 
     Raises:
-        RuntimeError: a step failed; names its log.
+        GenSegError: a step failed; the message names its log.
     """
     folder = settings.folder.resolve()
-    rows: list[dict[str, str | float]] = []
-    for dataset, configuration in settings.datasets:
-        shutil.rmtree(folder / "nnUNet_raw" / dataset.name, ignore_errors=True)
-        raw = dataset.write(folder / "nnUNet_raw")
-        number = str(dataset.dataset_id)
-        _run(folder, f"{dataset.name}_plan", settings, "nnUNetv2_plan_and_preprocess", "-d", number, "-c", configuration,
-             "-np", "2", "-npfp", "2", "--verify_dataset_integrity")
-        for trainer in ("nnUNetTrainerShort", "GenSegTrainerShort"):
-            started = time.monotonic()
-            _run(folder, f"{dataset.name}_{trainer}", settings, "nnUNetv2_train", number, configuration, "all", "-tr", trainer,
-                 "-device", settings.device)
-            seconds = time.monotonic() - started
-            predictions = folder / "predictions" / dataset.name / trainer
-            model = folder / "nnUNet_results" / dataset.name / f"{trainer}__nnUNetPlans__{configuration}"
-            _run(folder, f"{dataset.name}_{trainer}_predict", settings, "nnUNetv2_predict", "-d", number, "-c", configuration,
-                 "-f", "all", "-tr", trainer, "-i", str(raw / "imagesTs"), "-o", str(predictions), "-device", settings.device,
-                 "-npp", "1", "-nps", "1")
-            _run(folder, f"{dataset.name}_{trainer}_evaluate", settings, "nnUNetv2_evaluate_folder", str(raw / "labelsTs"),
-                 str(predictions), "-djfile", str(model / "dataset.json"), "-pfile", str(model / "plans.json"), "-np", "2")
-            dice = json.loads((predictions / "summary.json").read_text(encoding="utf-8"))["foreground_mean"]["Dice"]
-            rows.append({"dataset": dataset.name, "trainer": trainer.removesuffix("Short"), "dice": dice, "seconds": seconds,
-                         "folder": str(model / "fold_all")})
+    rows = [row for dataset, configuration in settings.datasets for row in _compared(folder, settings, dataset, configuration)]
     print(_table(rows))
+    return rows
+
+
+def _compared(
+    folder: Path, settings: DemoSettings, dataset: PhantomDataset, configuration: str
+) -> list[dict[str, str | float]]:
+    """Writes and plans a dataset, then trains, predicts and evaluates with both trainers; a row for each."""
+    shutil.rmtree(folder / "nnUNet_raw" / dataset.name, ignore_errors=True)
+    raw = dataset.write(folder / "nnUNet_raw")
+    of_dataset = ("-d", str(dataset.dataset_id), "-c", configuration)
+    plan = ("nnUNetv2_plan_and_preprocess", *of_dataset, "-np", "2", "-npfp", "2", "--verify_dataset_integrity")
+    _run(folder, f"{dataset.name}_plan", settings, *plan)
+    rows: list[dict[str, str | float]] = []
+    for trainer in ("nnUNetTrainerShort", "GenSegTrainerShort"):
+        step, device = f"{dataset.name}_{trainer}", ("-device", settings.device)
+        started = time.monotonic()
+        _run(folder, step, settings, "nnUNetv2_train", str(dataset.dataset_id), configuration, "all", "-tr", trainer, *device)
+        seconds = time.monotonic() - started
+        predictions = folder / "predictions" / dataset.name / trainer
+        model = folder / "nnUNet_results" / dataset.name / f"{trainer}__nnUNetPlans__{configuration}"
+        predict = ("nnUNetv2_predict", *of_dataset, "-f", "all", "-tr", trainer, *device, "-npp", "1", "-nps", "1")
+        _run(folder, f"{step}_predict", settings, *predict, "-i", str(raw / "imagesTs"), "-o", str(predictions))
+        evaluate = ("nnUNetv2_evaluate_folder", str(raw / "labelsTs"), str(predictions), "-np", "2")
+        files = ("-djfile", str(model / "dataset.json"), "-pfile", str(model / "plans.json"))
+        _run(folder, f"{step}_evaluate", settings, *evaluate, *files)
+        dice = json.loads((predictions / "summary.json").read_text(encoding="utf-8"))["foreground_mean"]["Dice"]
+        name, fold = trainer.removesuffix("Short"), str(model / "fold_all")
+        rows.append({"dataset": dataset.name, "trainer": name, "dice": dice, "seconds": seconds, "folder": fold})
     return rows
 
 
@@ -77,7 +82,7 @@ def _run(folder: Path, step: str, settings: DemoSettings, program: str, *argumen
         "nnUNet_raw": str(folder / "nnUNet_raw"),
         "nnUNet_preprocessed": str(folder / "nnUNet_preprocessed"),
         "nnUNet_results": str(folder / "nnUNet_results"),
-        "nnUNet_extTrainer": external_trainers(),
+        EXTERNAL_TRAINERS: external_trainers(),
         "nnUNet_n_proc_DA": "1" if settings.device == "cpu" else "4",
         "nnUNet_def_n_proc": "2",
         LENGTH: f"10,{settings.iterations},2,5,0",
@@ -87,12 +92,12 @@ def _run(folder: Path, step: str, settings: DemoSettings, program: str, *argumen
         done = subprocess.run([str(executable), *arguments], env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         tail = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-5:])
-        raise RuntimeError(f"the demo's step {step} failed; its log is {log}. Last lines:\n{tail}")
+        raise GenSegError(f"the demo's step {step} failed; its log is {log}. Last lines:\n{tail}")
 
 
 def _table(rows: list[dict[str, str | float]]) -> str:
     lines = ["", f"{'dataset':22} {'trainer':16} {'test Dice':>9} {'training, s':>12}"]
     lines += [f"{row['dataset']:22} {row['trainer']:16} {row['dice']:9.3f} {row['seconds']:12.0f}" for row in rows]
-    pictures = [f"  {row['folder']}/{name}" for row in rows if row["trainer"] == "GenSegTrainer"
-                for name in ("genseg_samples.png", "genseg_progress.png")]
+    folders = [row["folder"] for row in rows if row["trainer"] == "GenSegTrainer"]
+    pictures = [f"  {folder}/{name}" for folder in folders for name in ("genseg_samples.png", "genseg_progress.png")]
     return "\n".join([*lines, "", "One run each on few cases: a demonstration, not a comparison. Pictures:", *pictures])

@@ -30,7 +30,7 @@ WITH_IMAGES = (*PRETRAIN, "--images", "{folder}/images")
 
 @dataclass
 class Place:
-    """Folders of nnU-Net that are a bad input's own, and the environment in which `genseg` is called."""
+    """Folders of nnU-Net for one bad input alone, and the environment in which `genseg` is called."""
 
     folder: Path
     dataset: str
@@ -88,7 +88,7 @@ def nothing(place: Place) -> None:
 
 
 def settings(content: Any, name: str = "genseg.json") -> Preparation:
-    """A configuration file, as text or as what JSON shall hold."""
+    """A settings file: its text, or the content of its JSON."""
 
     def prepare(place: Place) -> None:
         path = place.folder / name
@@ -146,7 +146,7 @@ def garbage(path: Path) -> None:
 
 
 def pretrained(**differing: Any) -> Preparation:
-    """Names a trained generator's folder that fits the planned dataset but for what differs, and holds no weights."""
+    """Names the folder of a trained generator that fits the planned dataset except for `differing`, and holds no weights."""
     own = {
         "family": "gan",
         "channels": ["R", "G", "B"],
@@ -170,7 +170,7 @@ def pretrained(**differing: Any) -> Preparation:
 
 
 def images(**files: Any) -> Preparation:
-    """A folder of files in PNG, each a mode of PIL's, or bytes."""
+    """A folder of PNG files, each given by a mode of PIL or as bytes."""
 
     def prepare(place: Place) -> None:
         folder = place.folder / "images"
@@ -230,6 +230,12 @@ def foreign(path: Path) -> None:
     torch.save(content, path)
 
 
+def of_an_older_version(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    content["format"] = 4
+    torch.save(content, path)
+
+
 def both(*preparations: Preparation) -> Preparation:
     def prepare(place: Place) -> None:
         for preparation in preparations:
@@ -239,7 +245,7 @@ def both(*preparations: Preparation) -> Preparation:
 
 
 SIBLING = in_fold("checkpoint_latest.genseg-0004.pt")
-ONE_STEP = "masks.growth and masks.recombination"
+CASES = [f"tr_{i:03d}" for i in range(5)]
 
 TABLE: tuple[BadInput, ...] = (
     # the configuration file
@@ -248,27 +254,32 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("config not JSON", "neither valid JSON nor YAML", settings(b"{masks: ")),
     BadInput("config not YAML", "neither valid JSON nor YAML", settings(b"masks: [1,", "genseg.yaml")),
     BadInput("config not text", "is not a text file in UTF-8", settings(b"\xff\xfe\x00masks", "genseg.yaml")),
-    BadInput("config is a list", "must hold a mapping of topics to settings, found list", settings([1])),
-    BadInput("config topic unknown", "mask: unknown key; did you mean masks?", settings({"mask": {}})),
-    BadInput("config key unknown", "mixing.gama: unknown key; did you mean gamma?", settings({"mixing": {"gama": 1.0}})),
-    BadInput(
-        "config key like none", "mixing.foo: unknown key; known here: share, sources, gamma", settings({"mixing": {"foo": 1}})
-    ),
-    BadInput("config topic no mapping", "masks: Input should be", settings({"masks": 3})),
-    BadInput("config text for number", "mixing.gamma: Input should be a valid number", settings({"mixing": {"gamma": "1"}})),
+    BadInput("config is a list", "must hold a mapping of sections to settings, found list", settings([1])),
+    BadInput("config section unknown", "mask: unknown key; did you mean masks?", settings({"mask": {}})),
+    BadInput("config key unknown", "mixing.shares: unknown key; did you mean share?", settings({"mixing": {"shares": 0.5}})),
+    BadInput("config key like none", "mixing.foo: unknown key; known here: share, sources", settings({"mixing": {"foo": 1}})),
+    BadInput("config of an older version", "conditioning: unknown key", settings({"conditioning": {"mode": "differential"}})),
+    BadInput("config section no mapping", "masks: Input should be", settings({"masks": 3})),
+    BadInput("config text for number", "mixing.share: Input should be a valid number", settings({"mixing": {"share": "1"}})),
     BadInput("config number for switch", "feedback.enabled: Input should be", settings({"feedback": {"enabled": 1}})),
     BadInput("config fraction for count", "generator.interval: Input should be", settings({"generator": {"interval": 1.5}})),
-    BadInput("config nothing for number", "masks.elastic: Input should be", settings({"masks": {"elastic": None}})),
-    BadInput("config NaN", "masks.elastic: Input should be", settings(b'{"masks": {"elastic": NaN}}')),
+    BadInput("config nothing for number", "deformation.rotation: Input", settings({"deformation": {"rotation": None}})),
+    BadInput("config NaN", "deformation.rotation: Input should be", settings(b'{"deformation": {"rotation": NaN}}')),
     BadInput("schedule out of range", "schedule.warmup: Input should be less than 1", settings({"schedule": {"warmup": 1.5}})),
     BadInput("mixing out of range", "mixing.share: Input should be greater than 0", settings({"mixing": {"share": 0}})),
-    BadInput("masks out of range", "masks.control_points: Input should be greater", settings({"masks": {"control_points": 3}})),
-    BadInput("conditioning out of range", "tissue_classes: Input should", settings({"conditioning": {"tissue_classes": 1}})),
+    BadInput("no source", "at least one above 0", settings({"mixing": {"sources": {"redraw": 0}}})),
+    BadInput("source negative", "must be 0 or more", settings({"mixing": {"sources": {"redraw": -1, "deformation": 1}}})),
+    BadInput("deformation out of range", "deformation.scaling: Input should be less", settings({"deformation": {"scaling": 1}})),
+    BadInput("intensity out of range", "intensity.tone: Input should be less", settings({"intensity": {"tone": 9}})),
+    BadInput("redraw out of range", "redraw.tissue_classes: Input should be", settings({"redraw": {"tissue_classes": 1}})),
     BadInput("generator out of range", "generator.width: Input should be greater than 0", settings({"generator": {"width": 0}})),
-    BadInput("feedback out of range", "feedback.cases: Input should be less than", settings({"feedback": {"cases": 0.9}})),
+    BadInput("feedback out of range", "feedback.cases: Value error, a fraction must be", settings({"feedback": {"cases": 0.9}})),
     BadInput("seed out of range", "seed: Input should be greater than or equal to 0", settings({"seed": -1})),
-    BadInput("mode unknown", "conditioning.mode: Input should be 'deformation'", settings({"conditioning": {"mode": "magic"}})),
-    BadInput("two faults at once", "masks.rotation: Input should", settings({"seed": -1, "masks": {"rotation": 999.0}})),
+    BadInput("mode unknown", "redraw.mode: no 'magic'; registered are", settings({"redraw": {"mode": "magic"}})),
+    BadInput("source unknown", "mixing.sources: no 'magic'; registered are", settings({"mixing": {"sources": {"magic": 1}}})),
+    BadInput("mask source unknown", "masks.source: no 'magic'; registered are", settings({"masks": {"source": "magic"}})),
+    BadInput("method unknown", "feedback.method: no 'magic'; registered are", settings({"feedback": {"method": "magic"}})),
+    BadInput("two faults at once", "deformation.rotation: Input", settings({"seed": -1, "deformation": {"rotation": 999.0}})),
     BadInput(
         "schedule leaves nothing",
         "make the sum smaller than 1",
@@ -276,21 +287,42 @@ TABLE: tuple[BadInput, ...] = (
     ),
     BadInput(
         "feedback without a generator",
-        "'deformation' has no generator; choose",
-        settings({"conditioning": {"mode": "deformation"}}),
+        "mixing.sources",
+        settings({"mixing": {"sources": {"deformation": 1}}}),
     ),
-    BadInput("nothing that the generator shows", ONE_STEP, settings({"conditioning": {"intensity_shift": 0.0}})),
+    BadInput("nothing that the generator shows", "intensity.shift", settings({"intensity": {"shift": 0}})),
+    BadInput(
+        "new shapes that nothing can show",
+        "no source in mixing.sources can draw an image for a new shape",
+        settings({"masks": {"source": "shape_vae"}, "mixing": {"sources": {"deformation": 1}}}),
+    ),
+    BadInput("held-out cases twice", "name at least one case, and each once", settings({"feedback": {"cases": ["a", "a"]}})),
+    BadInput(
+        "held-out cases that rotate",
+        "feedback.rotations draws cases, but feedback.cases names them",
+        settings({"feedback": {"cases": ["tr_001"], "rotations": 2}}),
+    ),
+    BadInput(
+        "held-out cases of another fold",
+        "no training case of this fold is named tr_000; did you mean tr_001",
+        both(lambda place: all_training(place, CASES[1:]), settings({"feedback": {"cases": ["tr_000"]}})),
+    ),
+    BadInput(
+        "too many held-out cases",
+        "names 3 of the fold's 4 training cases, so that 1 remain",
+        both(lambda place: all_training(place, CASES[1:]), settings({"feedback": {"cases": CASES[1:4]}})),
+    ),
     BadInput(
         "no architecture in the mixture",
         "generator 'gmm' has no such parameters",
-        settings({"generator": {"name": "gmm"}, "conditioning": {"mode": "tissue"}}),
+        settings({"generator": {"name": "gmm"}, "redraw": {"mode": "tissue"}}),
     ),
     BadInput(
         "mixture without tissues",
-        "choose conditioning.mode 'tissue' or 'differential'",
-        settings({"generator": {"name": "gmm"}, "conditioning": {"mode": "mask"}, "feedback": {"parameters": "policy"}}),
+        "choose redraw.mode 'tissue' or 'residual'",
+        settings({"generator": {"name": "gmm"}, "redraw": {"mode": "mask"}, "feedback": {"parameters": "policy"}}),
     ),
-    BadInput("generator unknown", "no generator 'stylegan'; registered are", settings({"generator": {"name": "stylegan"}})),
+    BadInput("generator unknown", "generator.name: no 'stylegan'; registered are", settings({"generator": {"name": "stylegan"}})),
     # the command line
     BadInput("no command", "the following arguments are required: command", nothing, ()),
     BadInput("command unknown", "invalid choice: 'trian'", nothing, ("trian",)),
@@ -345,9 +377,8 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("no foreground", "no training case of this fold holds a voxel of a foreground class", no_foreground),
     BadInput(
         "label that is not declared",
-        "target holds labels outside 0..2, which dataset.json declares: 7; correct",
+        "case tr_001 holds labels that dataset.json does not declare: 7; declared are 0, 1, 2. Correct",
         undeclared_label,
-        begins=True,
     ),
     BadInput("dataset.json without labels", "dataset.json has no `labels`", edit("dataset.json", without("labels"))),
     BadInput(
@@ -388,7 +419,7 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("preprocessed image corrupt", "tr_001", damage(garbage, case("tr_001.b2nd"))),
     BadInput("preprocessed properties corrupt", "tr_001", damage(garbage, case("tr_001.pkl"))),
     # continuing
-    BadInput("continued with other settings", "mixing.gamma: 1.0, there 0.5", settings({"mixing": {"gamma": 0.5}}), RESUME),
+    BadInput("continued with other settings", "mixing.share: 0.2, there 0.5", settings({"mixing": {"share": 0.2}}), RESUME),
     BadInput(
         "continued without its settings", "was not trained by GenSeg", damage(Path.unlink, in_fold("genseg_config.json")), RESUME
     ),
@@ -400,6 +431,9 @@ TABLE: tuple[BadInput, ...] = (
     ),
     BadInput("generator state missing", "checkpoint_latest.genseg-0004.pt is missing", damage(Path.unlink, SIBLING), RESUME),
     BadInput("generator state truncated", "checkpoint_latest.genseg-0004.pt is corrupt", damage(truncate, SIBLING), RESUME),
+    BadInput(
+        "generator state of an older version", "has format 4, this version reads 5", damage(of_an_older_version, SIBLING), RESUME
+    ),
     BadInput("generator state of another dataset", "dataset is 'Dataset777_Other' there", damage(foreign, SIBLING), RESUME),
     BadInput(
         "checkpoint truncated", "checkpoint_latest.pth is corrupt", damage(truncate, in_fold("checkpoint_latest.pth")), RESUME
@@ -422,18 +456,18 @@ TABLE: tuple[BadInput, ...] = (
         settings(
             {
                 "generator": {"name": "gmm", "pretrained": "/none"},
-                "conditioning": {"mode": "tissue"},
+                "redraw": {"mode": "tissue"},
                 "feedback": {"parameters": "policy"},
             }
         ),
     ),
     BadInput(
         "pretrained without a generator",
-        "'deformation' has no generator to train or load; choose another mode",
+        "mixing.sources has no `redraw`, so there is no generator to train or load",
         settings(
             {
                 "generator": {"pretrained": "/none"},
-                "conditioning": {"mode": "deformation"},
+                "mixing": {"sources": {"deformation": 1}},
                 "feedback": {"parameters": "policy"},
             }
         ),
@@ -454,8 +488,8 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("pretrain a mixture", "generator 'gmm' has no weights", nothing, (*PRETRAIN, "-tr", "GenSegTrainerGMM")),
     BadInput(
         "pretrain nothing that draws",
-        "'deformation' has no generator to train or load",
-        settings({"conditioning": {"mode": "deformation"}, "feedback": {"enabled": False}}),
+        "mixing.sources has no `redraw`, so there is no generator to train or load",
+        settings({"mixing": {"sources": {"deformation": 1}}, "feedback": {"enabled": False}}),
         PRETRAIN,
     ),
     BadInput(
@@ -476,8 +510,8 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("images that are unreadable", "case a in", images(a_0000=b"no image"), WITH_IMAGES),
     BadInput(
         "images without tissue classes",
-        "conditioning.mode 'mask' does not have; choose 'tissue' or 'differential'",
-        both(settings({"conditioning": {"mode": "mask"}}), images(a_0000="RGB")),
+        "redraw.mode 'mask' does not have; choose 'tissue' or 'residual'",
+        both(settings({"redraw": {"mode": "mask"}}), images(a_0000="RGB")),
         WITH_IMAGES,
     ),
     # the demo
@@ -514,7 +548,7 @@ def place_for(bad: BadInput, folder: Path, prepared: Path, dataset: str, killed:
 @contextlib.contextmanager
 def _process(environment: dict[str, str]) -> Iterator[None]:
     """This process with another environment, and as it was afterwards."""
-    mine = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_") and key != "GENSEG_TRACEBACK"}
+    mine = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
     threads, arguments, on_sigterm = torch.get_num_threads(), sys.argv, signal.getsignal(signal.SIGTERM)
     with mock.patch.dict(os.environ, mine | environment, clear=True):
         try:

@@ -1,7 +1,7 @@
-"""What nnU-Net's `nnUNet_extTrainer` points at: the installed package's trainers, and nothing else in this folder.
+"""The installed package's trainers, in the folder that `nnUNet_extTrainer` names; it must hold nothing else.
 
-nnU-Net imports every module of the folder and forgets it again, so classes defined here would exist twice and could not
-be pickled; these are imported from where they are installed.
+nnU-Net imports every module of the folder and removes it from `sys.modules` afterwards. Classes defined here would
+therefore exist twice, and could not be pickled. So they are imported from where they are installed.
 """
 
 from nnunetv2_genseg.trainers import *  # noqa: F403

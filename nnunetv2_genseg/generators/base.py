@@ -1,4 +1,4 @@
-"""What every generator family offers, and the registry that finds one by its name."""
+"""The protocol of a generator family, and the registry that finds one by its name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,19 @@ class Generator(Protocol):
         by itself; differentiable in the condition, the style and the generator's parameters."""
 
     def training_step(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, Tensor]:
-        """One optimisation step on real pairs; the losses by name, without graph and on the device: nothing waits for it."""
+        """One optimisation step on real pairs.
+
+        Nothing waits for the device. So a gradient that is not finite is no error here: the family puts no NaN or infinity
+        into its state, and the caller goes back to an earlier state when it reads `finite`.
+
+        Args:
+            condition: (B, layout.channels, *spatial).
+            image: (B, layout.image_channels, *spatial).
+            style: (B, *style_shape) standard normal noise.
+
+        Returns:
+            The losses by name and `finite`, whether all gradients were finite: 0-d tensors on the device, without graph.
+        """
 
     def architecture(self) -> list[nn.Parameter]:
         """Logits, a vector for every choice between operations, mixed by their softmax; empty for a family without any."""
@@ -56,9 +68,9 @@ class GeneratorFactory(Protocol):
         ...
 
 
-GENERATORS: Registry[GeneratorFactory] = Registry(
-    "generator.name", __package__ or "", exclude=("base", "networks", "optimisation", "pretrained")
-)
+NOT_A_FAMILY = ("augmentation", "averaging", "base", "divergence", "flat_style", "networks", "optimisation", "pretrained")
+"""Modules of this package that register no family."""
+GENERATORS: Registry[GeneratorFactory] = Registry("generator.name", __package__ or "", exclude=NOT_A_FAMILY)
 
 
 def build_generator(

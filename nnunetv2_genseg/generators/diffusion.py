@@ -21,17 +21,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
-from nnunetv2_genseg.generators.base import register
+from nnunetv2_genseg.generators.averaging import MovingAverage
+from nnunetv2_genseg.generators.base import GENERATORS
 from nnunetv2_genseg.generators.networks import MixedKernelUNet, NetworkPlan
-from nnunetv2_genseg.generators.optimisation import descend, without
+from nnunetv2_genseg.generators.optimisation import adam, exclude, load_optimiser, optimiser_step
+from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 TIME_CHANNELS = 32
 """Length of the embedding of σ in 3D."""
 NETWORK, SCHEDULER = "unet", "scheduler"
 """Sub-folders of a trained generator, as in diffusers' pipelines."""
 GOLDEN_RATIO = (5**0.5 - 1) / 2
+"""Step between the σ of successive patches, modulo 1: a low-discrepancy sequence."""
+FEEDBACK_STEPS = 1
+"""Last steps of a draw through which gradients pass; the velocities of the others are constants, which bounds the memory."""
 
 
 class TimedUNet(ModelMixin, ConfigMixin):
@@ -95,12 +99,11 @@ def flow_network(plan: NetworkPlan, layout: ConditionLayout, width: float) -> Mo
     return network
 
 
-@register("diffusion")
+@GENERATORS.register("diffusion")
 class DiffusionGenerator:
     """Draws by Euler steps of diffusers' flow matching scheduler from the style, which is the noise.
 
-    Images are drawn with a moving average of the learned weights. It is kept as its lag behind them: average = weight +
-    lag. So what the feedback does to the weights, it does to the average alike, and learning goes on from there.
+    Images are drawn with a moving average of the learned weights.
 
     Args: as in `build_generator`.
     """
@@ -114,58 +117,53 @@ class DiffusionGenerator:
         separate_architecture: bool,
         synchronise: Callable[[Iterable[Tensor]], None],
     ) -> None:
-        self.config = config.diffusion
+        self.sampling_steps = config.diffusion.sampling_steps
         self.image_channels = layout.image_channels
         self.synchronise = synchronise
         self.network = flow_network(plan, layout, config.width)
         self.scheduler = FlowMatchEulerDiscreteScheduler()
-        self.learned = without(self.weights(), self.architecture() if separate_architecture else [])
-        self.optimizer = torch.optim.Adam(self.learned, config.learning_rate)
-        self.lag = {name: torch.zeros_like(weight) for name, weight in self.network.named_parameters()}
+        self.average = MovingAverage(self.network)
+        self.learned = exclude(self.weights(), self.architecture() if separate_architecture else [])
+        self.optimizer = adam(self.learned, config.learning_rate)
         self.steps = 0
-        """Steps learned so far."""
+        """Training steps so far."""
 
     def style_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """The noise that the image is made of."""
         return (self.image_channels, *spatial)
 
-    def averaged(self) -> dict[str, Tensor]:
-        """The weights that images are drawn with, by name, with graph to `weights`."""
-        return {name: weight + self.lag[name] for name, weight in self.network.named_parameters()}
-
-    def draw(self, condition: Tensor, style: Tensor) -> Tensor:
-        """See `Generator.draw`; velocities of all but the last `feedback_steps` steps are constants to the gradient."""
-        weights, steps = self.averaged(), self.config.sampling_steps
+    def sample(self, condition: Tensor, style: Tensor) -> Tensor:
+        """Draws images with the averaged weights; see `Generator.sample` and `FEEDBACK_STEPS`."""
+        weights, steps = self.average.weights(), self.sampling_steps
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
         self.scheduler.set_begin_index(0)
         image = style
-        for left, timestep in zip(range(steps, 0, -1), self.scheduler.timesteps, strict=True):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and left <= self.config.feedback_steps):
-                sample = torch.cat([image, condition], dim=1)
-                velocity = functional_call(self.network, weights, (sample, timestep)).sample
+        for left, time in zip(range(steps, 0, -1), self.scheduler.timesteps.tolist(), strict=True):
+            timestep = torch.full((), time, device=style.device)  # made there: a copy would wait for the device
+            with torch.set_grad_enabled(torch.is_grad_enabled() and left <= FEEDBACK_STEPS):
+                noisy = torch.cat([image, condition], dim=1)
+                velocity = functional_call(self.network, weights, (noisy, timestep)).sample
             image = self.scheduler.step(velocity, timestep, image, return_dict=False)[0]
         return image
 
-    def learn(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, float]:
-        """A step towards the velocities at one σ a patch; see `Generator.learn`."""
-        sigma = self._sigma(len(image)).to(image)
+    def training_step(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, Tensor]:
+        """A step towards the velocities at one σ a patch; see `Generator.training_step`."""
+        sigma = self._sigma(len(image), image.device).to(image.dtype)
         fraction = sigma.view(-1, *(1,) * (image.ndim - 1))
         noisy = torch.lerp(image, style, fraction)
         timestep = sigma * self.scheduler.config.num_train_timesteps
         velocity = self.network(torch.cat([noisy, condition], dim=1), timestep).sample
         loss = (velocity - (style - image)).square().mean()
-        average = {name: weight.detach() for name, weight in self.averaged().items()}
-        descend(self.optimizer, loss, self.learned, self.synchronise)
-        decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
-        self.lag = {name: decay * (average[name] - weight.detach()) for name, weight in self.network.named_parameters()}
+        with self.average.updated():
+            finite = optimiser_step(self.optimizer, loss, self.learned, self.synchronise)
         self.steps += 1
         distance = (noisy - fraction * velocity.detach() - image).abs().mean()
-        return {"flow": loss.item(), "l1": distance.item()}
+        return {"flow": loss.detach(), "l1": distance, "finite": finite}
 
-    def _sigma(self, count: int) -> Tensor:
+    def _sigma(self, count: int, device: torch.device) -> Tensor:
         """(count,) in (0, 1], spread more evenly over patches and iterations than random numbers."""
-        first = self.steps * count
-        return (1 - torch.arange(first, first + count, dtype=torch.float64).mul(GOLDEN_RATIO).frac()).float()
+        first = self.steps * count * GOLDEN_RATIO % 1
+        return 1 - torch.arange(count, device=device).mul(GOLDEN_RATIO).add(first).frac()
 
     def architecture(self) -> list[nn.Parameter]:
         """The kernel mixtures α in 3D; none in 2D."""
@@ -175,34 +173,34 @@ class DiffusionGenerator:
         """All parameters of the network."""
         return list(self.network.parameters())
 
-    def state(self) -> dict[str, Any]:
-        """Network, optimiser, the average's lag and the number of steps."""
+    def state_dict(self) -> dict[str, Any]:
+        """Network, optimiser, the average and the number of steps."""
         return {
             "network": dict(self.network.state_dict()),
             "optimizer": self.optimizer.state_dict(),
-            "lag": self.lag,
+            "average": self.average.state_dict(),
             "steps": self.steps,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lag = {name: lag.to(self.lag[name]) for name, lag in state["lag"].items()}
+        load_optimiser(self.optimizer, state["optimizer"])
+        self.average.load_state_dict(state["average"])
         self.steps = state["steps"]
 
     def save_weights(self, folder: Path) -> None:
         """See `Pretrainable.save_weights`; diffusers' classes read the sub-folders.
 
-        `sampling_steps` Euler steps at sigmas 1, …, 1 / `sampling_steps` from noise draw the same images as `draw`. The
+        `sampling_steps` Euler steps at sigmas 1, …, 1 / `sampling_steps` from noise draw the same images as `sample`. The
         network's input is the noisy image, then the condition.
         """
         network = copy.deepcopy(self.network)
-        network.load_state_dict(self.averaged())
+        network.load_state_dict(self.average.weights())
         network.save_pretrained(folder / NETWORK)
         self.scheduler.save_pretrained(folder / SCHEDULER)
 
     def load_weights(self, folder: Path) -> None:
         """See `Pretrainable.load_weights`."""
         self.network.load_state_dict(load_file(folder / NETWORK / "diffusion_pytorch_model.safetensors"))
-        self.lag = {name: torch.zeros_like(weight) for name, weight in self.network.named_parameters()}
+        self.average.reset()

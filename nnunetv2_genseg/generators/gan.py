@@ -1,4 +1,7 @@
-"""The conditional GAN: hinge loss (Lim and Ye 2017, arXiv 1705.02894) and L1 on the real pairs, as in pix2pix."""
+"""The conditional GAN: hinge loss (Lim and Ye 2017, arXiv 1705.02894) and L1 on the real pairs, as in pix2pix.
+
+For few images: differentiable augmentation, a gradient penalty, and a moving average of the weights that images are drawn with.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,48 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
-from nnunetv2_genseg.generators.base import register
+from nnunetv2_genseg.generators.augmentation import augment
+from nnunetv2_genseg.generators.averaging import MovingAverage
+from nnunetv2_genseg.generators.base import GENERATORS
+from nnunetv2_genseg.generators.flat_style import flat_length, split_style
 from nnunetv2_genseg.generators.networks import MixedKernelUNet, NetworkPlan, PatchDiscriminator
-from nnunetv2_genseg.generators.optimisation import descend, without
+from nnunetv2_genseg.generators.optimisation import adam, exclude, load_optimiser, optimiser_step
 from nnunetv2_genseg.generators.pretrained import WEIGHTS
+from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
+
+STYLE_CHANNELS = 8
+"""Length of the part of the style that acts on whole patches."""
+BETAS = (0.5, 0.999)
+"""Adam's, as in pix2pix."""
+R1_INTERVAL = 16
+"""The gradient penalty is taken at every so many steps, with so many times its weight (StyleGAN2, arXiv 1912.04958)."""
+R1_WEIGHT = 10.0 / 2
+"""Weight of the gradient penalty: γ / 2 with γ = 10 (Mescheder et al., ICML 2018, arXiv 1801.04406)."""
 
 
-@register("gan")
+def gradient_penalty(scores: Tensor, image: Tensor) -> Tensor:
+    """R1: the squared gradient of the scores by the real image; each score counts as one sample, as in the hinge loss.
+
+    Args:
+        scores: of real images, with graph to them.
+        image: the real images that the discriminator saw.
+
+    Returns:
+        0-d, with graph.
+    """
+    (slope,) = torch.autograd.grad(scores.sum(), image, create_graph=True)
+    return slope.square().sum() / scores.numel()
+
+
+@GENERATORS.register("gan")
 class GanGenerator:
-    """A mixed-kernel U-Net that draws, a patch discriminator that judges, and an Adam for each.
+    """A mixed-kernel U-Net that draws, a patch discriminator, and an Adam for each, with equal rates.
+
+    The style is one flat vector: `STYLE_CHANNELS` numbers that modulate the channels of the decoder, then a noise map for
+    every stage of the decoder. Images are drawn with a moving average of the learned weights.
 
     Args: as in `build_generator`.
     """
@@ -34,38 +67,59 @@ class GanGenerator:
         separate_architecture: bool,
         synchronise: Callable[[Iterable[Tensor]], None],
     ) -> None:
-        self.style_channels = config.style_channels
         self.l1 = config.l1
         self.synchronise = synchronise
         channels, image_channels = layout.channels, layout.image_channels
-        self.network = MixedKernelUNet(plan, channels, image_channels, config.style_channels, config.width)
+        self.network = MixedKernelUNet(plan, channels, image_channels, STYLE_CHANNELS, config.width, noise_inputs=True)
         self.discriminator = PatchDiscriminator(plan, channels, image_channels, config.width)
-        self.learned = without(self.weights(), self.architecture() if separate_architecture else [])
-        betas = (0.5, 0.999)
-        self.network_optimizer = torch.optim.Adam(self.learned, config.learning_rate, betas)
-        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), config.learning_rate, betas)
+        self.average = MovingAverage(self.network)
+        self.learned = exclude(self.weights(), self.architecture() if separate_architecture else [])
+        self.judging = list(self.discriminator.parameters())
+        self.network_optimizer = adam(self.learned, config.learning_rate, BETAS)
+        self.discriminator_optimizer = adam(self.judging, config.learning_rate, BETAS)
+        self.rng = torch.Generator("cpu").manual_seed(torch.initial_seed())
+        """Of the augmentation."""
+        self.steps = 0
+        """Training steps so far."""
+
+    def _style_parts(self, spatial: Sequence[int]) -> list[tuple[int, ...]]:
+        return [(STYLE_CHANNELS,), *self.network.noise_shapes(spatial)]
 
     def style_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """One vector a patch."""
-        return (self.style_channels,)
+        """One flat vector: the style of the whole patch, then the decoder's noise maps."""
+        return (flat_length(self._style_parts(spatial)),)
 
-    def draw(self, condition: Tensor, style: Tensor) -> Tensor:
-        """See `Generator.draw`."""
-        image: Tensor = self.network(condition, style)
+    def _drawn(self, weights: dict[str, Tensor], condition: Tensor, style: Tensor) -> Tensor:
+        modulation, *noise = split_style(style, self._style_parts(condition.shape[2:]))
+        image: Tensor = functional_call(self.network, weights, (condition, modulation, noise))
         return image
 
-    def learn(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, float]:
-        """A step of the discriminator, then one of the generator; see `Generator.learn`."""
-        drawn = self.draw(condition, style)
-        real_score = self.discriminator(condition, image)
-        drawn_score = self.discriminator(condition, drawn.detach())
-        judge = (1 - real_score).relu().mean() + (1 + drawn_score).relu().mean()
-        descend(self.discriminator_optimizer, judge, list(self.discriminator.parameters()), self.synchronise)
+    def sample(self, condition: Tensor, style: Tensor) -> Tensor:
+        """Draws images with the averaged weights; see `Generator.sample`."""
+        return self._drawn(self.average.weights(), condition, style)
 
+    def training_step(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, Tensor]:
+        """A step of the discriminator, then one of the generator; see `Generator.training_step`."""
+        drawn = self._drawn({}, condition, style)
+        judged, finite = self._discriminator_step(condition, image, drawn.detach())
         distance = (drawn - image).abs().mean()
-        adversarial = -self.discriminator(condition, drawn).mean()
-        descend(self.network_optimizer, adversarial + self.l1 * distance, self.learned, self.synchronise)
-        return {"generator": adversarial.item(), "l1": distance.item(), "discriminator": judge.item()}
+        adversarial = -self.discriminator(*augment(condition, drawn, self.rng)).mean()
+        with self.average.updated():
+            finite &= optimiser_step(self.network_optimizer, adversarial + self.l1 * distance, self.learned, self.synchronise)
+        self.steps += 1
+        return {"adversarial": adversarial.detach(), "l1": distance.detach(), "discriminator": judged, "finite": finite}
+
+    def _discriminator_step(self, condition: Tensor, image: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The hinge loss before the step, and whether the step was finite."""
+        penalised = self.steps % R1_INTERVAL == 0
+        condition_of_real, real = augment(condition, image, self.rng)
+        real.requires_grad_(penalised)
+        seen = zip((condition_of_real, real), augment(condition, drawn, self.rng), strict=True)
+        real_score, drawn_score = self.discriminator(*(torch.cat(both) for both in seen)).chunk(2)
+        loss = hinge = (1 - real_score).relu().mean() + (1 + drawn_score).relu().mean()
+        if penalised:
+            loss = hinge + R1_INTERVAL * R1_WEIGHT * gradient_penalty(real_score, real)
+        return hinge.detach(), optimiser_step(self.discriminator_optimizer, loss, self.judging, self.synchronise)
 
     def architecture(self) -> list[nn.Parameter]:
         """The kernel mixtures α."""
@@ -75,27 +129,33 @@ class GanGenerator:
         """All parameters of the U-Net."""
         return list(self.network.parameters())
 
-    def _parts(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """Both networks, both optimisers, the average, the state of the augmentation's random numbers, and the steps."""
         return {
-            "network": self.network,
-            "discriminator": self.discriminator,
-            "network_optimizer": self.network_optimizer,
-            "discriminator_optimizer": self.discriminator_optimizer,
+            "network": dict(self.network.state_dict()),
+            "discriminator": dict(self.discriminator.state_dict()),
+            "network_optimizer": self.network_optimizer.state_dict(),
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "rng": self.rng.get_state(),
+            "steps": self.steps,
         }
 
-    def state(self) -> dict[str, Any]:
-        """Both networks and both optimisers."""
-        return {name: dict(part.state_dict()) for name, part in self._parts().items()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.network.load_state_dict(state["network"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        load_optimiser(self.network_optimizer, state["network_optimizer"])
+        load_optimiser(self.discriminator_optimizer, state["discriminator_optimizer"])
+        self.average.load_state_dict(state["average"])
+        self.rng.set_state(state["rng"].cpu())
+        self.steps = state["steps"]
 
     def save_weights(self, folder: Path) -> None:
         """See `Pretrainable.save_weights`."""
-        save_file(self.network.state_dict(), folder / WEIGHTS)
+        save_file({name: weight.detach() for name, weight in self.average.weights().items()}, folder / WEIGHTS)
 
     def load_weights(self, folder: Path) -> None:
         """See `Pretrainable.load_weights`."""
         self.network.load_state_dict(load_file(folder / WEIGHTS))
+        self.average.reset()

@@ -6,7 +6,6 @@ intensities: means come with the condition, the spreads within the classes are m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
-from nnunetv2_genseg.config import GeneratorConfig
-from nnunetv2_genseg.generators.base import register
+from nnunetv2_genseg.config import GeneratorConfig, GenSegError
+from nnunetv2_genseg.generators.base import GENERATORS
+from nnunetv2_genseg.generators.flat_style import flat_length, split_style
 from nnunetv2_genseg.generators.networks import NetworkPlan
-from nnunetv2_genseg.synthesis.masks import neighbourhood_mean
+from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
+from nnunetv2_genseg.synthesis.spatial import neighbourhood_mean
 
 BIAS_POINTS = 4
 """Control points of the bias field along every axis."""
@@ -30,14 +30,14 @@ MOMENTUM = 0.99
 """Of the running mean of the measured spreads."""
 
 
-@register("gmm")
+@GENERATORS.register("gmm")
 class GmmGenerator:
     """Draws every voxel from its class's normal distribution.
 
     Args: as in `build_generator`.
 
     Raises:
-        ValueError: the conditions hold no intensities.
+        GenSegError: the conditions hold no intensities.
     """
 
     def __init__(
@@ -50,8 +50,9 @@ class GmmGenerator:
         synchronise: Callable[[Iterable[Tensor]], None],
     ) -> None:
         if not layout.tissues:
-            raise ValueError(
-                "generator 'gmm' needs the intensities of tissue classes; choose conditioning.mode 'tissue' or 'differential'"
+            raise GenSegError(
+                "generator.name 'gmm' needs the intensities of tissue classes; set redraw.mode to 'tissue' or 'residual', "
+                "or choose another generator"
             )
         self.layout = layout
         self.synchronise = synchronise
@@ -62,18 +63,16 @@ class GmmGenerator:
 
     def style_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """One voxel noise, a factor on every class's spread, the blur and the bias field, all in one vector."""
-        return (sum(math.prod(shape) for shape in self._style_parts(spatial)),)
+        return (flat_length(self._style_parts(spatial)),)
 
     def _style_parts(self, spatial: Sequence[int]) -> list[tuple[int, ...]]:
         channels = self.layout.image_channels
         return [(channels, *spatial), tuple(self.spread.shape), (1,), (channels, *(BIAS_POINTS,) * len(spatial))]
 
-    def draw(self, condition: Tensor, style: Tensor) -> Tensor:
-        """See `Generator.draw`."""
+    def sample(self, condition: Tensor, style: Tensor) -> Tensor:
+        """Draws every voxel; see `Generator.sample`."""
         spatial = condition.shape[2:]
-        parts = self._style_parts(spatial)
-        pieces = torch.split(style, [math.prod(shape) for shape in parts], dim=1)
-        noise, change, blur, bias = (piece.view(-1, *shape) for piece, shape in zip(pieces, parts, strict=True))
+        noise, change, blur, bias = split_style(style, self._style_parts(spatial))
         classes = self.layout.scene_classes - 1
         member, means = condition[:, :classes], condition[:, classes:]
         spread = self.spread / self.observed.clamp(min=torch.finfo(self.observed.dtype).tiny)
@@ -83,8 +82,8 @@ class GmmGenerator:
         mode = "bilinear" if len(spatial) == 2 else "trilinear"
         return image + BIAS * functional.interpolate(bias, size=spatial, mode=mode)
 
-    def learn(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, float]:
-        """Measures the spreads within the classes of real pairs; see `Generator.learn`."""
+    def training_step(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, Tensor]:
+        """Measures the spreads within the classes of real pairs; see `Generator.training_step`."""
         classes = self.layout.scene_classes - 1
         member = condition[:, :classes].flatten(2)
         intensities = image.flatten(2).transpose(1, 2)
@@ -95,22 +94,23 @@ class GmmGenerator:
         weight = shown.sum(dim=0) / len(condition)
         measured = (variance.sqrt() * shown).sum(dim=0) / len(condition)
         self.synchronise([weight, measured])
-        self.observed = MOMENTUM * self.observed.to(weight) + (1 - MOMENTUM) * weight
-        self.spread = MOMENTUM * self.spread.to(measured) + (1 - MOMENTUM) * measured
-        return {"spread": float((self.spread.sum(dim=0) / self.observed.sum(dim=0).clamp(min=1e-12)).mean())}
+        finite = weight.isfinite().all() & measured.isfinite().all()
+        self.observed = torch.where(finite, MOMENTUM * self.observed + (1 - MOMENTUM) * weight, self.observed)
+        self.spread = torch.where(finite, MOMENTUM * self.spread + (1 - MOMENTUM) * measured, self.spread)
+        return {"spread": (self.spread.sum(dim=0) / self.observed.sum(dim=0).clamp(min=1e-12)).mean(), "finite": finite}
 
     def architecture(self) -> list[nn.Parameter]:
         """None."""
         return []
 
     def weights(self) -> list[nn.Parameter]:
-        """None: feedback can move the drawing policy only."""
+        """None: feedback can move the sampling policy only."""
         return []
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The measured spreads."""
         return {"spread": self.spread, "observed": self.observed}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self.spread, self.observed = state["spread"].to(self.spread), state["observed"].to(self.observed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,14 @@ class NetworkPlan:
         """Channels of every stage times `width`, at least 4."""
         return tuple(max(4, round(features * width)) for features in self.features)
 
+    def extents(self, spatial: Sequence[int]) -> list[tuple[int, ...]]:
+        """Spatial extent of every stage's maps, for patches of the extent `spatial`."""
+        found, extent = [], tuple(spatial)
+        for stride in self.strides:
+            extent = tuple(-(-size // step) for size, step in zip(extent, stride, strict=True))
+            found.append(extent)
+        return found
+
 
 def _convolution(dims: int) -> Callable[..., nn.Module]:
     return nn.Conv2d if dims == 2 else nn.Conv3d
@@ -49,32 +58,100 @@ def _convolution(dims: int) -> Callable[..., nn.Module]:
 class MixedKernelCell(nn.Module):
     """A convolution whose kernel is a mixture: softmax(α) weighs kernels of several sizes, then norm and SiLU.
 
-    α, an `nn.Parameter` of shape (len(MIXED_KERNELS),), is the architecture of GenSeg's generator. SiLU is smooth, so
-    that hypergradients by difference quotients do not meet kinks here.
+    α, an `nn.Parameter` of shape (len(MIXED_KERNELS),), is the architecture of GenSeg's generator. Mixing is linear, so the
+    kernels are mixed instead of their outputs: into one dense kernel of extent 5, or, where three axes are convolved over,
+    into one of extent 3 beside the dilated one, because 125 taps are slower than 27 + 27. SiLU is smooth, so that
+    hypergradients meet no kinks here.
+
+    `GroupNorm(1)` normalises over the whole patch: what is drawn in one place depends slightly on the condition everywhere else.
 
     Shapes: (B, inputs, *spatial) to (B, outputs, *spatial / stride).
+
+    Args:
+        inputs: channels.
+        outputs: channels.
+        kernel: the plan's kernel size per axis; an axis with 1 is not convolved over.
+        stride: per axis.
+        noise_input: whether `forward` adds noise before the activation.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], noise_input: bool = False
+    ) -> None:
         super().__init__()
         convolution = _convolution(len(kernel))
         self.candidates = nn.ModuleList()
         for size, dilation in MIXED_KERNELS:
             extent = tuple(min(size, planned) for planned in kernel)
             padding = tuple(dilation * (n // 2) for n in extent)
-            self.candidates.append(
-                convolution(inputs, outputs, extent, tuple(stride), padding, dilation=dilation, bias=False)
-            )
+            self.candidates.append(convolution(inputs, outputs, extent, tuple(stride), padding, dilation=dilation, bias=False))
         self.alpha = nn.Parameter(torch.zeros(len(MIXED_KERNELS)))
+        self.stride = tuple(stride)
+        self.dense = sum(size > 1 for size in kernel) <= 2
+        """Whether all kernels are mixed into one."""
         self.norm = nn.GroupNorm(1, outputs)
+        self.noise = NoiseInput(outputs) if noise_input else None
         self.activation = nn.SiLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mixes the candidates' outputs."""
-        weights = self.alpha.softmax(dim=0)
-        mixed: Tensor = sum(weight * candidate(x) for weight, candidate in zip(weights, self.candidates, strict=True))
-        result: Tensor = self.activation(self.norm(mixed))
+    def mixed_kernels(self) -> dict[int, Tensor]:
+        """The mixed kernels by their dilation: (outputs, inputs, *extent) each, of odd or planned extents."""
+        groups: dict[int, list[Tensor]] = {}
+        for share, candidate, (_, dilation) in zip(self.alpha.softmax(dim=0), self.candidates, MIXED_KERNELS, strict=True):
+            kernel = share * cast(Tensor, candidate.weight)
+            if self.dense:
+                kernel, dilation = _with_gaps(kernel, dilation), 1
+            groups.setdefault(dilation, []).append(kernel)
+        return {dilation: _centred_sum(kernels) for dilation, kernels in groups.items()}
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Convolves, normalises and activates; `noise`, (B, 1, *spatial / stride), is only for a cell with a noise input."""
+        convolve = functional.conv2d if x.ndim == 4 else functional.conv3d
+        parts = []
+        for dilation, kernel in self.mixed_kernels().items():
+            padding = tuple(dilation * (size // 2) for size in kernel.shape[2:])
+            parts.append(convolve(x, kernel, None, self.stride, padding, dilation))
+        normed: Tensor = self.norm(sum(parts[1:], parts[0]))
+        if self.noise is not None and noise is not None:
+            normed = self.noise(normed, noise)
+        result: Tensor = self.activation(normed)
         return result
+
+
+def _with_gaps(kernel: Tensor, dilation: int) -> Tensor:
+    """A dilated kernel as a dense one, with zeros between its taps."""
+    if dilation == 1:
+        return kernel
+    extent = [dilation * (size - 1) + 1 for size in kernel.shape[2:]]
+    taps = (slice(None, None, dilation),) * len(extent)
+    dense = kernel.new_zeros(*kernel.shape[:2], *extent)
+    dense[(slice(None), slice(None), *taps)] = kernel
+    return dense
+
+
+def _centred_sum(kernels: Sequence[Tensor]) -> Tensor:
+    """The sum of kernels of several odd extents, each in the middle of the largest."""
+    largest = [max(kernel.shape[axis] for kernel in kernels) for axis in range(2, kernels[0].ndim)]
+
+    def padded(kernel: Tensor) -> Tensor:
+        margins = [(there - here) // 2 for there, here in zip(largest, kernel.shape[2:], strict=True)]
+        return functional.pad(kernel, [margin for margin in reversed(margins) for _ in range(2)])
+
+    return torch.stack([padded(kernel) for kernel in kernels]).sum(dim=0)
+
+
+class NoiseInput(nn.Module):
+    """Adds one map of noise to all channels, each with a learned factor that is 0 at the start.
+
+    As in StyleGAN (Karras et al., CVPR 2019, arXiv 1812.04948): texture that the condition does not determine.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """(B, channels, *spatial) and (B, 1, *spatial) to (B, channels, *spatial)."""
+        return torch.addcmul(x, noise, self.factor.view(-1, *(1,) * (x.ndim - 2)))
 
 
 class StyleModulation(nn.Module):
@@ -91,8 +168,8 @@ class StyleModulation(nn.Module):
         return modulated
 
 
-class Rise(nn.Module):
-    """Up-sampling by interpolation: a transposed convolution leaves its grid where intensities were never seen.
+class Upsample(nn.Module):
+    """Up-sampling by interpolation: a transposed convolution leaves a visible grid.
 
     Shapes: (B, inputs, *spatial) to (B, outputs, *spatial * stride).
     """
@@ -105,15 +182,17 @@ class Rise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes channels, then interpolates."""
-        raised: Tensor = functional.interpolate(self.convolution(x), scale_factor=self.stride, mode=self.mode)
-        return raised
+        larger: Tensor = functional.interpolate(self.convolution(x), scale_factor=self.stride, mode=self.mode)
+        return larger
 
 
 class MixedKernelUNet(nn.Module):
     """Condition and style to image, with the stages, strides and kernels of nnU-Net's plan.
 
-    The last layer sees the condition too, so that a class's intensity has a straight way to the image. The output is
-    not bounded: images are relative to their standard deviation.
+    The last layer sees the condition too, so that a class's intensity has a direct way to the image. The output is not
+    bounded: images are relative to their standard deviation. If the condition changes in one place, the drawing changes
+    slightly elsewhere too, because the cells' norms average over the whole patch. So the difference of two drawings, before
+    and after a change, is small but not zero far from the change.
 
     Args:
         plan: the segmentation network's plan.
@@ -121,35 +200,57 @@ class MixedKernelUNet(nn.Module):
         image_channels: channels of the image.
         style_channels: length of the style vector.
         width: channels relative to the plan's.
+        noise_inputs: whether every stage of the decoder has a noise input.
     """
 
     def __init__(
-        self, plan: NetworkPlan, condition_channels: int, image_channels: int, style_channels: int, width: float
+        self,
+        plan: NetworkPlan,
+        condition_channels: int,
+        image_channels: int,
+        style_channels: int,
+        width: float,
+        noise_inputs: bool = False,
     ) -> None:
         super().__init__()
+        self.plan = plan
         features = plan.scaled(width)
-        convolution = _convolution(plan.dims)
         inputs = (condition_channels, *features)
         self.encoder = nn.ModuleList(
             MixedKernelCell(inputs[i], features[i], plan.kernels[i], plan.strides[i]) for i in range(len(features))
         )
         below = range(len(features) - 1, 0, -1)
-        self.rise = nn.ModuleList(Rise(features[i], features[i - 1], plan.strides[i]) for i in below)
+        unstrided = (1,) * plan.dims
+        self.upsample = nn.ModuleList(Upsample(features[i], features[i - 1], plan.strides[i]) for i in below)
         self.decoder = nn.ModuleList(
-            MixedKernelCell(2 * features[i - 1], features[i - 1], plan.kernels[i - 1], (1,) * plan.dims) for i in below
+            MixedKernelCell(2 * features[i - 1], features[i - 1], plan.kernels[i - 1], unstrided, noise_inputs) for i in below
         )
         self.style = nn.ModuleList(StyleModulation(style_channels, features[i - 1]) for i in below)
-        self.head = convolution(features[0] + condition_channels, image_channels, 1)
+        self.head = _convolution(plan.dims)(features[0] + condition_channels, image_channels, 1)
 
-    def forward(self, condition: Tensor, style: Tensor) -> Tensor:
-        """(B, condition_channels, *spatial) and (B, style_channels) to (B, image_channels, *spatial)."""
+    def noise_shapes(self, spatial: Sequence[int]) -> list[tuple[int, ...]]:
+        """Shapes of one patch's noise maps, for patches of this extent, in the order of the decoder's stages."""
+        return [(1, *extent) for extent in reversed(self.plan.extents(spatial)[:-1])]
+
+    def forward(self, condition: Tensor, style: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
+        """Draws images.
+
+        Args:
+            condition: (B, condition_channels, *spatial).
+            style: (B, style_channels).
+            noise: (B, *shape) for each of `noise_shapes`; None: no noise.
+
+        Returns:
+            (B, image_channels, *spatial).
+        """
         skips, x = [], condition
         for cell in self.encoder:
             x = cell(x)
             skips.append(x)
         skips.pop()
-        for rise, cell, modulate in zip(self.rise, self.decoder, self.style, strict=True):
-            x = modulate(cell(torch.cat([rise(x), skips.pop()], dim=1)), style)
+        maps = [None] * len(self.decoder) if noise is None else noise
+        for upsample, cell, modulate, added in zip(self.upsample, self.decoder, self.style, maps, strict=True):
+            x = modulate(cell(torch.cat([upsample(x), skips.pop()], dim=1), added), style)
         image: Tensor = self.head(torch.cat([x, condition], dim=1))
         return image
 

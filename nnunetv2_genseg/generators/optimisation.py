@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def without(weights: Iterable[nn.Parameter], left_out: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """The weights that are not among those left out, in their order."""
-    identities = {id(weight) for weight in left_out}
+def exclude(weights: Iterable[nn.Parameter], excluded: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """The weights that are not among the excluded ones, in their order."""
+    identities = {id(weight) for weight in excluded}
     return [weight for weight in weights if id(weight) not in identities]
 
 
-def descend(
-    optimizer: torch.optim.Optimizer,
+def adam(parameters: Sequence[nn.Parameter], learning_rate: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
+    """Adam, with torch's fused kernel where all parameters are on a CUDA device."""
+    fused = True if all(parameter.is_cuda for parameter in parameters) else None
+    return torch.optim.Adam(parameters, learning_rate, betas, fused=fused)
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads an optimiser's state, which may come from another device; whether its step is fused stays as it is here."""
+    groups = [
+        {**there, "fused": here.get("fused")} for there, here in zip(state["param_groups"], optimiser.param_groups, strict=True)
+    ]
+    optimiser.load_state_dict({**state, "param_groups": groups})
+
+
+def optimiser_step(
+    optimiser: torch.optim.Optimizer,
     loss: Tensor,
     parameters: Sequence[nn.Parameter],
     synchronise: Callable[[Iterable[Tensor]], None],
-) -> None:
-    """Moves `parameters`, and nothing else that the loss depends on, one step down the loss.
+) -> Tensor:
+    """Moves `parameters`, and nothing else that the loss depends on, one step down the loss. Nothing waits for the device.
+
+    If a gradient is NaN or infinite, all gradients of the step are replaced by zeros. The optimiser's momentum may still move the
+    parameters, so the caller has to go back to an earlier state when it reads the flag.
 
     Args:
-        optimizer: of the parameters.
+        optimiser: of the parameters.
         loss: scalar.
         parameters: each takes part in the loss.
-        synchronise: averages the gradients over the processes of a distributed training, in place.
+        synchronise: averages tensors over the processes of a distributed training, in place; it gets all gradients in one vector.
 
-    Raises:
-        FloatingPointError: a gradient is NaN or infinite, on any process and then on all of them; nothing was moved.
+    Returns:
+        Whether all gradients were finite, on all processes: a 0-d boolean tensor on the device.
     """
     gradients = torch.autograd.grad(loss, parameters)
-    synchronise(gradients)
-    if not torch.stack([gradient.abs().amax() for gradient in gradients]).isfinite().all():
-        raise FloatingPointError(f"a gradient of the generator's training is not finite; its loss is {loss.item()}")
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    vector = torch.cat([gradient.flatten() for gradient in gradients])
+    synchronise([vector])
+    finite = vector.isfinite().all()
+    vector = torch.where(finite, vector, 0.0)
+    pieces = torch.split(vector, [parameter.numel() for parameter in parameters])
+    for parameter, gradient in zip(parameters, pieces, strict=True):
+        parameter.grad = gradient.view_as(parameter)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return finite

@@ -1,4 +1,4 @@
-"""A trained generator as a folder: `config.json` says what it fits, safetensors hold the weights that it draws with."""
+"""A trained generator as a folder: `config.json` says what it fits, safetensors hold the weights that images are drawn with."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError
 
-from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
-from nnunetv2_genseg.config import GeneratorConfig
+from nnunetv2_genseg.config import GeneratorConfig, GenSegError
 from nnunetv2_genseg.generators.base import Generator
 from nnunetv2_genseg.generators.networks import NetworkPlan
+from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TRAINED_ON = "trained_on"
+FORMAT = 2
+"""Of the folder. In 2 the GAN has noise inputs and its weights are averaged; folders before that have no number."""
 SPACING_TOLERANCE = 0.05
 """Relative difference of spacings that are taken for the same."""
 Cases = Mapping[str, Sequence[str]]
@@ -41,28 +43,28 @@ class ImageKind:
 
 @runtime_checkable
 class Pretrainable(Protocol):
-    """A generator whose weights can be kept apart from what only its training needs."""
+    """A generator whose weights can be saved without what only its training needs."""
 
     def save_weights(self, folder: Path) -> None:
-        """Writes the weights that `draw` runs through into an existing folder, as safetensors."""
+        """Writes the weights that `sample` runs through into an existing folder, as safetensors."""
 
     def load_weights(self, folder: Path) -> None:
         """The inverse of `save_weights`, into the same parameters; the rest of the generator's training starts anew."""
 
 
 def pretrainable(generator: Generator, family: str) -> Pretrainable:
-    """The same generator, if its weights can be kept.
+    """The same generator, if its weights can be saved.
 
     Raises:
-        ValueError: the family has none.
+        GenSegError: the family has none.
     """
     if not isinstance(generator, Pretrainable):
-        raise ValueError(f"generator {family!r} has no weights to save or load; choose another generator.name")
+        raise GenSegError(f"generator {family!r} has no weights to save or load; choose another generator.name")
     return generator
 
 
 def identity(config: GeneratorConfig, plan: NetworkPlan, layout: ConditionLayout, images: ImageKind) -> dict[str, Any]:
-    """What a folder must have in common with a training that shall use it, JSON-like.
+    """What a folder must have in common with a training that uses it, JSON-like.
 
     Args:
         config: the family and its width.
@@ -94,10 +96,10 @@ def save_pretrained(generator: Generator, folder: Path, own: dict[str, Any], cas
         cases: what it was trained on.
 
     Raises:
-        ValueError: the family has no weights to save.
+        GenSegError: the family has no weights to save.
     """
     pretrainable(generator, own["family"]).save_weights(_made(folder))
-    described = own | {TRAINED_ON: {dataset: sorted(names) for dataset, names in cases.items()}}
+    described = {"format": FORMAT} | own | {TRAINED_ON: {dataset: sorted(names) for dataset, names in cases.items()}}
     (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
@@ -113,26 +115,36 @@ def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
         What it was trained on.
 
     Raises:
-        ValueError: the family has no weights, or the folder is not one of a trained generator, or does not fit, or holds NaN
-            or infinity.
+        GenSegError: the family has no weights, or the folder is not one of a trained generator, or has another format, or
+            does not fit, or holds NaN or infinity.
     """
     receiver = pretrainable(generator, own["family"])
     try:
         there = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder} is not the folder of a trained generator: {CONFIG} cannot be read ({error})") from None
+        raise GenSegError(
+            f"{folder} is not the folder of a trained generator: {CONFIG} cannot be read ({error}); name one that `genseg "
+            "pretrain` wrote"
+        ) from None
+    if there.get("format") != FORMAT:
+        raise GenSegError(
+            f"the trained generator in {folder} has format {there.get('format')!r}, this version reads {FORMAT}; train it "
+            "again with `genseg pretrain`"
+        )
     for key, here in own.items():
         if not _agree(key, there.get(key), here):
-            raise ValueError(
+            raise GenSegError(
                 f"the trained generator in {folder} does not fit: {key} is {there.get(key)!r} there, {here!r} here; use one that "
                 "was trained with the same"
             )
     try:
         receiver.load_weights(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"the weights in {folder} are missing, damaged or of other shapes: {error}") from error
+        raise GenSegError(
+            f"the weights in {folder} are missing, damaged or of other shapes: {error}; train that generator again"
+        ) from error
     if not all(bool(weight.isfinite().all()) for weight in generator.weights()):
-        raise ValueError(f"the weights in {folder} hold NaN or infinity; train that generator anew")
+        raise GenSegError(f"the weights in {folder} hold NaN or infinity; train that generator again")
     trained_on: Cases = there.get(TRAINED_ON, {})
     return trained_on
 
@@ -145,6 +157,6 @@ def _agree(key: str, there: Any, here: Any) -> bool:
 
 
 def _made(folder: Path) -> Path:
-    (folder / CONFIG).unlink(missing_ok=True)  # a folder that is half overwritten must not look whole
+    (folder / CONFIG).unlink(missing_ok=True)  # a folder that is half overwritten must not look complete
     folder.mkdir(parents=True, exist_ok=True)
     return folder

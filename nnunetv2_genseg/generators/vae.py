@@ -1,4 +1,4 @@
-"""The conditional variational autoencoder, introspective: its encoder also judges what is drawn.
+"""The conditional variational autoencoder, introspective: its encoder also judges drawn images.
 
 Soft-IntroVAE (Daniel and Tamar, CVPR 2021, arXiv 2012.13253, equation 4), given the condition, with the L1 distance as
 reconstruction error. Unlike the authors' code, both networks step at once, reconstructions are not judged beside drawn
@@ -16,12 +16,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 from nnunetv2_genseg.config import GeneratorConfig
-from nnunetv2_genseg.generators.base import register
+from nnunetv2_genseg.generators.base import GENERATORS
+from nnunetv2_genseg.generators.divergence import divergence
 from nnunetv2_genseg.generators.networks import MixedKernelCell, MixedKernelUNet, NetworkPlan
-from nnunetv2_genseg.generators.optimisation import descend, without
+from nnunetv2_genseg.generators.optimisation import adam, exclude, load_optimiser, optimiser_step
 from nnunetv2_genseg.generators.pretrained import WEIGHTS
+from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
+
+LATENTS = 8
+"""Length of the latent vector."""
+KL = 0.1
+"""Weight of the divergence in nats, beside the L1 distance of `generator.l1`."""
+INTROSPECTION = 1.0
+"""Weight of the introspective terms. With 0 this is an ordinary autoencoder, which only ever sees latents of real images."""
 
 
 class LatentEncoder(nn.Module):
@@ -48,11 +56,6 @@ class LatentEncoder(nn.Module):
         return mean, log_variance
 
 
-def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """(B,) Kullback-Leibler divergence of normal distributions, (B, latents) each, from the standard one, in nats."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1)
-
-
 def _frozen(network: nn.Module, *inputs: Tensor) -> Any:
     """The network's output, without graph to its weights."""
     return functional_call(network, {name: weight.detach() for name, weight in network.named_parameters()}, inputs)
@@ -63,7 +66,7 @@ def _distance(first: Tensor, second: Tensor) -> Tensor:
     return (first - second).abs().flatten(1).mean(dim=1)
 
 
-@register("vae")
+@GENERATORS.register("vae")
 class VaeGenerator:
     """A mixed-kernel U-Net whose style is the latent vector, an encoder that is used in learning only, an Adam for both.
 
@@ -79,48 +82,43 @@ class VaeGenerator:
         separate_architecture: bool,
         synchronise: Callable[[Iterable[Tensor]], None],
     ) -> None:
-        self.config = config
+        self.l1 = config.l1
         self.synchronise = synchronise
-        sizes = layout.channels, layout.image_channels, config.style_channels, config.width
+        sizes = layout.channels, layout.image_channels, LATENTS, config.width
         self.network = MixedKernelUNet(plan, *sizes)
         self.encoder = LatentEncoder(plan, *sizes)
         both = [*self.encoder.parameters(), *self.network.parameters()]
-        self.learned = without(both, self.architecture() if separate_architecture else [])
-        self.optimizer = torch.optim.Adam(self.learned, config.learning_rate)
+        self.learned = exclude(both, self.architecture() if separate_architecture else [])
+        self.optimizer = adam(self.learned, config.learning_rate)
 
     def style_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """One latent vector a patch."""
-        return (self.config.style_channels,)
+        return (LATENTS,)
 
-    def draw(self, condition: Tensor, style: Tensor) -> Tensor:
-        """See `Generator.draw`."""
+    def sample(self, condition: Tensor, style: Tensor) -> Tensor:
+        """Decodes the latents; see `Generator.sample`."""
         image: Tensor = self.network(condition, style)
         return image
 
-    def learn(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, float]:
-        """A step of encoder and decoder; the style is what an image is drawn from and the noise of the latents.
+    def training_step(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, Tensor]:
+        """A step of encoder and decoder; an image is drawn from the style, which is also the noise of the latents.
 
-        See `Generator.learn`.
+        See `Generator.training_step`.
         """
-        l1, kl, introspection = self.config.l1, self.config.vae.kl, self.config.vae.introspection
         mean, log_variance = self.encoder(condition, image)
-        distance = _distance(self.draw(condition, mean + (0.5 * log_variance).exp() * style), image).mean()
+        distance = _distance(self.sample(condition, mean + (0.5 * log_variance).exp() * style), image).mean()
         own = divergence(mean, log_variance).mean()
-        loss = l1 * distance + kl * own
-        values = {"l1": distance.item(), "kl": own.item()}
-        if introspection:
-            drawn = self.draw(condition, style)
-            judged = divergence(*_frozen(self.encoder, condition, drawn)).mean()
-            # the encoder's side: what was drawn shall be unlikely, in divergence and in reconstruction
-            target = drawn.detach()
-            mean, log_variance = self.encoder(condition, target)
-            other = style.roll(1, dims=1)  # not the noise that it was drawn from, which would give the encoder the answer
-            redrawn = _frozen(self.network, condition, mean + (0.5 * log_variance).exp() * other)
-            likelihood = (-2 * (l1 * _distance(redrawn, target) + kl * divergence(mean, log_variance))).exp().mean()
-            loss = loss + introspection * (kl * judged + 0.5 * likelihood)
-            values["kl_drawn"] = judged.item()
-        descend(self.optimizer, loss, self.learned, self.synchronise)
-        return values
+        drawn = self.sample(condition, style)
+        judged = divergence(*_frozen(self.encoder, condition, drawn)).mean()
+        # the encoder's side: drawn images shall be unlikely, in divergence and in reconstruction
+        target = drawn.detach()
+        mean, log_variance = self.encoder(condition, target)
+        other = style.roll(1, dims=1)  # not the noise that it was drawn from, which would give the encoder the answer
+        redrawn = _frozen(self.network, condition, mean + (0.5 * log_variance).exp() * other)
+        likelihood = (-2 * (self.l1 * _distance(redrawn, target) + KL * divergence(mean, log_variance))).exp().mean()
+        loss = self.l1 * distance + KL * own + INTROSPECTION * (KL * judged + 0.5 * likelihood)
+        finite = optimiser_step(self.optimizer, loss, self.learned, self.synchronise)
+        return {"l1": distance.detach(), "kl": own.detach(), "kl_drawn": judged.detach(), "finite": finite}
 
     def architecture(self) -> list[nn.Parameter]:
         """The kernel mixtures α of the decoder."""
@@ -130,17 +128,19 @@ class VaeGenerator:
         """All parameters of the decoder."""
         return list(self.network.parameters())
 
-    def _parts(self) -> dict[str, Any]:
-        return {"network": self.network, "encoder": self.encoder, "optimizer": self.optimizer}
-
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Both networks and the optimiser."""
-        return {name: dict(part.state_dict()) for name, part in self._parts().items()}
+        return {
+            "network": dict(self.network.state_dict()),
+            "encoder": dict(self.encoder.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.network.load_state_dict(state["network"])
+        self.encoder.load_state_dict(state["encoder"])
+        load_optimiser(self.optimizer, state["optimizer"])
 
     def save_weights(self, folder: Path) -> None:
         """See `Pretrainable.save_weights`."""

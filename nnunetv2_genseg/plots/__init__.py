@@ -1,6 +1,6 @@
-"""Pictures of what a training does."""
+"""Pictures of a training."""
 
 from matplotlib import style
 
 own_style = style.context("default", after_reset=True)
-"""For what draws a picture: nnU-Net's own leaves large fonts as the default."""
+"""For functions that draw a picture: nnU-Net's plots leave large fonts as the default."""

@@ -1,4 +1,4 @@
-"""The generator's curves over the epochs, kept with the checkpoint and drawn into the fold folder."""
+"""The curves of a training over its epochs, kept with the checkpoint and drawn into the fold folder."""
 
 from __future__ import annotations
 
@@ -8,58 +8,64 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunetv2_genseg.coupling import LARGEST_SHARE
-from nnunetv2_genseg.pictures import own_style
-from nnunetv2_genseg.policy import FACTORS
+from nnunetv2_genseg.plots import own_style
 
-SYNTHETIC = ("synthetic", "new masks", "learned masks")
-FEEDBACK, HYPERGRADIENT = "feedback", "hypergradient"
-CHOSEN = (*FACTORS, LARGEST_SHARE)
+EPOCH, SHARE = "epoch", "share"
+ACCEPTANCE, HELD_OUT, NORM = "acceptance_rate", "loss_heldout", "hypergradient_norm"
+CHOSEN = ("deformation_factor", "style_factor", "largest_kernel_share")
+"""Names of what the feedback chose."""
 
 
 class ProgressRecord:
-    """Mean values of every epoch."""
+    """Mean values of every epoch, by name."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def add(self, epoch: int, gamma: float, values: dict[str, float]) -> None:
-        """Takes up an epoch; a later record of the same epoch replaces it."""
-        self.rows = [row for row in self.rows if row["epoch"] != epoch]
-        self.rows.append({"epoch": float(epoch), "gamma": gamma, **values})
+    def add(self, epoch: int, share: float, values: dict[str, float]) -> None:
+        """Records an epoch; a later record of the same epoch replaces it.
 
-    def state(self) -> list[dict[str, float]]:
+        Args:
+            epoch: its number.
+            share: share of synthetic patches at its end, in [0, 1].
+            values: means over the epoch, by name. Names that this module does not know are drawn as the generator's losses.
+        """
+        self.rows = [row for row in self.rows if row[EPOCH] != epoch]
+        self.rows.append({EPOCH: float(epoch), SHARE: share, **values})
+
+    def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return [dict(row) for row in self.rows]
+        return {"rows": [dict(row) for row in self.rows]}
 
-    def restore(self, state: list[dict[str, Any]]) -> None:
-        """The inverse of `state`."""
-        self.rows = [dict(row) for row in state]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.rows = [dict(row) for row in state["rows"]]
 
     @own_style
     def plot(self, path: Path, num_epochs: int) -> None:
-        """Writes a PNG with panels for the generator's losses, the synthetic pairs, the feedback and what it chose."""
+        """Writes a PNG with panels for the generator, the synthetic patches, the held-out cases and what the feedback chose."""
         figure = Figure(figsize=(9, 8), layout="constrained")
         FigureCanvasAgg(figure)
         names = {name for row in self.rows for name in row}
-        titles = ["generator", "segmenter on synthetic pairs", "loss on held-aside cases"]
-        titles += ["what the feedback chose"] if names.intersection(CHOSEN) else []
-        panels = figure.subplots(len(titles), 1, sharex=True)
-        others = names - {"epoch", "gamma", FEEDBACK, HYPERGRADIENT, *SYNTHETIC, *CHOSEN}
-        self._draw(panels[0], *sorted(others))
-        self._draw(panels[1], *SYNTHETIC)
-        epochs, gammas = [row["epoch"] for row in self.rows], [row["gamma"] for row in self.rows]
-        panels[1].plot(epochs, gammas, color="black", linestyle=":", label="γ")
-        self._draw(panels[2], FEEDBACK)
-        if any(row.get(HYPERGRADIENT) for row in self.rows):
-            norms = panels[2].twinx()
-            norms.set_yscale("log")
-            norms.set_ylabel("norm of the hypergradient", color="tab:orange")
-            self._draw(norms, HYPERGRADIENT, color="tab:orange")
-        self._draw(panels[-1], *CHOSEN)
-        for panel, title in zip(panels, titles, strict=True):
+        contents = {
+            "generator": sorted(names - {EPOCH, SHARE, ACCEPTANCE, HELD_OUT, NORM, *CHOSEN}),
+            "synthetic patches": [SHARE, ACCEPTANCE],
+            "loss on held-out cases": [HELD_OUT],
+            "what the feedback chose": list(CHOSEN),
+        }
+        shown = {title: lines for title, lines in contents.items() if SHARE in lines or names.intersection(lines)}
+        panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+        for panel, (title, lines) in zip(panels, shown.items(), strict=True):
+            self._draw(panel, *lines)
             panel.set_title(title, loc="left")
             panel.set_xlim(-0.5, num_epochs - 0.5)
+            if SHARE in lines:
+                panel.set_ylim(-0.05, 1.05)
+            if HELD_OUT in lines and any(row.get(NORM) for row in self.rows):
+                norms = panel.twinx()
+                norms.set_yscale("log")
+                norms.set_ylabel("norm of the hypergradient", color="tab:red")
+                self._draw(norms, NORM, color="tab:red")
             if panel.lines:
                 panel.legend(loc="best")
         panels[-1].set_xlabel("epoch")
@@ -67,6 +73,6 @@ class ProgressRecord:
 
     def _draw(self, axis: Any, *names: str, **style: Any) -> None:
         for name in names:
-            known = [(row["epoch"], row[name]) for row in self.rows if name in row]
+            known = [(row[EPOCH], row[name]) for row in self.rows if name in row]
             if known:
                 axis.plot(*zip(*known, strict=True), label=name, marker=".", **style)

@@ -11,22 +11,24 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nnunetv2_genseg.pairs import Pairs
-from nnunetv2_genseg.pictures import own_style
+from nnunetv2_genseg.plots import own_style
 
 COLUMNS = ("real image", "its mask", "new mask", "synthetic image", "synthetic, mask outlined")
 Picture = npt.NDArray[np.float64]
 
 
 @own_style
-def save_samples(path: Path, image: Tensor, labels: Tensor, pairs: Pairs, foreground: int, title: str) -> None:
-    """Writes one row a pair; in 3D the slice of the first axis through most of the labelled voxels.
+def save_samples(
+    path: Path, image: Tensor, labels: Tensor, new_image: Tensor, new_labels: Tensor, foreground: int, title: str
+) -> None:
+    """Writes one row for each pair; in 3D the slice of the first axis with most labelled voxels.
 
     Args:
         path: of the PNG.
         image: (B, C, *spatial) real images.
         labels: (B, *spatial) their class maps.
-        pairs: B synthetic pairs.
+        new_image: (B, C, *spatial) the synthetic images made from them.
+        new_labels: (B, *spatial) the class maps of these.
         foreground: number of foreground classes.
         title: above the picture.
     """
@@ -36,7 +38,7 @@ def save_samples(path: Path, image: Tensor, labels: Tensor, pairs: Pairs, foregr
     axes = figure.subplots(count, len(COLUMNS), squeeze=False)
     for row in range(count):
         real, mask = middle_slice(image[row], labels[row])
-        drawn, new = middle_slice(pairs.image[row], pairs.labels[row])
+        drawn, new = middle_slice(new_image[row], new_labels[row])
         window = window_of(real)
         cells = (grey(real, window), coloured(mask, foreground), coloured(new, foreground), grey(drawn, window))
         for axis, picture in zip(axes[row], (*cells, cells[3]), strict=True):
@@ -72,7 +74,7 @@ def grey(picture: Picture, window: Picture) -> Picture:
 
 
 def coloured(mask: npt.NDArray[np.int64], foreground: int) -> Picture:
-    """An (H, W) mask as a picture, a colour a class; what is beyond `foreground` (the ignore label) is grey."""
+    """An (H, W) mask as a picture with a colour for each class; the ignore label, `foreground` + 1, is grey."""
     colours = np.vstack([np.zeros(3), colormaps["tab10"](np.arange(foreground) % 10)[:, :3], np.full(3, 0.5)])
     result: Picture = colours[np.minimum(mask, foreground + 1)]
     return result

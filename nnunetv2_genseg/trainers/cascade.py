@@ -1,4 +1,4 @@
-"""The second stage of a cascade: input channels from the previous stage's segmentation, made up for synthetic pairs."""
+"""The second stage of a cascade: the input channels of the previous stage's segmentation, simulated for synthetic pairs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToD
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from torch import Tensor
 
+from nnunetv2_genseg.config import GenSegError
+
 CASCADE_TRANSFORMS = (
     MoveSegAsOneHotToDataTransform,
     ApplyRandomBinaryOperatorTransform,
@@ -22,29 +24,33 @@ CASCADE_TRANSFORMS = (
 
 
 class PreviousStage:
-    """What a previous stage might have said of synthetic masks: these, spoilt by nnU-Net's own cascade augmentations.
+    """Simulates a previous stage's segmentation of synthetic masks: the masks, changed by nnU-Net's own cascade augmentations.
 
     Args:
-        training_transforms: nnU-Net's for a cascade; those that make and spoil the previous stage's channels are used.
+        training_transforms: nnU-Net's for a cascade; those that make and change the previous stage's channels are used.
         labels: label of every class map's class, 0 for the background and for the ignore label.
 
     Raises:
-        ValueError: the transforms are not those of a cascade.
+        GenSegError: the transforms are not those of a cascade.
     """
 
     def __init__(self, training_transforms: ComposeTransforms, labels: Sequence[int]) -> None:
         self.transforms = ComposeTransforms([step for step in training_transforms.transforms if _of_cascade(step)])
         if not any(isinstance(step, MoveSegAsOneHotToDataTransform) for step in self.transforms.transforms):
-            raise ValueError("the trainer's augmentation does not put the previous stage's segmentation into the input")
+            raise GenSegError(
+                "the trainer's augmentation does not put the previous stage's segmentation into the input; use a trainer whose "
+                "get_training_transforms does for a cascade, as nnU-Net's own"
+            )
         self.labels = torch.tensor(labels)
 
-    def draw(self, classes: Tensor) -> Tensor:
+    def sample(self, classes: Tensor) -> Tensor:
         """(B, *spatial) class maps to (B, labels, *spatial) float32 of zeros and ones, drawn from the global generators."""
-        for step in self.transforms.transforms:  # which shuffle their list in place: a resumed training would not have its order
-            spoiling = getattr(step, "transform", step)
-            if hasattr(spoiling, "channel_idx"):
-                spoiling.channel_idx = sorted(spoiling.channel_idx)
-        segmentations = self.labels.to(classes.device)[classes].to("cpu", torch.int16)
+        # the transforms shuffle their list of channels in place; a resumed training would begin with another order
+        for step in self.transforms.transforms:
+            shuffling = getattr(step, "transform", step)
+            if hasattr(shuffling, "channel_idx"):
+                shuffling.channel_idx = sorted(shuffling.channel_idx)
+        segmentations = self.labels[classes.cpu()].to(torch.int16)
         channels = []
         for segmentation in segmentations:
             nothing = torch.empty(0, *segmentation.shape)

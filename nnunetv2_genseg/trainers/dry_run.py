@@ -1,4 +1,4 @@
-"""What is tried before a training begins and leaves no trace in it."""
+"""Steps that are tried before a training begins and leave no trace in it."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ from typing import Any
 
 import torch
 
+from nnunetv2_genseg.bilevel.loop import BilevelLoop
 from nnunetv2_genseg.checkpoint import own_random_state
-from nnunetv2_genseg.coupling import Coupling
 
 FULL = ("out of memory", "ALLOC_FAILED")
-"""How the libraries below torch say that a GPU's memory is full."""
+"""What the errors of the libraries below torch contain when a GPU's memory is full."""
 
 
 @contextmanager
-def undone(coupling: Coupling, device: torch.device, *parts: Any) -> Iterator[None]:
-    """What happens inside the block to the generator, to `parts` and to the global random states is undone after it.
+def restored_afterwards(loop: BilevelLoop, device: torch.device, *parts: Any) -> Iterator[None]:
+    """After the block, the loop, `parts` and the global random states are as they were before it.
 
-    Meanwhile what they were lies in main memory, so that the GPU's is as free as in the training.
+    Meanwhile their states are in main memory, so that as much of the GPU's memory is free as in the training.
 
     Args:
-        coupling: the generator and what belongs to it.
-        device: where they live.
-        parts: with `state_dict` and `load_state_dict`, as of networks and optimisers.
+        loop: the bilevel training loop.
+        device: where the loop and the parts are.
+        parts: with `state_dict` and `load_state_dict`, such as networks and optimisers.
     """
-    kept, drawn = io.BytesIO(), coupling.rng.get_state()
-    torch.save((coupling.state(), [part.state_dict() for part in parts]), kept)
+    kept, generators = io.BytesIO(), (loop.rng, loop.slot_rng)
+    # the loop's own state holds the first process's random state, where there are several
+    drawn = [generator.get_state() for generator in generators]
+    torch.save((loop.state_dict(), [part.state_dict() for part in parts]), kept)
     try:
         with own_random_state(0, device):
             yield
     finally:
         kept.seek(0)
-        generator, states = torch.load(kept, map_location="cpu", weights_only=False)
+        own, states = torch.load(kept, map_location="cpu", weights_only=False)
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
-        coupling.restore(generator)
-        coupling.rng.set_state(drawn)  # another process's than the one in `state`, where there are several
-        coupling.losses.clear()
+        loop.load_state_dict(own)
+        for generator, state in zip(generators, drawn, strict=True):
+            generator.set_state(state)
+        loop.meter.clear()
 
 
 def memory_is_full(error: RuntimeError) -> bool:

@@ -1,4 +1,4 @@
-"""Looks at what nnU-Net is about to read, so that a fault in it is said in words instead of by a traceback."""
+"""Checks what nnU-Net is about to read, so that a fault in it gives a message instead of a traceback."""
 
 from __future__ import annotations
 
@@ -7,55 +7,62 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from nnunetv2_genseg.checkpoint import UNREADABLE
+from nnunetv2_genseg.config import GenSegError
+
 PREPROCESS = "nnUNetv2_plan_and_preprocess -d DATASET --verify_dataset_integrity"
+OUTSIDE = -1
+"""What nnU-Net's preprocessing writes into a segmentation where the image is empty; its augmentation makes it background."""
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: it is not JSON.
+        GenSegError: it is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); restore or correct it") from None
+        raise GenSegError(f"{path} is not valid JSON ({error}); restore or correct it") from None
 
 
 def require_description(description: dict[str, Any]) -> None:
-    """Whether dataset.json holds what nnU-Net needs.
+    """Checks that dataset.json holds what nnU-Net needs.
 
     Raises:
-        ValueError: it does not.
+        GenSegError: it does not.
     """
     for key in ("labels", "channel_names"):
         if key not in description and not (key == "channel_names" and "modality" in description):
             found = ", ".join(description) or "nothing"
-            raise ValueError(f"dataset.json has no `{key}`, found {found}; add it and run {PREPROCESS}")
+            raise GenSegError(f"dataset.json has no `{key}`, found {found}; add it and run {PREPROCESS}")
 
 
 def require_splits(path: Path, cases: Collection[str]) -> None:
-    """Whether a user's splits_final.json is one that nnU-Net can follow.
+    """Checks that a user's splits_final.json is one that nnU-Net can follow.
 
     Args:
         path: the file.
         cases: names of all preprocessed cases.
 
     Raises:
-        ValueError: it is not.
+        GenSegError: it is not.
     """
     splits = read_json(path)
     keys = {"train", "val"}
     if not isinstance(splits, list) or not all(isinstance(fold, dict) and keys <= fold.keys() for fold in splits):
-        raise ValueError(f'{path} must be a list with a mapping {{"train": [cases], "val": [cases]}} a fold; correct it')
+        raise GenSegError(f'{path} must be a list with a mapping {{"train": [cases], "val": [cases]}} a fold; correct it')
     unknown = sorted({str(case) for fold in splits for key in keys for case in fold[key]} - set(cases))
     if unknown:
         names = ", ".join(unknown[:5])
-        raise ValueError(f"{path} names cases that are not preprocessed: {names}; correct it, or run {PREPROCESS}")
+        raise GenSegError(f"{path} names cases that are not preprocessed: {names}; correct it, or run {PREPROCESS}")
 
 
 def require_previous_stage(folder: Path, cases: Collection[str], configuration: str, trainer: str) -> None:
-    """Whether the first stage of a cascade has segmented what the second one trains on.
+    """Checks that the first stage of a cascade has segmented what the second one trains on.
 
     Args:
         folder: of the first stage's segmentations.
@@ -64,16 +71,61 @@ def require_previous_stage(folder: Path, cases: Collection[str], configuration: 
         trainer: its name.
 
     Raises:
-        ValueError: it has not.
+        GenSegError: it has not.
     """
     remedy = f"first train configuration {configuration} with -tr {trainer} to its end, every fold or `all`"
     if not folder.is_dir():
-        raise ValueError(f"{folder}, the previous stage's segmentations, is missing; {remedy}")
+        raise GenSegError(f"{folder}, the previous stage's segmentations, is missing; {remedy}")
     missing = sorted(set(cases) - {path.stem for path in folder.iterdir()})
     if missing:
-        raise ValueError(
+        raise GenSegError(
             f"{folder} lacks the segmentations of {len(missing)} of {len(cases)} training cases ({first_of(missing)}); {remedy}"
         )
+
+
+def require_labels(dataset: Any, cases: Sequence[str], labels: Any) -> bool:
+    """Opens every case once: whether its files can be read and hold declared labels only.
+
+    Args:
+        dataset: one of nnU-Net's datasets of preprocessed cases.
+        cases: names of cases in it.
+        labels: nnU-Net's LabelManager.
+
+    Returns:
+        Whether any of the cases holds a voxel of a foreground class.
+
+    Raises:
+        GenSegError: a case cannot be read, or holds a label that dataset.json does not declare.
+    """
+    ignored = {int(labels.ignore_label)} if labels.has_ignore_label else set()
+    declared = {int(label) for label in labels.all_labels} | ignored
+    shown = False
+    for case in cases:
+        try:
+            _, segmentation, _, properties = dataset.load_case(case)
+            undeclared = _undeclared(segmentation[:], declared | {OUTSIDE})
+            locations = properties["class_locations"].items()
+            shown = shown or any(len(voxels) > 0 for key, voxels in locations if not _is_annotated_key(key))
+        except UNREADABLE as error:
+            raise GenSegError(f"preprocessed case {case} cannot be read ({error}); run {PREPROCESS}") from error
+        if undeclared:
+            raise GenSegError(
+                f"case {case} holds labels that dataset.json does not declare: {', '.join(map(str, undeclared))}; declared are "
+                f"{', '.join(map(str, sorted(declared)))}. Correct labelsTr or dataset.json and run {PREPROCESS}"
+            )
+    return shown
+
+
+def _undeclared(segmentation: Any, declared: set[int]) -> list[int]:
+    values = np.asarray(segmentation)
+    if all(value in declared for value in range(int(values.min()), int(values.max()) + 1)):
+        return []  # the usual case, without sorting a whole volume
+    return sorted({int(value) for value in np.unique(values)} - declared)
+
+
+def _is_annotated_key(key: Any) -> bool:
+    """With an ignore label nnU-Net lists all annotated voxels, background too, under a tuple with a negative label."""
+    return isinstance(key, tuple) and any(int(label) <= 0 for label in key)
 
 
 def first_of(names: Sequence[str]) -> str:

@@ -1,35 +1,39 @@
-"""Presets: one-hook subclasses whose name is the command-line argument."""
+"""Preset trainers: subclasses of GenSegTrainer with other settings or lengths, chosen by `-tr NAME`."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 from nnunetv2_genseg.config import Settings
-from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer
-
-SHORT_TRAININGS = (5, 50, 100, 250)
+from nnunetv2_genseg.trainers.mixin import GenSegTrainer
 
 
 class GenSegTrainerNoFeedback(GenSegTrainer):
-    """The generator learns from the real pairs alone, and no case is held aside."""
+    """The generator learns from the real pairs alone, and no case is held out."""
 
     preset: ClassVar[Settings] = {"feedback": {"enabled": False}}
 
 
+class GenSegTrainerNoGenerator(GenSegTrainer):
+    """Synthetic pairs are deformed real ones: no generator and no feedback, the least time."""
+
+    preset: ClassVar[Settings] = {"mixing": {"sources": {"deformation": 1.0}}, "feedback": {"enabled": False}}
+
+
 class GenSegTrainerGMM(GenSegTrainer):
-    """Images from a Gaussian mixture around the dataset's own intensities; feedback moves the drawing policy."""
+    """Images from a Gaussian mixture around the dataset's own intensities. The feedback moves the sampling policy."""
 
     preset: ClassVar[Settings] = {
         "generator": {"name": "gmm"},
-        "conditioning": {"mode": "tissue"},
+        "redraw": {"mode": "tissue"},
         "feedback": {"parameters": "policy"},
     }
 
 
 class GenSegTrainerDiffusion(GenSegTrainer):
-    """Images by flow matching in a few steps; feedback moves the weights, for in 2D the network has no architecture.
+    """Images by flow matching in a few steps. The feedback moves the weights, since the 2D network has no architecture.
 
-    Three eighths of the default width, so that drawing a pair takes less than two forward passes of the segmenter.
+    Three eighths of the default width, so that sampling a pair takes less time than two forward passes of the segmenter.
     """
 
     preset: ClassVar[Settings] = {"generator": {"name": "diffusion", "width": 0.1875}, "feedback": {"parameters": "weights"}}
@@ -41,18 +45,38 @@ class GenSegTrainerVAE(GenSegTrainer):
     preset: ClassVar[Settings] = {"generator": {"name": "vae"}}
 
 
-def _short(epochs: int) -> type[GenSegTrainer]:
-    name = f"GenSegTrainer_{epochs}epochs"
-    members = {"__module__": __name__, "__doc__": f"GenSegTrainer for {epochs} epochs.", "preset_epochs": epochs}
-    return type(name, (GenSegTrainer,), members)
+class GenSegTrainer_5epochs(GenSegTrainer):  # noqa: N801
+    """GenSegTrainer for 5 epochs."""
+
+    preset_epochs = 5
 
 
-globals().update({trainer.__name__: trainer for trainer in map(_short, SHORT_TRAININGS)})
+class GenSegTrainer_50epochs(GenSegTrainer):  # noqa: N801
+    """GenSegTrainer for 50 epochs."""
+
+    preset_epochs = 50
+
+
+class GenSegTrainer_100epochs(GenSegTrainer):  # noqa: N801
+    """GenSegTrainer for 100 epochs."""
+
+    preset_epochs = 100
+
+
+class GenSegTrainer_250epochs(GenSegTrainer):  # noqa: N801
+    """GenSegTrainer for 250 epochs."""
+
+    preset_epochs = 250
+
 
 __all__ = [
     "GenSegTrainerDiffusion",
     "GenSegTrainerGMM",
     "GenSegTrainerNoFeedback",
+    "GenSegTrainerNoGenerator",
     "GenSegTrainerVAE",
-    *(f"GenSegTrainer_{epochs}epochs" for epochs in SHORT_TRAININGS),
+    "GenSegTrainer_5epochs",
+    "GenSegTrainer_50epochs",
+    "GenSegTrainer_100epochs",
+    "GenSegTrainer_250epochs",
 ]

@@ -1,4 +1,4 @@
-"""A generator trained alone, on a dataset's cases and on unlabelled images, and kept for trainings to start from."""
+"""Pretraining: a generator trained alone, on a dataset's cases and on unlabelled images, for trainings to start from."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tqdm import tqdm
 
-from nnunetv2_genseg.config import FeedbackConfig, MaskConfig
-from nnunetv2_genseg.trainers.checks import read_json
-from nnunetv2_genseg.trainers.genseg_trainer import SAMPLES_FILE, GenSegMixin
+from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig
+from nnunetv2_genseg.synthesis.modes import MODES
+from nnunetv2_genseg.trainers.mixin import SAMPLES_FILE, GenSegMixin
+from nnunetv2_genseg.trainers.preflight import read_json
 from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
 
-STRETCHES = 20
-"""So often the losses are told and the generator is written."""
+REPORTS = 20
+"""How many times the losses are logged and the generator is written."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Pretraining:
     fold: str
     """`all` for all cases, or the number of a fold, whose training cases alone are used."""
     output: Path
-    """Folder for the generator and a picture of samples; a generator that is in it is overwritten."""
+    """Folder for the generator and a picture of samples; a generator that is already in it is overwritten."""
     trainer: str
     """Name of the trainer whose preset, and whose augmentation, is used."""
     plans: str
@@ -54,12 +55,12 @@ def pretrain(settings: Pretraining) -> None:
     """Trains a generator and writes it as a folder that `generator.pretrained` can name.
 
     Raises:
-        ValueError: the dataset, the images or the settings do not allow it; nothing was written.
+        GenSegError: the dataset, the images or the settings do not allow it; nothing was written.
         FileNotFoundError: the dataset was not planned or preprocessed.
-        FloatingPointError: the generator's numbers were NaN or infinite again and again.
+        FloatingPointError: the generator's numbers were NaN or infinite repeatedly.
     """
     if settings.iterations < 1:
-        raise ValueError(f"--iterations must be 1 or more, found {settings.iterations}")
+        raise GenSegError(f"--iterations must be 1 or more, found {settings.iterations}")
     _require_writable(settings.output)
     dataset = Path(os.environ["nnUNet_preprocessed"]) / maybe_convert_to_dataset_name(settings.dataset)
     with TemporaryDirectory(prefix="genseg_pretrain_") as temporary, _trainers_write_to(temporary):
@@ -72,12 +73,14 @@ def pretrain(settings: Pretraining) -> None:
 def _require_writable(folder: Path) -> None:
     place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ValueError(f"{folder} cannot be written, since {place} is no folder or not writable; name another output folder")
+        raise GenSegFileError(
+            f"{folder} cannot be written, since {place} is no folder or not writable; name another output folder"
+        )
 
 
 @contextmanager
 def _trainers_write_to(folder: str) -> Iterator[None]:
-    """nnU-Net's trainers make a folder and a log when they are built: here, and no run at wandb."""
+    """Trainers make a folder and a log when they are built: inside the block in `folder`, and without a run at wandb."""
     changed = {"nnUNet_results": folder, "nnUNet_wandb_enabled": "0"}
     kept = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
@@ -96,7 +99,7 @@ def _trainer(settings: Pretraining, dataset: Path) -> PretrainingMixin:
     description = read_json(dataset / "dataset.json")
     host = recursive_find_trainer_class_by_name(settings.trainer)
     if not issubclass(host, GenSegMixin):
-        raise ValueError(f"{settings.trainer} has no generator; choose GenSegTrainer or another trainer with GenSegMixin")
+        raise GenSegError(f"{settings.trainer} has no generator; choose GenSegTrainer or another trainer with GenSegMixin")
     kind = type(f"{settings.trainer}Pretraining", (PretrainingMixin, host), {})
     trainer: PretrainingMixin = kind(
         plans=plans | {"continue_training": False},
@@ -109,36 +112,36 @@ def _trainer(settings: Pretraining, dataset: Path) -> PretrainingMixin:
 
 
 class PretrainingMixin(GenSegMixin):
-    """Makes of a GenSeg trainer one of the generator alone: no segmentation network, no feedback, no learned masks."""
+    """Makes a GenSeg trainer train the generator alone: no segmentation network, no feedback, no learned masks."""
 
     def pretrain(self, iterations: int, output: Path, image_folders: Sequence[Path], work: Path) -> None:
         """Trains the generator and writes it.
 
         Args:
             iterations: steps of the generator.
-            output: its folder; written now and then, and at the end.
+            output: its folder; written several times, the last time at the end.
             image_folders: of raw images that take part unlabelled.
             work: an existing folder for their preprocessed files.
 
         Raises:
-            ValueError: something does not allow it; nothing was written to `output`.
+            GenSegError: the images or the settings do not allow it; nothing was written to `output`.
             OSError: `output` cannot be written.
-            FloatingPointError: the generator's numbers were NaN or infinite again and again.
+            FloatingPointError: the generator's numbers were NaN or infinite repeatedly.
         """
-        self._prepare()
-        assert self.coupling is not None
-        if image_folders and not self.coupling.pairs.layout.tissues:
-            raise ValueError(
-                f"unlabelled images need tissue classes, which conditioning.mode {self.genseg.conditioning.mode!r} does not "
-                "have; choose 'tissue' or 'differential', or leave --images out"
+        mode = self.genseg.redraw.mode
+        if image_folders and not MODES[mode]().uses_tissues:
+            raise GenSegError(
+                f"unlabelled images need tissue classes, which redraw.mode {mode!r} does not have; choose 'tissue' or "
+                "'residual', or leave --images out"
             )
+        self._prepare()
         self._start_from_pretrained()
         preprocess_unlabelled(image_folders, self.plans_manager, self.configuration_manager, self.dataset_json, work)
         self._unlabelled = infer_dataset_class(str(work))(str(work)) if image_folders else None
         try:
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
             output.mkdir(parents=True, exist_ok=True)
-            bounds = [iterations * i // STRETCHES for i in range(STRETCHES + 1)]
+            bounds = [iterations * i // REPORTS for i in range(REPORTS + 1)]
             for first, end in pairwise(bounds):
                 if end > first:
                     self._train_generator(first, end, iterations)
@@ -147,18 +150,18 @@ class PretrainingMixin(GenSegMixin):
             self._finish_loaders()
 
     def _prepare(self) -> None:
-        """Builds the generator and what nnU-Net's loaders need; of a cascade, its images alone."""
+        """Builds the generator and what nnU-Net's loaders need. In a cascade the previous stage's segmentation is left out."""
         unused = {"feedback": FeedbackConfig(enabled=False), "masks": MaskConfig()}
         self.genseg = self.genseg.model_copy(update=unused)
         self.is_cascaded, self.folder_with_segs_from_previous_stage = False, None
         self.enable_deep_supervision = False
         self._set_batch_size_and_oversample()
-        self.coupling = self._build_coupling()
-        self.coupling.trained_alone()
+        self.loop = self._build_loop()
+        self.loop.trainable_generator()
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """nnU-Net's, the unlabelled cases among those to learn from; the others are for the picture."""
+        """nnU-Net's, with the unlabelled cases among the training cases; the validation cases are for the picture."""
         training, validation = super().get_tr_and_val_datasets()
         self._labelled = list(training.identifiers)
         if self._unlabelled is None:
@@ -169,24 +172,31 @@ class PretrainingMixin(GenSegMixin):
         return JoinedDataset(training, self._unlabelled), validation
 
     def _train_generator(self, first: int, end: int, iterations: int) -> None:
-        assert self.coupling is not None
+        assert self.loop is not None
         steps = range(first, end)
         for self._iteration in tqdm(steps, desc=f"iterations {first + 1} to {end} of {iterations}", disable=None, leave=False):
             _, _, image, labels = self._parts_of(next(self.dataloader_train))
-            try:
-                self.coupling.learn(image, labels)
-            except FloatingPointError as error:
-                self._undo(str(error))
+            _log_rollback(self, self.loop.check())  # of the step before this one, whose result is there by now
+            self.loop.training_step(image, labels)
+        _log_rollback(self, self.loop.check())
         try:
-            self.coupling.recovery.end_stretch()
+            self.loop.end_epoch()
         except FloatingPointError as error:
-            self._undo(str(error))
-        losses = ", ".join(f"{name} {value:.4g}" for name, value in self.coupling.report().items())
+            self.loop.rollback.undo(str(error))
+            _log_rollback(self, str(error))
+        losses = ", ".join(f"{name} {value:.4g}" for name, value in self.loop.means().items())
         self.print_to_log_file(f"GenSeg: iteration {end} of {iterations}: {losses}")
 
     def _keep_generator(self, output: Path, iteration: int) -> None:
-        assert self.coupling is not None
+        assert self.loop is not None
         dataset = self.plans_manager.dataset_name
         seen = {*self._generator_saw.get(dataset, ()), *self._labelled}
-        self.coupling.keep_generator(output, self._image_kind, {**self._generator_saw, dataset: sorted(seen)})
+        self.loop.keep_generator(output, self._image_kind, {**self._generator_saw, dataset: sorted(seen)})
         self._save_samples(output / SAMPLES_FILE, f"iteration {iteration}")
+
+
+def _log_rollback(trainer: PretrainingMixin, cause: str) -> None:
+    if cause:
+        trainer.print_to_log_file(
+            f"GenSeg: iteration {trainer._iteration}: {cause}. The generator returned to its last finite state"
+        )

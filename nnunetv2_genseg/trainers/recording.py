@@ -83,4 +83,5 @@ class Recorder:
 def draw_samples(path: Path, title: str, image: Tensor, labels: Tensor, loop: BilevelLoop) -> None:
     """Writes a picture of pairs made from real patches, (B, C, *spatial) and (B, *spatial); see `Recorder.refresh`."""
     image, labels = image[:ROWS], labels[:ROWS]
-    save_samples(path, image, labels, loop.preview(image, labels), loop.codec.foreground, title)
+    pairs = loop.preview(image, labels)
+    save_samples(path, image, labels, pairs.image, pairs.labels, loop.codec.foreground, title)

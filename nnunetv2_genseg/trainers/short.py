@@ -1,4 +1,4 @@
-"""Trainings of any length, set by environment variables: for the demo, the benchmarks and the end-to-end tests."""
+"""Trainings of any length, set by an environment variable: for the demo, the benchmarks and the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 
-from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer
-
-VARIABLE = "nnUNet_genseg_short"
-"""Environment variable: `epochs,iterations,validation iterations,epochs between checkpoints,seed`."""
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config.environment import LENGTH
+from nnunetv2_genseg.trainers.mixin import GenSegTrainer
 
 
 class ShortTraining(nnUNetTrainer):
@@ -27,11 +26,11 @@ class ShortTraining(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        numbers = os.environ.get(VARIABLE, "").split(",")
+        numbers = os.environ.get(LENGTH, "").split(",")
         if len(numbers) != 5 or not all(number.strip().isdigit() for number in numbers):
-            raise ValueError(
-                f"{type(self).__name__} takes its length from {VARIABLE}: five whole numbers, epochs, iterations, validation "
-                f"iterations, epochs between checkpoints and seed, as in 10,50,5,5,0; found {os.environ.get(VARIABLE)!r}"
+            raise GenSegError(
+                f"{type(self).__name__} takes its length from {LENGTH}: five whole numbers, epochs, iterations, validation "
+                f"iterations, epochs between checkpoints and seed, as in 10,50,5,5,0; found {os.environ.get(LENGTH)!r}"
             )
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch, self.save_every, seed = map(
             int, numbers

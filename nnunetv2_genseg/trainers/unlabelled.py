@@ -1,4 +1,4 @@
-"""Raw images without labels as cases of nnU-Net's: preprocessed by its own preprocessor, background all over."""
+"""Raw images without labels as nnU-Net's cases: preprocessed by its own preprocessor, with background everywhere."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import numpy as np
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from tqdm import tqdm
 
+from nnunetv2_genseg.config import GenSegError
+
 NAMED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})(?P<ending>\.\w[\w.]*)")
 """How nnU-Net names an image."""
 
 
 class JoinedDataset:
-    """Labelled and unlabelled cases as one of nnU-Net's datasets, whose loader draws each identifier as often as any other.
+    """Labelled and unlabelled cases as one of nnU-Net's datasets. nnU-Net's loader draws each identifier equally often.
 
-    Labelled cases are listed again and again until they are half of it: they alone show the classes, and without
-    foreground in most patches the loader's oversampling of it would come to nothing.
+    Labelled cases are listed several times, so that they are at least half of the identifiers: they alone show the classes,
+    and the loader can oversample foreground only in cases that have it.
 
     Args:
         labelled: one of nnU-Net's datasets.
@@ -53,10 +55,10 @@ def preprocess_unlabelled(
         target: an existing folder; receives the cases.
 
     Raises:
-        ValueError: a folder holds no images, or one of them is unreadable or of other channels than the dataset's.
+        GenSegError: a folder holds no images, or one of them is unreadable or of other channels than the dataset's.
     """
     readers = (plans.image_reader_writer_class, *LIST_OF_IO_CLASSES)
-    # a number behind the name, for nnU-Net takes `..._seg` for the segmentation of another case
+    # a number after the name, because nnU-Net takes `..._seg` for the segmentation of another case
     cases = {f"{name}_{i}": files for i, folder in enumerate(folders) for name, files in _cases(folder, readers).items()}
     preprocessor = type("UnlabelledPreprocessor", (_Unlabelled, configuration.preprocessor_class), {})(verbose=False)
     for name, files in tqdm(cases.items(), desc="preprocessing", disable=None, leave=False):
@@ -66,7 +68,7 @@ def preprocess_unlabelled(
 def _cases(folder: Path, readers: Sequence[Any]) -> dict[str, list[str]]:
     """Files of every case, by its name; files of other formats than images may lie beside them."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; name one that holds images")
+        raise GenSegError(f"{folder} is not a folder; name one that holds images")
     cases, misnamed = defaultdict(list), []
     for path in sorted(folder.iterdir()):
         name = NAMED.fullmatch(path.name)
@@ -75,26 +77,26 @@ def _cases(folder: Path, readers: Sequence[Any]) -> dict[str, list[str]]:
         elif name is None and _readers_of(path.suffix, readers):
             misnamed.append(path.name)
     if cases and misnamed:
-        raise ValueError(
+        raise GenSegError(
             f"{folder} holds {', '.join(misnamed[:3])}, not in nnU-Net's naming, CASE_0000.EXT; rename or remove what is not "
             f"({len(misnamed)} file{'s' * (len(misnamed) > 1)})"
         )
     if not cases:
-        raise ValueError(
+        raise GenSegError(
             f"{folder} holds no images in nnU-Net's naming, CASE_0000.EXT with a number a channel, in a format that nnU-Net reads"
         )
     return cases
 
 
 def _readers_of(ending: str, readers: Sequence[Any]) -> list[Any]:
-    """Those of nnU-Net's readers that may read files of an ending."""
+    """nnU-Net's readers for files with an ending."""
     return [kind for kind in readers if ending.lower() in kind.supported_file_endings]
 
 
 class _Unlabelled:
-    """Put before nnU-Net's preprocessor: reads every format that nnU-Net does, and takes all of an image for background.
+    """A mixin for nnU-Net's preprocessor: reads every format that nnU-Net reads, and takes all of an image as background.
 
-    The background is written as a segmentation, so that nnU-Net's loader finds whatever it looks up of labelled cases.
+    The background is written as a segmentation, so that nnU-Net's loader finds the same files as for labelled cases.
     """
 
     run_case_npy: Any
@@ -105,18 +107,18 @@ class _Unlabelled:
         """As nnU-Net's.
 
         Raises:
-            ValueError: the image is unreadable, or does not have the dataset's channels or dimensions.
+            GenSegError: the image is unreadable, or does not have the dataset's channels or dimensions.
         """
         image, properties = _read(image_files, plans_manager.image_reader_writer_class)
         channels = dataset_json["modality" if "modality" in dataset_json else "channel_names"]
         if len(image) != len(channels):
-            raise ValueError(
+            raise GenSegError(
                 f"case {_described(image_files)} has {len(image)} channel{'s' * (len(image) > 1)}, but the dataset has "
                 f"{len(channels)} ({', '.join(channels.values())}); use images with the same channels"
             )
         slices_stay = len(configuration_manager.patch_size) == 2 and plans_manager.transpose_forward[0] == 0
         if image.shape[1] == 1 and not slices_stay:
-            raise ValueError(
+            raise GenSegError(
                 f"case {_described(image_files)} is a single slice, but the configuration needs more than the slices along the "
                 "image's first axis; use volumes"
             )
@@ -129,7 +131,7 @@ def _read(files: list[str], preferred: Any) -> tuple[Any, dict[str, Any]]:
     names = [NAMED.fullmatch(Path(file).name) for file in files]
     numbers, endings = [name["channel"] for name in names if name], {name["ending"] for name in names if name}
     if numbers != [f"{i:04d}" for i in range(len(files))] or len(endings) > 1:
-        raise ValueError(
+        raise GenSegError(
             f"case {_described(files)} has the files {', '.join(Path(file).name for file in files)}; number its channels from "
             "0000 on, in one format"
         )
@@ -140,7 +142,7 @@ def _read(files: list[str], preferred: Any) -> tuple[Any, dict[str, Any]]:
             return image, dict(properties)
         except Exception as error:  # whatever the formats' libraries raise
             fault = fault or error
-    raise ValueError(f"case {_described(files)} cannot be read ({fault}); restore or remove it") from fault
+    raise GenSegError(f"case {_described(files)} cannot be read ({fault}); restore or remove it") from fault
 
 
 def _described(files: list[str]) -> str:

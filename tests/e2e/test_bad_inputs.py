@@ -29,7 +29,7 @@ def killed(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("bad", TABLE, ids=lambda bad: bad.name)
-def test_a_users_error_is_said_and_leaves_nothing_behind(shell: Shell, killed: Path, tmp_path: Path, bad: BadInput):
+def test_a_users_error_is_one_message_and_leaves_nothing_behind(shell: Shell, killed: Path, tmp_path: Path, bad: BadInput):
     if bad.without_gpu and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     found = answer(bad, place_for(bad, tmp_path, shell.folder, NAME, killed))

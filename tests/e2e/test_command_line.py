@@ -12,12 +12,20 @@ from tempfile import TemporaryDirectory
 import pytest
 import SimpleITK
 
+from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.demo import DemoSettings, run_demo
 from nnunetv2_genseg.phantoms import PhantomDataset
 
 from .conftest import LONGEST, Shell, ended, wait_until
 
 NAME = "Dataset903_Phantom2D"
+BROKEN_TRAINER = """
+from nnunetv2_genseg.trainers import GenSegTrainerShort
+
+class BrokenTrainer(GenSegTrainerShort):
+    def initialize(self):
+        raise ValueError("shapes do not match")
+"""
 WITHOUT_THIS_PACKAGE = """
 import sys
 sys.modules["nnunetv2_genseg"] = None  # importing it raises ImportError
@@ -58,8 +66,8 @@ def test_genseg_train_needs_no_environment_variable(shell: Shell):
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A folder for temporary files whose path is short: the loading processes' sockets lie in it, and Linux limits their paths
-    to 107 characters. Beyond that they wait for ever, as nnU-Net's own do."""
+    """A folder for temporary files with a short path: the loading processes' sockets are in it, and Linux limits their paths to
+    107 characters. With longer paths they wait for ever, as nnU-Net's own do."""
     with TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder)
 
@@ -96,6 +104,18 @@ def test_a_users_error_is_one_message_and_exit_status_2(shell: Shell, arguments,
     assert "Traceback" not in output
 
 
+def test_an_error_in_the_code_keeps_its_traceback(shell: Shell):
+    """Here of a user's trainer: whoever wrote it needs to see where."""
+    folder = shell.folder / "trainers"
+    folder.mkdir(exist_ok=True)
+    (folder / "broken.py").write_text(BROKEN_TRAINER)
+    arguments = ("903", "2d", "0", "-tr", "BrokenTrainer", "-device", "cpu")
+    status, output = shell.run("genseg", "train", *arguments, nnUNet_extTrainer=str(folder))
+    assert status == 1, output
+    assert "Traceback" in output
+    assert "ValueError: shapes do not match" in output
+
+
 def test_a_fold_without_any_foreground_is_refused(shell: Shell):
     folder = PhantomDataset(904, dims=2, training_cases=5, test_cases=1, extent=32).write(shell.folder / "nnUNet_raw")
     empty = [f"tr_{i:03d}" for i in range(1, 5)]
@@ -111,14 +131,15 @@ def test_a_fold_without_any_foreground_is_refused(shell: Shell):
     shutil.rmtree(folder)
 
 
-def test_an_nnunet_that_is_too_old_is_refused(shell: Shell):
+@pytest.mark.parametrize(("found", "accepted"), [("2.7.0", False), ("2.8rc1", True), ("2.8.0", True), ("2.10.1.dev0", True)])
+def test_an_nnunet_that_is_too_old_is_refused(shell: Shell, found: str, accepted: bool):
     program = (
-        "import importlib.metadata as m; real = m.version; m.version = lambda n: '2.7.0' if n == 'nnunetv2' else real(n); "
+        f"import importlib.metadata as m; real = m.version; m.version = lambda n: {found!r} if n == 'nnunetv2' else real(n); "
         "import nnunetv2_genseg.trainers"
     )
     status, output = shell.run("python", "-c", program)
-    assert status != 0
-    assert "needs nnunetv2 2.8 or newer, found 2.7.0" in output
+    assert (status == 0) == accepted, output
+    assert (f"needs nnunetv2 2.8 or newer, found {found}" in output) != accepted
 
 
 def test_the_demo_trains_predicts_evaluates_and_shows_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -135,5 +156,5 @@ def test_the_demo_trains_predicts_evaluates_and_shows_a_table(tmp_path: Path, ca
 
 def test_a_failing_demo_step_names_its_log(tmp_path: Path):
     dataset = PhantomDataset(906, dims=2, training_cases=5, test_cases=1, extent=32)
-    with pytest.raises(RuntimeError, match=r"3d_nothing|plan[\s\S]*log"):
+    with pytest.raises(GenSegError, match=r"3d_nothing|plan[\s\S]*log"):
         run_demo(DemoSettings(folder=tmp_path, datasets=((dataset, "3d_nothing"),), iterations=1))

@@ -64,6 +64,6 @@ def test_pretrained_weights_are_taken_and_without_checkpoints_none_is_written(sh
     pretrained = ("-pretrained_weights", str(trained / "checkpoint_final.pth"))
     output = shell.succeed(*TRAIN, "2", *OPTIONS, *pretrained, "--disable_checkpointing", nnUNet_n_proc_DA="0")
     assert "Loading pretrained weights" in output
-    assert "hypergradient" in output
+    assert "hypergradient_norm" in output
     assert "Mean Validation Dice" in output
     assert not list((shell.folder / MODEL / "fold_2").glob("*checkpoint*"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nnunetv2_genseg import checkpoint
+from nnunetv2_genseg.config import GenSegError, GenSegFileError
 
 CPU = torch.device("cpu")
 IDENTITY = {"plans": "nnUNetPlans", "classes": 3, "config": {"seed": 0}}
@@ -20,7 +21,7 @@ def example_state():
     return {
         "generator": {"weight": torch.arange(5000.0), "step": 3},
         "rng": torch.Generator().manual_seed(3).get_state(),
-        "rows": [{"epoch": 1.0, "gamma": 0.5}],
+        "rows": [{"epoch": 1.0, "share": 0.5}],
         "nothing": None,
     }
 
@@ -63,13 +64,14 @@ def test_a_full_disk_leaves_the_older_file_intact(saved):
         from pathlib import Path
         import torch
         from nnunetv2_genseg.checkpoint import save_atomically
+        from nnunetv2_genseg.config import GenSegFileError
         path = Path({str(path)!r})
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         for limit in (0, 1000, 30000):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             try:
                 save_atomically({{"new": torch.zeros(100000)}}, path)
-            except OSError as error:
+            except GenSegFileError as error:
                 assert "intact" in str(error), error
                 assert error.__cause__ is not None
                 assert os.listdir(path.parent) == [path.name], limit
@@ -85,7 +87,7 @@ def test_a_full_disk_leaves_the_older_file_intact(saved):
 
 
 def test_a_folder_that_does_not_exist_is_an_error_with_the_path(tmp_path):
-    with pytest.raises(OSError, match=r"could not write .*gone"):
+    with pytest.raises(GenSegFileError, match=r"could not write .*gone"):
         checkpoint.save_atomically({}, tmp_path / "gone" / "file.pt")
 
 
@@ -95,8 +97,20 @@ def test_what_cannot_be_saved_leaves_no_partial_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Fails:
+    def __reduce__(self):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_an_error_of_the_content_is_no_error_of_writing(tmp_path):
+    with pytest.raises(RuntimeError, match="illegal memory access") as raised:
+        checkpoint.save_atomically({"fails": Fails()}, tmp_path / "file.pt")
+    assert not isinstance(raised.value, OSError)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_missing_sibling_is_refused(saved):
-    with pytest.raises(ValueError, match=r"of epoch 51.*missing; restore that file"):
+    with pytest.raises(GenSegError, match=r"of epoch 51.*missing; restore that file"):
         load(saved, epoch=51)
 
 
@@ -105,13 +119,13 @@ def test_truncated_sibling_is_refused(saved, fraction):
     path = checkpoint.sibling(saved, 50)
     content = path.read_bytes()
     path.write_bytes(content[: int(fraction * len(content))])
-    with pytest.raises(ValueError, match="is corrupt"):
+    with pytest.raises(GenSegError, match="is corrupt"):
         load(saved)
 
 
 def test_random_bytes_are_refused(saved):
     checkpoint.sibling(saved, 50).write_bytes(np.random.default_rng(0).bytes(4000))
-    with pytest.raises(ValueError, match="is corrupt"):
+    with pytest.raises(GenSegError, match="is corrupt"):
         load(saved)
 
 
@@ -126,7 +140,7 @@ def test_flipped_bit_in_a_tensor_is_refused(saved):
     content = bytearray(path.read_bytes())
     content[stored_at(content, torch.arange(5000.0).numpy().tobytes()[4000:4100])] ^= 0x10
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is corrupt"):
+    with pytest.raises(GenSegError, match="is corrupt"):
         load(saved)
 
 
@@ -145,7 +159,7 @@ def test_flipped_bits_anywhere_never_give_another_state_or_error(saved):
         path.write_bytes(flipped)
         try:
             state = load(saved)
-        except ValueError:
+        except GenSegError:
             refused += 1
             continue
         assert state.keys() == expected.keys(), position
@@ -168,22 +182,22 @@ def test_an_entry_that_claims_another_compression_is_refused(saved, method):
         claimed = bytearray(content)
         claimed[start + 10 : start + 12] = method.to_bytes(2, "little")
         path.write_bytes(claimed)
-        with pytest.raises(ValueError, match="is corrupt"):
+        with pytest.raises(GenSegError, match="is corrupt"):
             load(saved)
         start += 46 + sum(int.from_bytes(content[start + at : start + at + 2], "little") for at in (28, 30, 32))
     assert len(entries) > 3
 
 
 def test_state_of_another_training_is_refused_with_the_difference(saved):
-    with pytest.raises(ValueError, match="another training: classes is 3 there, 4 here"):
+    with pytest.raises(GenSegError, match="another training: classes is 3 there, 4 here"):
         load(saved, {**IDENTITY, "classes": 4})
-    with pytest.raises(ValueError, match="another training: fold is None there, 1 here"):
+    with pytest.raises(GenSegError, match="another training: fold is None there, 1 here"):
         load(saved, {**IDENTITY, "fold": 1})
 
 
 def test_state_of_another_epoch_under_this_name_is_refused(saved):
     checkpoint.sibling(saved, 50).rename(checkpoint.sibling(saved, 60))
-    with pytest.raises(ValueError, match="epoch is 50 there, 60 here"):
+    with pytest.raises(GenSegError, match="epoch is 50 there, 60 here"):
         load(saved, epoch=60)
 
 
@@ -191,6 +205,7 @@ def test_state_of_another_epoch_under_this_name_is_refused(saved):
     "content, reason",
     [
         ({"format": 99, "epoch": 50, "identity": IDENTITY, "state": {}}, f"format 99, this version reads {checkpoint.FORMAT}"),
+        ({"format": 4, "epoch": 50, "identity": IDENTITY, "state": {}}, r"format 4, .*with the version .* that wrote it"),
         ({"format": checkpoint.FORMAT, "epoch": 50, "identity": IDENTITY}, "corrupt"),
         ({"format": checkpoint.FORMAT, "epoch": 50, "identity": IDENTITY, "state": [1]}, "corrupt"),
         ([1, 2], "corrupt"),
@@ -199,7 +214,7 @@ def test_state_of_another_epoch_under_this_name_is_refused(saved):
 )
 def test_wrong_content_is_refused(saved, content, reason):
     torch.save(content, checkpoint.sibling(saved, 50))
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(GenSegError, match=reason):
         load(saved)
 
 
@@ -216,7 +231,7 @@ def test_code_in_the_file_is_not_executed(saved, tmp_path, write):
     proof = tmp_path / "executed"
     state = {"format": checkpoint.FORMAT, "epoch": 50, "identity": IDENTITY, "state": Malicious(f"touch {proof}")}
     write(state, checkpoint.sibling(saved, 50))
-    with pytest.raises(ValueError, match="corrupt"):
+    with pytest.raises(GenSegError, match="corrupt"):
         load(saved)
     assert not proof.exists()
 

@@ -1,14 +1,26 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from nnunetv2_genseg.conditioning import ConditionLayout, class_intensities, compose_scene, condition, tissue_map
-from nnunetv2_genseg.masks import identity_grid, one_hot
+from nnunetv2_genseg.synthesis.conditioning import (
+    ConditionLayout,
+    class_intensities,
+    compose_scene,
+    condition,
+    spread,
+    tissue_map,
+)
+from nnunetv2_genseg.synthesis.spatial import one_hot
 
 SHAPES = [(16, 18), (8, 10, 12)]
 
 
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=seeded(seed))
 
 
 def banded(spatial, channels=1, count=2):
@@ -46,7 +58,8 @@ def test_tissue_under_a_structure_comes_from_its_surroundings(spatial):
     structure[(slice(None), *(slice(2, n - 3) for n in spatial[:-1]), slice(0, 2))] = True  # inside the outermost band
     image = torch.where(structure[:, None], 3.0, image)
     tissue = tissue_map(image, ~structure, 4)
-    assert torch.equal(tissue, bands)
+    assert not torch.equal(tissue, bands)
+    assert torch.equal(spread(tissue, ~structure, 4), bands)
 
 
 @pytest.mark.parametrize("spatial", SHAPES)
@@ -54,8 +67,9 @@ def test_intensity_of_a_structure_does_not_matter(spatial):
     image, _ = banded(spatial)
     structure = torch.zeros(2, *spatial, dtype=torch.bool)
     structure[(slice(None), *(slice(3, -3),) * len(spatial))] = True
-    bright, dark = (torch.where(structure[:, None], value, image) for value in (50.0, -50.0))
-    assert torch.equal(tissue_map(bright, ~structure, 4), tissue_map(dark, ~structure, 4))
+    bright, dark = (tissue_map(torch.where(structure[:, None], value, image), ~structure, 4) for value in (50.0, -50.0))
+    assert torch.equal(bright[~structure], dark[~structure])
+    assert torch.equal(spread(bright, ~structure, 4), spread(dark, ~structure, 4))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -71,7 +85,7 @@ def test_a_single_unlabelled_voxel_is_spread_over_everything(spatial):
     image, _ = banded(spatial)
     unlabelled = torch.zeros(2, *spatial, dtype=torch.bool)
     unlabelled[(slice(None), *(0,) * len(spatial))] = True
-    tissue = tissue_map(image, unlabelled, 3)
+    tissue = spread(tissue_map(image, unlabelled, 3), unlabelled, 3)
     assert tissue.shape == (2, *spatial)
     for single in tissue:
         assert (single == single.flatten()[0]).all()
@@ -83,9 +97,34 @@ def test_a_structure_thicker_than_an_anisotropic_patch_is_spread_under(spatial):
     unlabelled = torch.zeros(2, *spatial, dtype=torch.bool)
     unlabelled[(slice(None), *(slice(0, 1) if n == 24 else slice(None) for n in spatial))] = True
     image = torch.where(unlabelled[:, None], -1.0, image)
-    tissue = tissue_map(image, unlabelled, 3)
+    tissue = spread(tissue_map(image, unlabelled, 3), unlabelled, 3)
     for single, known in zip(tissue, unlabelled):
         assert (single == single[known][0]).all()
+
+
+@pytest.mark.parametrize("spatial", [(1, 2), (2, 5), (1, 9, 2)])
+def test_tissue_reaches_the_far_corner_of_any_extent(spatial):
+    known = torch.zeros(1, *spatial, dtype=torch.bool)
+    known[(0, *(0,) * len(spatial))] = True
+    tissue = torch.zeros(1, *spatial, dtype=torch.long)
+    tissue[known] = 2
+    assert (spread(tissue, known, 3) == 2).all()
+
+
+def test_without_any_known_voxel_tissue_stays():
+    tissue = torch.randint(3, (2, 6, 7), generator=seeded())
+    assert torch.equal(spread(tissue, torch.zeros(2, 6, 7, dtype=torch.bool), 3), tissue)
+
+
+def test_what_is_known_stays_and_the_majority_around_is_taken():
+    tissue = torch.zeros(1, 5, 5, dtype=torch.long)
+    tissue[..., 3:] = 1
+    known = torch.ones(1, 5, 5, dtype=torch.bool)
+    known[0, 2, 3] = False
+    tissue[0, 2, 3] = 0
+    found = spread(tissue, known, 2)
+    assert found[0, 2, 3] == 1
+    assert torch.equal(found[known], tissue[known])
 
 
 def test_a_constant_image_has_one_tissue():
@@ -98,11 +137,21 @@ def test_a_large_patch_is_clustered_by_a_part_of_its_voxels():
     assert torch.equal(tissue_map(image, torch.ones(2, 300, 240, dtype=torch.bool), 4), bands)
 
 
+def test_tissues_of_a_large_patch_are_those_of_all_its_voxels():
+    """A ramp along the last axis; a sample by a fixed stride would see two of its 128 positions."""
+    image = torch.linspace(-2, 2, 128).expand(1, 1, 128, 128, 128)
+    tissue = tissue_map(image, torch.ones(1, 128, 128, 128, dtype=torch.bool), 6)
+    sizes = torch.bincount(tissue.flatten(), minlength=6) / tissue.numel()
+    torch.testing.assert_close(sizes, torch.full((6,), 1 / 6), rtol=0, atol=0.02)
+    centres = torch.stack([image[0][tissue == k].mean() for k in range(6)])
+    torch.testing.assert_close(centres, torch.linspace(-5 / 3, 5 / 3, 6), rtol=0, atol=0.05)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("tissues", [0, 4])
 def test_layout_counts_the_channels_of_the_condition(tissues, channels):
     layout = ConditionLayout(2, tissues, channels)
-    scene = torch.randint(layout.scene_classes, (2, 6, 5), generator=torch.Generator().manual_seed(0))
+    scene = torch.randint(layout.scene_classes, (2, 6, 5), generator=seeded())
     intensities = class_intensities(noise(2, channels, 6, 5), scene, layout)
     assert layout.scene_classes == 3 + tissues
     assert layout.channels == (2 if tissues == 0 else 6 + channels)
@@ -112,8 +161,8 @@ def test_layout_counts_the_channels_of_the_condition(tissues, channels):
 @pytest.mark.parametrize("spatial", SHAPES)
 def test_scene_shows_labels_over_tissue_and_ignores_the_ignore_label(spatial):
     layout = ConditionLayout(2, 3, 1)
-    labels = torch.randint(4, (2, *spatial), generator=torch.Generator().manual_seed(0))  # 3 is the ignore label
-    tissue = torch.randint(3, (2, *spatial), generator=torch.Generator().manual_seed(1))
+    labels = torch.randint(4, (2, *spatial), generator=seeded())  # 3 is the ignore label
+    tissue = torch.randint(3, (2, *spatial), generator=seeded(1))
     scene = compose_scene(labels, tissue, layout)
     shown = (labels == 1) | (labels == 2)
     assert torch.equal(scene[shown], labels[shown])
@@ -127,7 +176,7 @@ def test_scene_shows_labels_over_tissue_and_ignores_the_ignore_label(spatial):
 def test_class_intensities_are_the_means(spatial, channels):
     layout = ConditionLayout(1, 2, channels)
     image = noise(2, channels, *spatial)
-    scene = torch.randint(4, (2, *spatial), generator=torch.Generator().manual_seed(0))
+    scene = torch.randint(4, (2, *spatial), generator=seeded())
     scene[0][scene[0] == 3] = 2  # class 3 is absent from the first patch
     scene[scene == 0] = 1  # class 0 from both
     found = class_intensities(image, scene, layout)
@@ -151,7 +200,7 @@ def blurred(maps):
 @pytest.mark.parametrize("spatial", SHAPES)
 def test_condition_is_classes_then_painted_intensities(spatial, channels):
     layout = ConditionLayout(2, 3, channels)
-    scene = torch.randint(6, (2, *spatial), generator=torch.Generator().manual_seed(0))
+    scene = torch.randint(6, (2, *spatial), generator=seeded())
     intensities = noise(2, 6, channels)
     found = condition(scene, intensities, layout)
     assert torch.equal(found[:, :5], one_hot(scene, 6)[:, 1:])
@@ -161,28 +210,82 @@ def test_condition_is_classes_then_painted_intensities(spatial, channels):
 
 def test_mask_condition_knows_nothing_of_the_image():
     layout = ConditionLayout(2, 0, 1)
-    scene = torch.randint(3, (2, 6, 6), generator=torch.Generator().manual_seed(0))
+    scene = torch.randint(3, (2, 6, 6), generator=seeded())
     assert torch.equal(condition(scene, noise(2, 3, 1), layout), one_hot(scene, 3)[:, 1:])
 
 
 @pytest.mark.parametrize("spatial", SHAPES)
 def test_condition_is_differentiable_in_the_intensities(spatial):
     layout = ConditionLayout(1, 2, 1)
-    scene = torch.randint(4, (2, *spatial), generator=torch.Generator().manual_seed(0))
+    scene = torch.randint(4, (2, *spatial), generator=seeded())
     intensities = noise(2, 4, 1).requires_grad_()
     condition(scene, intensities, layout)[:, 3:].sum().backward()
     shares = blurred(one_hot(scene, 4)).flatten(2).sum(dim=2)
     torch.testing.assert_close(intensities.grad[..., 0], shares, rtol=1e-4, atol=1e-4)
 
 
+def by_matrix_products(image, scene, layout):
+    """Class means and painted channels by one-hot maps: the definition, at a cost that grows with the number of classes."""
+    member = one_hot(scene, layout.scene_classes)
+    total, size = member.flatten(2) @ image.flatten(2).transpose(1, 2), member.flatten(2).sum(dim=2)[..., None]
+    everywhere = (total.sum(dim=0) / size.sum(dim=0).clamp(min=1)).expand_as(total)
+    intensities = torch.where(size > 0, total / size.clamp(min=1), everywhere)
+    painted = (intensities.transpose(1, 2) @ blurred(member).flatten(2)).view(len(scene), -1, *scene.shape[1:])
+    return intensities, torch.cat([member[:, 1:], painted], dim=1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("spatial", SHAPES)
-def test_condition_is_deformed_with_the_grid(spatial):
-    layout = ConditionLayout(1, 2, 1)
-    scene = torch.randint(4, (1, *spatial), generator=torch.Generator().manual_seed(0))
-    intensities = noise(1, 4, 1)
-    shift = torch.zeros(len(spatial))
-    shift[0] = 2 / spatial[-1]  # one voxel along the last axis
-    found = condition(scene, intensities, layout, identity_grid(spatial, scene.device) + shift)
-    plain = condition(scene, intensities, layout)
-    inner = (..., *(slice(2, -2),) * len(spatial))
-    torch.testing.assert_close(found[..., :-1][inner], plain[..., 1:][inner], rtol=0, atol=1e-5)
+def test_many_classes_give_what_matrix_products_give(spatial, channels):
+    layout = ConditionLayout(30, 6, channels)
+    image, scene = noise(2, channels, *spatial), torch.randint(37, (2, *spatial), generator=seeded())
+    intensities, expected = by_matrix_products(image, scene, layout)
+    found = class_intensities(image, scene, layout)
+    torch.testing.assert_close(found, intensities, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(condition(scene, found, layout), expected, rtol=1e-5, atol=1e-5)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the sizes of the results of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.sizes.append(result.numel())
+        return result
+
+
+@pytest.mark.parametrize("foreground", [3, 60])
+def test_no_copy_a_class_is_made_beside_the_condition_itself(foreground):
+    layout, spatial = ConditionLayout(foreground, 6, 1), (24, 24, 24)
+    image, scene = noise(2, 1, *spatial), torch.randint(layout.scene_classes, (2, *spatial), generator=seeded())
+    with Sizes() as means:
+        intensities = class_intensities(image, scene, layout)
+    assert max(means.sizes) <= 2 * image.numel()
+    with Sizes() as made:
+        condition(scene, intensities, layout)
+    large = {size for size in made.sizes if size > 2 * image.numel()}
+    assert large == {2 * layout.channels * 24**3}
+
+
+def test_nothing_waits_for_the_device():
+    """Reading a number from a tensor, which stops the host until the device is done, shows as `_local_scalar_dense`."""
+    layout = ConditionLayout(2, 6, 2)
+    image, labels = noise(2, 2, 20, 20), torch.randint(4, (2, 20, 20), generator=seeded())
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    with Reads() as reads:
+        known = labels == 0
+        scene = compose_scene(labels, spread(tissue_map(image, known, 6), known, 6), layout)
+        condition(scene, class_intensities(image, scene, layout), layout)
+    assert reads.count == 0

@@ -3,11 +3,12 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from nnunetv2_genseg.config import ENVIRONMENT_VARIABLE, GenSegConfig, MaskConfig, checked, resolve
+from nnunetv2_genseg.config import GenSegConfig, GenSegError, MaskConfig, checked, resolve
+from nnunetv2_genseg.config.environment import SETTINGS, discovery_folder, external_trainers
 
 
 def resolved_from(path, preset=None):
-    return resolve(preset, {ENVIRONMENT_VARIABLE: str(path)})
+    return resolve(preset, {SETTINGS: str(path)})
 
 
 def written(folder, text, name="genseg.json"):
@@ -18,70 +19,75 @@ def written(folder, text, name="genseg.json"):
 
 def test_nothing_set_gives_the_defaults():
     assert resolve(environment={}) == GenSegConfig()
-    assert resolve(environment={ENVIRONMENT_VARIABLE: "  "}) == GenSegConfig()
+    assert resolve(environment={SETTINGS: "  "}) == GenSegConfig()
 
 
 @pytest.mark.parametrize(
     "settings, key, near",
     [
-        ({"mixing": {"gama": 1.0}}, "mixing.gama", "gamma"),
+        ({"mixing": {"shares": 1.0}}, "mixing.shares", "share"),
+        ({"generator": {"diffusion": {"sampling_step": 1}}}, "generator.diffusion.sampling_step", "sampling_steps"),
         ({"mask": {}}, "mask", "masks"),
         ({"schedule": {"warm_up": 0.1}}, "schedule.warm_up", "warmup"),
     ],
 )
 def test_unknown_key_is_an_error_that_names_the_near_one(settings, key, near):
-    with pytest.raises(ValueError, match=f"{key}: unknown key; did you mean .*{near}"):
+    with pytest.raises(GenSegError, match=f"{key}: unknown key; did you mean .*{near}"):
         resolve(settings, {})
 
 
 def test_unknown_key_unlike_any_other_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"mixing.zzzzzz: unknown key; known here: share, sources, gamma"):
+    with pytest.raises(GenSegError, match=r"mixing.zzzzzz: unknown key; known here: share, sources"):
         resolve({"mixing": {"zzzzzz": 1}}, {})
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"mixing": {"gamma": "1.0"}}, r"mixing\.gamma: .*number.*found '1\.0'"),
+        ({"mixing": {"share": "1.0"}}, r"mixing\.share: .*number.*found '1\.0'"),
+        ({"mixing": {"sources": {"redraw": "all"}}}, r"mixing\.sources\.redraw: .*number.*found 'all'"),
         ({"feedback": {"enabled": 1}}, r"feedback\.enabled: .*bool.*found 1"),
         ({"feedback": {"interval": 1.5}}, r"feedback\.interval: .*integer.*found 1\.5"),
         ({"masks": 3}, r"masks: .*found 3"),
-        ({"conditioning": {"mode": "fog"}}, r"conditioning\.mode: .*'mask', 'tissue' or 'differential'.*found 'fog'"),
+        ({"feedback": {"parameters": "fog"}}, r"feedback\.parameters: .*'architecture', 'weights' or 'policy'.*found 'fog'"),
     ],
 )
 def test_wrong_type_is_an_error_that_names_what_was_found(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(GenSegError, match=message):
         resolve(settings, {})
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"mixing": {"gamma": 0.0}}, r"mixing\.gamma: .*greater than 0.*found 0\.0"),
-        ({"masks": {"control_points": 3}}, r"masks\.control_points: .*greater than or equal to 4.*found 3"),
-        ({"masks": {"growth": 0.5}}, r"masks\.growth: .*less than 0\.5.*found 0\.5"),
+        ({"mixing": {"share": 0.0}}, r"mixing\.share: .*greater than 0.*found 0\.0"),
+        ({"mixing": {"sources": {}}}, r"mixing\.sources: .*at least one above 0.*found \{\}"),
+        ({"mixing": {"sources": {"redraw": -1.0}}}, r"mixing\.sources: .*0 or more.*found \{'redraw': -1\.0\}"),
+        ({"deformation": {"displacement": 0.3}}, r"deformation\.displacement: .*less than or equal to 0\.2.*found 0\.3"),
+        ({"deformation": {"scaling": 0.9}}, r"deformation\.scaling: .*less than 0\.9.*found 0\.9"),
+        ({"redraw": {"tissue_classes": 1}}, r"redraw\.tissue_classes: .*greater than or equal to 2.*found 1"),
         ({"seed": -1}, r"seed: .*greater than or equal to 0.*found -1"),
-        ({"mixing": {"gamma": float("nan")}}, r"mixing\.gamma"),
+        ({"mixing": {"share": float("nan")}}, r"mixing\.share"),
     ],
 )
 def test_value_out_of_range_is_an_error_that_says_the_range(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(GenSegError, match=message):
         resolve(settings, {})
 
 
 def test_integers_are_taken_for_numbers():
-    assert resolve({"mixing": {"gamma": 2}}, {}).mixing.gamma == 2.0
+    assert resolve({"mixing": {"share": 1}}, {}).mixing.share == 1.0
 
 
 def test_every_fault_is_listed():
-    with pytest.raises(ValueError, match=r"(?s)mixing\.gamma.*seed") as raised:
-        resolve({"mixing": {"gamma": -1.0}, "seed": -1}, {})
+    with pytest.raises(GenSegError, match=r"(?s)mixing\.share.*seed") as raised:
+        resolve({"mixing": {"share": -1.0}, "seed": -1}, {})
     assert len(str(raised.value).splitlines()) == 3
 
 
 @pytest.mark.parametrize("warmup, ramp, tail", [(0.5, 0.2, 0.3), (0.9, 0.9, 0.9)])
 def test_a_schedule_without_room_for_synthetic_pairs_is_refused(warmup, ramp, tail):
-    with pytest.raises(ValueError, match=r"(?s)schedule: .*warmup \+ ramp \+ tail is .*smaller than 1"):
+    with pytest.raises(GenSegError, match=r"(?s)schedule: .*warmup \+ ramp \+ tail is .*smaller than 1"):
         resolve({"schedule": {"warmup": warmup, "ramp": ramp, "tail": tail}}, {})
 
 
@@ -90,50 +96,89 @@ def test_a_full_schedule_is_accepted():
     assert resolve(settings, {}).schedule.tail == 0.99
 
 
-def test_the_spread_of_shapes_that_are_not_learned_is_refused():
-    assert resolve({"masks": {"source": "learned", "spread": 0.2}}, {}).masks.spread == 0.2
-    with pytest.raises(ValueError, match=r"spread is not read by masks\.source 'deformation'; remove it"):
-        resolve({"masks": {"spread": 0.2}}, {})
+def test_new_shapes_that_no_source_can_show_are_refused():
+    assert resolve({"masks": {"source": "shape_vae"}}, {}).masks.source == "shape_vae"
+    settings = {"masks": {"source": "shape_vae"}, "mixing": {"sources": {"deformation": 1.0}}}
+    with pytest.raises(GenSegError, match=r"masks\.source is 'shape_vae', but no source in mixing\.sources .*add `redraw`"):
+        resolve(settings, {})
+
+
+def test_settings_of_another_family_are_refused():
+    settings = {"generator": {"name": "diffusion", "diffusion": {"sampling_steps": 4}}}
+    assert resolve(settings, {}).generator.diffusion.sampling_steps == 4
+    with pytest.raises(GenSegError, match=r"generator\.diffusion are not read by generator 'gan'; remove them"):
+        resolve({"generator": {"diffusion": {"sampling_steps": 4}}}, {})
+
+
+def test_sources_without_weight_are_left_out():
+    assert resolve({"mixing": {"sources": {"deformation": 1, "redraw": 0}}}, {}).mixing.sources == {"deformation": 1.0}
+
+
+@pytest.mark.parametrize(
+    "cases, message",
+    [
+        ([], "name at least one case, and each once"),
+        (["a", "a"], "name at least one case, and each once"),
+        (0.6, "above 0 and at most 0.5"),
+        (0.0, "above 0 and at most 0.5"),
+    ],
+)
+def test_cases_are_a_fraction_or_names(cases, message):
+    with pytest.raises(GenSegError, match=message):
+        resolve({"feedback": {"cases": cases}}, {})
+
+
+def test_named_cases_do_not_rotate():
+    named = resolve({"feedback": {"cases": ["a", "b"]}}, {}).feedback
+    assert (named.cases, named.parts) == (["a", "b"], 1)
+    assert resolve({"feedback": {"cases": 0.2, "rotations": 3}}, {}).feedback.parts == 3
+    with pytest.raises(GenSegError, match=r"feedback\.rotations draws cases, but feedback\.cases names them"):
+        resolve({"feedback": {"cases": ["a"], "rotations": 2}}, {})
+
+
+def test_the_learning_rate_of_weights_is_lower_unless_it_is_set():
+    for name, rate in (("architecture", 3e-3), ("policy", 3e-3), ("weights", 1e-5)):
+        assert resolve({"feedback": {"parameters": name}}, {}).feedback.rate == rate
+    assert resolve({"feedback": {"parameters": "weights", "learning_rate": 0.1}}, {}).feedback.rate == 0.1
 
 
 def test_feedback_that_would_never_begin_is_refused():
     assert resolve({"feedback": {"start": 0.8}}, {}).feedback_span == (0.8, 0.85)
-    with pytest.raises(ValueError, match=r"start at 0.9 of the training .* and end at 0.85 \(feedback.end or schedule.tail\)"):
+    with pytest.raises(GenSegError, match=r"start at 0.9 of the training .* and end at 0.85 \(schedule.tail\)"):
         resolve({"feedback": {"start": 0.9}}, {})
-    with pytest.raises(ValueError, match=r"start at 0.7 of the training \(feedback.start or schedule.warmup\) and end at 0.6"):
-        resolve({"schedule": {"warmup": 0.7}, "feedback": {"end": 0.6}}, {})
-    off = {"schedule": {"warmup": 0.7}, "feedback": {"end": 0.6, "enabled": False}}
-    assert not resolve(off, {}).feedback.enabled
+    late = {"schedule": {"warmup": 0.7, "tail": 0.15}, "feedback": {"start": 0.0}}
+    assert resolve(late, {}).feedback_span == (0.7, 0.85), "not before the warm-up is over"
+    assert not resolve({"feedback": {"start": 0.9, "enabled": False}}, {}).feedback.enabled
 
 
 def test_missing_file_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(ValueError, match=r"nnUNet_genseg_config names .*gone\.json.*not a file"):
+    with pytest.raises(GenSegError, match=r"nnUNet_genseg_config names .*gone\.json.*not a file"):
         resolved_from(tmp_path / "gone.json")
 
 
-@pytest.mark.parametrize("name, text", [("a.json", "{not json"), ("a.yaml", "a: [1"), ("a.json", "mixing: {gamma: 2}")])
+@pytest.mark.parametrize("name, text", [("a.json", "{not json"), ("a.yaml", "a: [1"), ("a.json", "mixing: {share: 1}")])
 def test_file_that_cannot_be_parsed_is_an_error(tmp_path, name, text):
-    with pytest.raises(ValueError, match="neither valid JSON nor YAML"):
+    with pytest.raises(GenSegError, match="neither valid JSON nor YAML"):
         resolved_from(written(tmp_path, text, name))
 
 
-@pytest.mark.parametrize("name, text", [("a.json", "[1, 2]"), ("a.yaml", "- 1"), ("a.yaml", "gamma"), ("a.json", "3")])
+@pytest.mark.parametrize("name, text", [("a.json", "[1, 2]"), ("a.yaml", "- 1"), ("a.yaml", "share"), ("a.json", "3")])
 def test_file_without_a_mapping_is_an_error(tmp_path, name, text):
-    with pytest.raises(ValueError, match="must hold a mapping"):
+    with pytest.raises(GenSegError, match="must hold a mapping"):
         resolved_from(written(tmp_path, text, name))
 
 
 @pytest.mark.parametrize(
     "name, text",
     [
-        ("a.json", '{"mixing": {"gamma": 3.0}, "feedback": {"enabled": false}}'),
-        ("a.yaml", "mixing: {gamma: 3.0}\nfeedback:\n  enabled: false\n"),
-        ("a.yml", "mixing:\n  gamma: 3\nfeedback: {enabled: no}\n"),
+        ("a.json", '{"mixing": {"share": 1.0}, "feedback": {"enabled": false}}'),
+        ("a.yaml", "mixing: {share: 1.0}\nfeedback:\n  enabled: false\n"),
+        ("a.yml", "mixing:\n  share: 1\nfeedback: {enabled: no}\n"),
     ],
 )
 def test_json_and_yaml_are_read(tmp_path, name, text):
     config = resolved_from(written(tmp_path, text, name))
-    assert config.mixing.gamma == 3.0
+    assert config.mixing.share == 1.0
     assert config.feedback.enabled is False
     assert config.masks == MaskConfig()
 
@@ -141,13 +186,13 @@ def test_json_and_yaml_are_read(tmp_path, name, text):
 @pytest.mark.parametrize(
     "name, text, key",
     [
-        ("a.yaml", "mixing: {gamma: 0.5}\nseed: 1\nmixing: {share: 0.5}\n", "mixing"),
-        ("a.yaml", "mixing: {gamma: 0.5, gamma: 2.0}", "gamma"),
-        ("a.json", '{"mixing": {"gamma": 0.5}, "mixing": {"share": 0.5}}', "mixing"),
+        ("a.yaml", "mixing: {share: 0.5}\nseed: 1\nmixing: {share: 0.7}\n", "mixing"),
+        ("a.yaml", "mixing: {share: 0.5, share: 0.7}", "share"),
+        ("a.json", '{"mixing": {"share": 0.5}, "mixing": {"share": 0.7}}', "mixing"),
     ],
 )
 def test_a_key_that_is_there_twice_is_an_error(tmp_path, name, text, key):
-    with pytest.raises(ValueError, match=f"{name} is neither valid JSON nor YAML: {key} is there twice; join the two"):
+    with pytest.raises(GenSegError, match=f"{name} is neither valid JSON nor YAML: {key} is there twice; join the two"):
         resolved_from(written(tmp_path, text, name))
 
 
@@ -165,36 +210,41 @@ def test_an_empty_yaml_file_changes_nothing(tmp_path):
 
 
 def test_process_environment_is_looked_up_by_default(tmp_path, monkeypatch):
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(written(tmp_path, '{"seed": 5}')))
+    monkeypatch.setenv(SETTINGS, str(written(tmp_path, '{"seed": 5}')))
     assert resolve().seed == 5
 
 
 def test_file_beats_preset_key_by_key(tmp_path):
-    path = written(tmp_path, '{"mixing": {"gamma": 3.0}}')
-    config = resolved_from(path, {"mixing": {"gamma": 2.0, "share": 0.5}, "seed": 4})
-    assert (config.mixing.gamma, config.mixing.share, config.seed) == (3.0, 0.5, 4)
+    path = written(tmp_path, '{"deformation": {"rotation": 3.0}}')
+    config = resolved_from(path, {"deformation": {"rotation": 2.0, "scaling": 0.5}, "seed": 4})
+    assert (config.deformation.rotation, config.deformation.scaling, config.seed) == (3.0, 0.5, 4)
 
 
 def test_preset_is_not_changed_by_the_file(tmp_path):
-    preset = {"mixing": {"gamma": 2.0}}
-    resolved_from(written(tmp_path, '{"mixing": {"gamma": 3.0}}'), preset)
-    assert preset == {"mixing": {"gamma": 2.0}}
+    preset = {"mixing": {"share": 0.2}}
+    resolved_from(written(tmp_path, '{"mixing": {"share": 0.3}}'), preset)
+    assert preset == {"mixing": {"share": 0.2}}
 
 
 def test_error_names_the_file_at_fault(tmp_path):
-    with pytest.raises(ValueError, match=r"genseg\.json"):
-        resolved_from(written(tmp_path, '{"mixing": {"gamma": -1}}'))
+    with pytest.raises(GenSegError, match=r"genseg\.json"):
+        resolved_from(written(tmp_path, '{"mixing": {"share": -1}}'))
 
 
 def test_settings_survive_a_json_file():
-    config = resolve({"mixing": {"gamma": 0.1}, "conditioning": {"mode": "tissue"}, "seed": 9}, {})
+    config = resolve({"mixing": {"share": 0.1}, "redraw": {"mode": "tissue"}, "seed": 9}, {})
+    assert checked(GenSegConfig, json.loads(json.dumps(config.to_json())), "test") == config
+
+
+def test_named_cases_survive_a_json_file():
+    config = resolve({"feedback": {"cases": ["a", "b"]}}, {})
     assert checked(GenSegConfig, json.loads(json.dumps(config.to_json())), "test") == config
 
 
 def test_differences_name_the_settings_that_differ():
-    first = resolve({"mixing": {"gamma": 2.0}}, {})
+    first = resolve({"mixing": {"share": 0.2}}, {})
     second = resolve({"seed": 3}, {})
-    assert first.differences(second) == ["mixing.gamma: 2.0, there 1.0", "seed: 0, there 3"]
+    assert first.differences(second) == ["mixing.share: 0.2, there 0.5", "seed: 0, there 3"]
     assert first.differences(first) == []
 
 
@@ -210,8 +260,8 @@ def test_configuration_is_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 1
     with pytest.raises(ValidationError, match="frozen"):
-        config.mixing.gamma = 2.0
-    assert (config.seed, config.mixing.gamma) == (0, 1.0)
+        config.mixing.share = 0.2
+    assert (config.seed, config.mixing.share) == (0, 0.5)
 
 
 def test_every_setting_is_documented():
@@ -219,3 +269,12 @@ def test_every_setting_is_documented():
         fields = getattr(topic.annotation, "model_fields", None)
         for key, field in ({name: topic} if fields is None else fields).items():
             assert field.description, f"{name}.{key}"
+
+
+def test_the_environment_names_this_package_s_trainers_after_others(monkeypatch):
+    own = str(discovery_folder())
+    assert (discovery_folder() / "genseg_discovered_trainers.py").is_file()
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    assert external_trainers() == own
+    monkeypatch.setenv("nnUNet_extTrainer", f"/mine:{own}:/other")
+    assert external_trainers() == f"/mine:/other:{own}"

@@ -1,9 +1,13 @@
+"""What is special to the Gaussian mixture; what all families have in common is in test_families.py."""
+
 import pytest
 import torch
+from torch.nn import functional
 
-from nnunetv2_genseg.conditioning import ConditionLayout, condition
-from nnunetv2_genseg.config import GeneratorConfig
+from nnunetv2_genseg.config import GeneratorConfig, GenSegError
 from nnunetv2_genseg.generators import NetworkPlan, build_generator
+from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
+from nnunetv2_genseg.synthesis.spatial import neighbourhood_mean
 
 CPU = torch.device("cpu")
 EVERY_SHAPE = pytest.mark.parametrize("spatial", [(24, 20), (10, 12, 14), (2, 16, 16)])
@@ -24,7 +28,8 @@ def setting(spatial, channels, spread=0.5, count=6):
     deviation = spread * torch.arange(6.0)
     noise = torch.randn(count, channels, *spatial, generator=seeded(2)) * deviation[scene][:, None]
     painted = torch.stack([intensities[i][scene[i]].movedim(-1, 0) for i in range(count)])
-    return generator, condition(scene, intensities, layout), painted + noise, scene
+    classes = functional.one_hot(scene, layout.scene_classes).movedim(-1, 1)[:, 1:].float()
+    return generator, torch.cat([classes, neighbourhood_mean(painted)], dim=1), painted + noise, scene
 
 
 def style_of(generator, image, seed=3):
@@ -36,14 +41,14 @@ def style_of(generator, image, seed=3):
 def test_drawn_images_have_the_shape_of_real_ones_and_are_finite(spatial, channels):
     generator, conditions, image, _ = setting(spatial, channels)
     style = style_of(generator, image)
-    fresh = generator.draw(conditions, style)
-    generator.learn(conditions, image, style)
-    drawn = generator.draw(conditions, style)
+    fresh = generator.sample(conditions, style)
+    generator.training_step(conditions, image, style)
+    drawn = generator.sample(conditions, style)
     assert fresh.shape == drawn.shape == image.shape
     assert torch.isfinite(fresh).all()
     assert torch.isfinite(drawn).all()
-    assert torch.equal(drawn, generator.draw(conditions, style))
-    assert not torch.allclose(drawn, generator.draw(conditions, style_of(generator, image, 4)))
+    assert torch.equal(drawn, generator.sample(conditions, style))
+    assert not torch.allclose(drawn, generator.sample(conditions, style_of(generator, image, 4)))
 
 
 @CHANNELS
@@ -51,7 +56,7 @@ def test_drawn_images_have_the_shape_of_real_ones_and_are_finite(spatial, channe
 def test_the_spreads_within_the_classes_are_measured(spatial, channels):
     generator, conditions, image, _ = setting(spatial, channels, count=16)
     for _ in range(3):
-        generator.learn(conditions, image, style_of(generator, image))
+        generator.training_step(conditions, image, style_of(generator, image))
     found = generator.spread / generator.observed
     expected = 0.5 * torch.arange(1.0, 6.0)[:, None].expand_as(found)
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.05)
@@ -60,43 +65,43 @@ def test_the_spreads_within_the_classes_are_measured(spatial, channels):
 def test_a_class_that_is_never_seen_has_no_spread():
     generator, conditions, image, _ = setting((12, 12), 1)
     conditions[:, 4] = 0
-    generator.learn(conditions, image, style_of(generator, image))
+    generator.training_step(conditions, image, style_of(generator, image))
     assert generator.observed[4] == 0
-    assert torch.isfinite(generator.draw(conditions, style_of(generator, image))).all()
+    assert torch.isfinite(generator.sample(conditions, style_of(generator, image))).all()
 
 
 @CHANNELS
 @EVERY_SHAPE
 def test_the_condition_is_obeyed(spatial, channels):
     generator, conditions, image, scene = setting(spatial, channels)
-    generator.learn(conditions, image, style_of(generator, image))
+    generator.training_step(conditions, image, style_of(generator, image))
     style = style_of(generator, image)
     brighter = conditions.clone()
     brighter[:, 5:] += 2.0 * (scene == 1)[:, None]
-    change = generator.draw(brighter, style) - generator.draw(conditions, style)
+    change = generator.sample(brighter, style) - generator.sample(conditions, style)
     torch.testing.assert_close(change.mean(), 2.0 * (scene == 1).float().mean(), rtol=0.05, atol=0.02)
 
 
 def test_a_class_with_a_wide_spread_is_drawn_with_one():
     generator, conditions, image, scene = setting((64, 64), 1)
-    generator.learn(conditions, image, style_of(generator, image))
-    rest = generator.draw(conditions, style_of(generator, image)) - conditions[:, 5:]
+    generator.training_step(conditions, image, style_of(generator, image))
+    rest = generator.sample(conditions, style_of(generator, image)) - conditions[:, 5:]
     narrow, wide = (rest[:, 0][scene == label].std() for label in (1, 5))
     assert wide > 1.5 * narrow
 
 
 def test_images_are_differentiable_in_style_and_intensities():
     generator, conditions, image, _ = setting((12, 12), 1)
-    generator.learn(conditions, image, style_of(generator, image))
+    generator.training_step(conditions, image, style_of(generator, image))
     style = style_of(generator, image).requires_grad_()
     conditions.requires_grad_()
-    slopes = torch.autograd.grad(generator.draw(conditions, style).square().sum(), [style, conditions])
+    slopes = torch.autograd.grad(generator.sample(conditions, style).square().sum(), [style, conditions])
     assert all(torch.isfinite(slope).all() and slope.any() for slope in slopes)
 
 
 def test_conditions_without_intensities_are_refused():
     plan = NetworkPlan((8, 8), (8,), ((1, 1),), ((3, 3),))
-    with pytest.raises(ValueError, match=r"'gmm' needs the intensities.*'tissue' or 'differential'"):
+    with pytest.raises(GenSegError, match=r"'gmm' needs the intensities.*redraw.mode to 'tissue' or 'residual'"):
         build_generator(
             GeneratorConfig(name="gmm"), plan, ConditionLayout(2, 0, 1), seed=0, device=CPU, separate_architecture=False
         )
@@ -105,3 +110,14 @@ def test_conditions_without_intensities_are_refused():
 def test_there_is_nothing_for_the_feedback_but_the_policy():
     generator, *_ = setting((12, 12), 1)
     assert generator.weights() == generator.architecture() == []
+
+
+@EVERY_SHAPE
+def test_a_step_that_is_not_finite_is_told_and_measures_nothing(spatial):
+    generator, conditions, image, _ = setting(spatial, 1)
+    assert generator.training_step(conditions, image, style_of(generator, image))["finite"]
+    spread, observed = generator.spread.clone(), generator.observed.clone()
+    image[0, 0].view(-1)[3] = float("nan")
+    assert not generator.training_step(conditions, image, style_of(generator, image))["finite"]
+    assert torch.equal(generator.spread, spread)
+    assert torch.equal(generator.observed, observed)

@@ -1,8 +1,10 @@
 import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from nnunetv2_genseg.labels import LabelCodec
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.synthesis.labels import LabelCodec
 
 SHAPES = [(6, 7), (4, 5, 6)]
 OVERLAPPING = [[1, 2, 3], [2, 3], 3]
@@ -78,30 +80,53 @@ def test_targets_are_also_made_as_numbers():
     assert torch.equal(codec.to_target(codec.to_classes(target.float()), torch.float32), target.float())
 
 
-@pytest.mark.parametrize("undeclared", [3, -1])
-@pytest.mark.parametrize("spatial", SHAPES)
-def test_undeclared_label_is_refused(spatial, undeclared):
-    labels = random_labels(spatial, 2)
-    labels.view(-1)[5] = undeclared
-    with pytest.raises(ValueError, match=r"labels outside 0\.\.2"):
-        LabelCodec.from_labels([1, 2], None).to_classes(labels[:, None])
-
-
-@pytest.mark.parametrize("spatial", SHAPES)
-def test_undeclared_combination_of_regions_is_refused(spatial):
-    target = region_target(random_labels(spatial, 3), OVERLAPPING)
-    target[0].flatten(1)[:, 3] = torch.tensor([False, True, False])
-    with pytest.raises(ValueError, match="combination of regions"):
-        LabelCodec.from_regions(OVERLAPPING, False).to_classes(target)
-
-
-def test_ignore_label_together_with_a_region_is_refused():
+def test_a_set_of_regions_that_no_label_has_becomes_background():
     target = region_target(random_labels((6, 7), 4), OVERLAPPING, 4)
-    target[0, :, 0, 0] = True
-    with pytest.raises(ValueError, match="combination of regions"):
-        LabelCodec.from_regions(OVERLAPPING, True).to_classes(target)
+    target[0, :, 0, 0] = True  # the ignore label and every region
+    classes = LabelCodec.from_regions(OVERLAPPING, True).to_classes(target)
+    assert classes[0, 0, 0] == 0
+    assert classes.flatten()[1:].unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_regions_that_hold_the_background_are_refused():
+    with pytest.raises(GenSegError, match=r"must not hold label 0, the background, found \[\[0, 1\], \[2\]\]"):
+        LabelCodec.from_regions([[0, 1], 2], False)
+
+
+class DeviceCopies(TorchDispatchMode):
+    """Counts the tensors that are moved to a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._to_copy.default and (kwargs or {}).get("device") is not None
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("spatial", SHAPES)
+@pytest.mark.parametrize("regions", [None, OVERLAPPING])
+def test_nothing_waits_for_the_device(spatial, regions):
+    labels = random_labels(spatial, 3)
+    if regions is None:
+        codec, target = LabelCodec.from_labels([1, 2, 3], None), labels[:, None]
+    else:
+        codec, target = LabelCodec.from_regions(regions, False), region_target(labels, regions)
+    target = target.to("meta")  # a device whose values nothing can read
+
+    def there_and_back():
+        classes = codec.to_classes(target)
+        assert classes.shape == labels.shape
+        assert codec.to_target(classes, torch.bool).shape == target.shape
+
+    with DeviceCopies() as first:
+        there_and_back()
+    with DeviceCopies() as later:
+        there_and_back()
+    assert (first.count, later.count) == (0 if regions is None else 1, 0), "the table of the regions stays on the device"
 
 
 def test_labels_with_a_gap_are_refused():
-    with pytest.raises(ValueError, match=r"consecutive from 1 on, found \[1, 3\]"):
+    with pytest.raises(GenSegError, match=r"consecutive from 1 on, found \[1, 3\]"):
         LabelCodec.from_labels([1, 3], None)

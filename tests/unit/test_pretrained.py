@@ -1,15 +1,18 @@
+"""Trained generators as folders: what is written, what is refused and why."""
+
 import json
 
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from safetensors.torch import load_file
 
-from nnunetv2_genseg.conditioning import ConditionLayout
-from nnunetv2_genseg.config import GeneratorConfig
+from nnunetv2_genseg.config import GeneratorConfig, GenSegError
 from nnunetv2_genseg.generators import NetworkPlan, build_generator
 from nnunetv2_genseg.generators.diffusion import TimedUNet
 from nnunetv2_genseg.generators.pretrained import ImageKind, identity, load_pretrained, save_pretrained
+from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 LAYOUT = ConditionLayout(2, 3, 1)
 CASES = {"Dataset901_Phantom2D": ["tr_001", "tr_000"]}
@@ -47,16 +50,16 @@ def test_a_loaded_generator_draws_the_same_with_the_same_parameters(family, dims
     original, own = build(family, dims)
     condition, image, style = inputs(original, dims)
     for _ in range(5):
-        original.learn(condition, image, style)
+        original.training_step(condition, image, style)
     save_pretrained(original, folder, own, CASES)
     other, _ = build(family, dims, seed=1)
-    other.learn(condition, image, style)
+    other.training_step(condition, image, style)
     parameters = other.weights()
     assert load_pretrained(other, folder, own) == {"Dataset901_Phantom2D": ["tr_000", "tr_001"]}
-    torch.testing.assert_close(other.draw(condition, style), original.draw(condition, style))
+    torch.testing.assert_close(other.sample(condition, style), original.sample(condition, style))
     assert all(one is same for one, same in zip(other.weights(), parameters, strict=True))
     assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".json", ".safetensors"}
-    other.learn(condition, image, style)
+    other.training_step(condition, image, style)
 
 
 @DIMS
@@ -64,7 +67,7 @@ def test_diffusers_own_classes_draw_the_same_from_the_folder(dims, folder):
     generator, own = build("diffusion", dims)
     condition, image, style = inputs(generator, dims)
     for _ in range(5):
-        generator.learn(condition, image, style)
+        generator.training_step(condition, image, style)
     save_pretrained(generator, folder, own, CASES)
 
     network = (UNet2DModel if dims == 2 else TimedUNet).from_pretrained(folder, subfolder="unet")
@@ -75,7 +78,7 @@ def test_diffusers_own_classes_draw_the_same_from_the_folder(dims, folder):
         for timestep in scheduler.timesteps:
             velocity = network(torch.cat([sample, condition], dim=1), timestep).sample
             sample = scheduler.step(velocity, timestep, sample).prev_sample
-    torch.testing.assert_close(sample, generator.draw(condition, style))
+    torch.testing.assert_close(sample, generator.sample(condition, style))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def test_diffusers_own_classes_draw_the_same_from_the_folder(dims, folder):
 def test_a_generator_that_does_not_fit_is_refused_with_what_differs(key, other, folder):
     generator, own = build("gan")
     save_pretrained(generator, folder, own, CASES)
-    with pytest.raises(ValueError, match=f"does not fit: {key} is .* there, .* here"):
+    with pytest.raises(GenSegError, match=f"does not fit: {key} is .* there, .* here"):
         load_pretrained(generator, folder, {**own, key: other})
 
 
@@ -103,7 +106,7 @@ def test_a_generator_that_does_not_fit_is_refused_with_what_differs(key, other, 
 def test_a_spacing_that_is_none_is_refused(spacing, folder):
     generator, own = build("gan")
     save_pretrained(generator, folder, {**own, "spacing": spacing}, CASES)
-    with pytest.raises(ValueError, match=r"does not fit: spacing is .* there"):
+    with pytest.raises(GenSegError, match=r"does not fit: spacing is .* there"):
         load_pretrained(generator, folder, own)
 
 
@@ -112,7 +115,7 @@ def test_weights_that_are_not_finite_are_refused_with_their_folder(folder):
     with torch.no_grad():
         generator.weights()[0].view(-1)[0] = float("nan")
     save_pretrained(generator, folder, own, CASES)
-    with pytest.raises(ValueError, match=f"the weights in {folder} hold NaN or infinity"):
+    with pytest.raises(GenSegError, match=f"the weights in {folder} hold NaN or infinity"):
         load_pretrained(generator, folder, own)
 
 
@@ -127,13 +130,13 @@ def test_other_shapes_of_weights_and_damage_are_named(family, folder):
     generator, own = build(family)
     save_pretrained(generator, folder, own, CASES)
     if family != "diffusion":
-        other, _ = build(family, style_channels=3)
-        with pytest.raises(ValueError, match="missing, damaged or of other shapes"):
+        other, _ = build(family, width=1.0)
+        with pytest.raises(GenSegError, match="missing, damaged or of other shapes"):
             load_pretrained(other, folder, own)
     (weights,) = folder.rglob("*.safetensors")
     for spoil in (lambda: weights.write_bytes(weights.read_bytes()[:100]), weights.unlink):
         spoil()
-        with pytest.raises(ValueError, match="missing, damaged or of other shapes"):
+        with pytest.raises(GenSegError, match="missing, damaged or of other shapes"):
             load_pretrained(generator, folder, own)
 
 
@@ -142,7 +145,7 @@ def test_another_folder_is_refused(content, tmp_path):
     generator, own = build("gan")
     if content:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"not the folder of a trained generator: config\.json cannot be read"):
+    with pytest.raises(GenSegError, match=r"not the folder of a trained generator: config\.json cannot be read"):
         load_pretrained(generator, tmp_path, own)
 
 
@@ -153,12 +156,35 @@ def test_a_folder_that_was_left_half_written_does_not_look_whole(folder, monkeyp
     monkeypatch.setattr(generator, "save_weights", lambda folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_pretrained(generator, folder, own, CASES)
-    with pytest.raises(ValueError, match="not the folder"):
+    with pytest.raises(GenSegError, match="not the folder"):
         load_pretrained(generator, folder, own)
 
 
 def test_a_family_without_weights_has_nothing_to_save(folder):
     generator, own = build("gmm")
-    with pytest.raises(ValueError, match="generator 'gmm' has no weights"):
+    with pytest.raises(GenSegError, match="generator 'gmm' has no weights"):
         save_pretrained(generator, folder, own, CASES)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("number", [None, 1, "2"])
+def test_a_folder_of_another_format_is_refused_with_the_remedy(number, folder):
+    generator, own = build("gan")
+    save_pretrained(generator, folder, own, CASES)
+    described = json.loads((folder / "config.json").read_text())
+    del described["format"]
+    (folder / "config.json").write_text(json.dumps(described if number is None else described | {"format": number}))
+    with pytest.raises(GenSegError, match=rf"has format {number!r}, this version reads 2; train it again with `genseg pretrain`"):
+        load_pretrained(generator, folder, own)
+
+
+@DIMS
+def test_the_weights_that_are_kept_are_the_averaged_ones(dims, folder):
+    generator, own = build("gan", dims)
+    for _ in range(5):
+        generator.training_step(*inputs(generator, dims))
+    save_pretrained(generator, folder, own, CASES)
+    kept, average = load_file(folder / "model.safetensors"), generator.average.weights()
+    assert kept.keys() == average.keys()
+    assert all(torch.equal(kept[name], average[name]) for name in kept)
+    assert not all(torch.equal(kept[name], weight) for name, weight in generator.network.named_parameters())

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunetv2_genseg.appearance import tone_curve
+from nnunetv2_genseg.synthesis.intensity import tone_curve
 
 
 def seeded(seed=0):
@@ -43,11 +43,30 @@ def test_the_curve_is_piecewise_linear_between_quartiles():
     torch.testing.assert_close(found / found[0], drawn / drawn[0], rtol=1e-2, atol=1e-2)
 
 
-def test_no_width_changes_nothing_and_a_constant_patch_stays_finite():
-    image = pictures(2, 1)
+@pytest.mark.parametrize("spatial", [(128, 128, 128), (512, 512)])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_the_knots_are_the_quartiles_of_large_patches_too(spatial, axis):
+    """A ramp along one axis; a sample by a fixed stride would see two of 128 positions."""
+    n = spatial[axis]
+    image = torch.linspace(-2, 2, n).view(n, *(1,) * (len(spatial) - 1)).movedim(0, axis).expand(1, 1, *spatial)
+    curve = tone_curve(image, 1.0, seeded())[0, 0].movedim(axis, 0).flatten(1)[:, 0]
+    slopes = curve.diff() / (4 / (n - 1))
+    pieces = [slopes[i * n // 4 + 4 : (i + 1) * n // 4 - 5] for i in range(4)]
+    for piece in pieces:
+        torch.testing.assert_close(piece, piece[:1].expand_as(piece), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_no_width_changes_nothing_and_a_constant_channel_stays_to_the_bit(dims):
+    image = pictures(dims, 2)
     torch.testing.assert_close(tone_curve(image, 0.0, seeded()), image)
-    flat = torch.full((1, 1, 8, 8), 3.0)
-    torch.testing.assert_close(tone_curve(flat, 1.0, seeded()), flat)
+    image[:, 1] = 0.1
+    image[0, 1] = -1000.7
+    width = torch.tensor(1.0, requires_grad=True)
+    bent = tone_curve(image, width, seeded())
+    assert torch.equal(bent[:, 1], image[:, 1])
+    assert not torch.equal(bent[:, 0], image[:, 0])
+    assert torch.isfinite(torch.autograd.grad(bent.sum(), width)[0])
 
 
 def test_the_width_has_a_gradient():

@@ -1,0 +1,157 @@
+import json
+
+import blosc2
+import numpy as np
+import pytest
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.trainers.preflight import (
+    require_description,
+    require_labels,
+    require_previous_stage,
+    require_splits,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Warning. Received empty chunks")
+CASES = ["case.1", "case_2", "case_3", "case_4", "case_5"]
+REMEDY = "first train configuration 3d_lowres with -tr GenSegTrainer to its end, every fold or `all`"
+LABELS = LabelManager({"background": 0, "a": 1, "b": 2}, None)
+IGNORING = LabelManager({"background": 0, "a": 1, "ignore": 2}, None)
+REGIONS = LabelManager({"background": 0, "whole": [1, 2, 4], "core": [2, 4]}, [1, 2])
+SHAPES = [(1, 6, 7), (4, 6, 7)]
+"""Of 2D cases, which are volumes of one slice, and of 3D ones."""
+
+
+def save(folder, case, segmentation, locations=None):
+    """As nnU-Net's preprocessing does."""
+    if locations is None:
+        locations = {label: np.argwhere(segmentation == label) for label in range(1, 5)}
+    image = np.zeros((1, *segmentation.shape), np.float32)
+    properties = {"class_locations": locations}
+    nnUNetDatasetBlosc2.save_case(image, segmentation[None].astype(np.int8), properties, str(folder / case))
+
+
+def labelled(shape, *values):
+    segmentation = np.zeros(shape, np.int8)
+    for i, value in enumerate(values):
+        segmentation[:, i] = value
+    return segmentation
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_declared_labels_are_accepted_and_foreground_is_found(shape, tmp_path):
+    save(tmp_path, "empty", labelled(shape, -1))
+    save(tmp_path, "full", labelled(shape, -1, 1, 2))
+    dataset = nnUNetDatasetBlosc2(str(tmp_path))
+    assert require_labels(dataset, ["empty", "full"], LABELS)
+    assert not require_labels(dataset, ["empty"], LABELS)
+    assert require_labels(dataset, ["full"], IGNORING), "the ignore label is declared"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_undeclared_labels_are_named_with_their_case(shape, tmp_path):
+    save(tmp_path, "good", labelled(shape, 1))
+    save(tmp_path, "bad", labelled(shape, 1, 3, 7))
+    dataset = nnUNetDatasetBlosc2(str(tmp_path))
+    found = r"case bad holds labels that dataset\.json does not declare: 3, 7; declared are 0, 1, 2\. Correct labelsTr"
+    with pytest.raises(GenSegError, match=found):
+        require_labels(dataset, ["good", "bad"], LABELS)
+    assert require_labels(dataset, ["good"], LABELS)
+
+
+def test_a_gap_between_the_labels_of_regions_is_not_declared(tmp_path):
+    save(tmp_path, "declared", labelled((1, 6, 7), 4, 1))
+    save(tmp_path, "gap", labelled((1, 6, 7), 4, 3))
+    dataset = nnUNetDatasetBlosc2(str(tmp_path))
+    assert require_labels(dataset, ["declared"], REGIONS)
+    with pytest.raises(GenSegError, match=r"case gap holds labels .*: 3; declared are 0, 1, 2, 4"):
+        require_labels(dataset, ["gap"], REGIONS)
+
+
+def test_annotated_background_is_no_foreground(tmp_path):
+    """With an ignore label nnU-Net lists all annotated voxels under a tuple that holds a negative label."""
+    segmentation = labelled((1, 6, 7), 2)
+    save(tmp_path, "case", segmentation, {1: [], (-1, 0, 1): np.argwhere(segmentation == 0)})
+    save(tmp_path, "region", segmentation, {(1, 2): np.argwhere(segmentation == 2)})
+    dataset = nnUNetDatasetBlosc2(str(tmp_path))
+    assert not require_labels(dataset, ["case"], IGNORING)
+    assert require_labels(dataset, ["region"], IGNORING)
+
+
+@pytest.mark.parametrize("ending", [".b2nd", "_seg.b2nd", ".pkl"])
+@pytest.mark.parametrize("fault", ["missing", "garbage"])
+def test_a_case_that_cannot_be_read_is_named(ending, fault, tmp_path):
+    save(tmp_path, "good", labelled((1, 6, 7), 1))
+    save(tmp_path, "bad", labelled((1, 6, 7), 1))
+    dataset = nnUNetDatasetBlosc2(str(tmp_path))
+    path = tmp_path / f"bad{ending}"
+    path.unlink()
+    if fault == "garbage":
+        path.write_bytes(b"{ this is neither")
+    with pytest.raises(GenSegError, match=r"case bad cannot be read .*; run nnUNetv2_plan_and_preprocess"):
+        require_labels(dataset, ["good", "bad"], LABELS)
+
+
+def test_a_segmentation_damaged_inside_is_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 3, (8, 32, 32)).astype(np.int8)
+    save(tmp_path, "bad", noise)
+    path = tmp_path / "bad_seg.b2nd"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 200] = bytes(200)
+    path.write_bytes(content)
+    try:
+        changed = np.array_equal(blosc2.open(str(path), mode="r")[:][0], noise)
+    except Exception:
+        changed = True
+    assert changed, "the damage shows"
+    with pytest.raises(GenSegError, match="case bad"):
+        require_labels(nnUNetDatasetBlosc2(str(tmp_path)), ["bad"], LABELS)
+
+
+@pytest.mark.parametrize("missing", ["labels", "channel_names"])
+def test_a_description_without_what_nnunet_needs_is_refused(missing):
+    whole = {"labels": {"background": 0}, "channel_names": {"0": "MRI"}, "file_ending": ".png"}
+    require_description(whole)
+    require_description({"labels": {}, "modality": {"0": "MRI"}})
+    with pytest.raises(GenSegError, match=rf"dataset\.json has no `{missing}`, found .*file_ending"):
+        require_description({key: value for key, value in whole.items() if key != missing})
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "is not valid JSON"),
+        ({"train": [], "val": []}, "must be a list"),
+        ([{"train": ["case_2"]}], "must be a list"),
+        ([{"train": ["case_2", "other"], "val": ["strange"]}], "cases that are not preprocessed: other, strange"),
+    ],
+)
+def test_splits_that_nnunet_cannot_follow_are_refused(content, message, tmp_path):
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": ["case_2"], "val": ["case_3"]}]))
+    require_splits(path, CASES)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(GenSegError, match=message):
+        require_splits(path, CASES)
+
+
+def require(folder):
+    require_previous_stage(folder, CASES, "3d_lowres", "GenSegTrainer")
+
+
+@pytest.mark.parametrize("ending", ["b2nd", "npz"])
+def test_a_first_stage_that_segmented_every_case_is_enough(ending, tmp_path):
+    for case in [*CASES, "of another fold"]:
+        (tmp_path / f"{case}.{ending}").touch()
+    require(tmp_path)
+
+
+def test_cases_that_the_first_stage_did_not_segment_are_named(tmp_path):
+    (tmp_path / "case_2.b2nd").touch()
+    names = "case.1, case_3, case_4, ..."
+    with pytest.raises(GenSegError, match=rf"lacks the segmentations of 4 of 5 training cases \({names}\); {REMEDY}"):
+        require(tmp_path)
+    with pytest.raises(GenSegError, match=rf"{tmp_path}/none, the previous stage's segmentations, is missing; {REMEDY}"):
+        require(tmp_path / "none")
