@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,12 +127,14 @@ def times(subject: Subject, model: Path) -> dict[str, Any]:
                 if turn:  # the first turn is a warm-up
                     seconds.setdefault(key, []).append(taken)
     epoch, _ = moments(genseg.genseg).get("pairs and feedback", (EPOCHS // 2, 0))
+    own, theirs = syncs(genseg, epoch), syncs(stock, epoch)
     return {
         "batch_size": int(stock.batch_size),
         "patch_size": [int(extent) for extent in stock.configuration_manager.patch_size],
         **summary(seconds, genseg.genseg),
-        "host_syncs": max(syncs(genseg, epoch)),
-        "stock_host_syncs": max(syncs(stock, epoch)),
+        "host_syncs": max(own[1:]),
+        "feedback_host_syncs": own[0],
+        "stock_host_syncs": max(theirs),
     }
 
 
@@ -166,25 +169,30 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": round(statistics.median(values), 5), "least": round(min(values), 5), "most": round(max(values), 5)}
 
 
-def syncs(trainer: Any, epoch: int) -> Iterator[int]:
-    """How often an iteration waits for a number from the device, for the first iterations of an epoch without feedback."""
+def syncs(trainer: Any, epoch: int) -> list[int]:
+    """How often each of the first iterations of an epoch waits for a number from the device.
+
+    What optimisers read is left out: their step counters, which are in main memory.
+    """
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Counter(TorchDispatchMode):
         count = 0
 
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.count += function.overloadpacket.__name__ == "_local_scalar_dense"
+            waits = function.overloadpacket.__name__ == "_local_scalar_dense"
+            self.count += waits and not any("torch/optim/" in frame.filename for frame in inspect.stack(0))
             return function(*args, **(kwargs or {}))
 
     trainer.current_epoch = epoch
     trainer.on_train_epoch_start()
-    for iteration in range(5):
+    counts = []
+    for _ in range(5):
         batch = next(trainer.dataloader_train)
         with Counter() as counter:
             trainer.train_step(batch)
-        if iteration:  # the first has the feedback step
-            yield counter.count
+        counts.append(counter.count)
+    return counts
 
 
 def memory(kind: str, subject: Subject, model: Path) -> int:

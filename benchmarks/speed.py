@@ -51,7 +51,7 @@ def show(plan: dict[str, Any]) -> None:
     for name, values in rows.items():
         median, least, most = (1000 * values[key] for key in ("median", "least", "most"))
         print(f"  {name:20} {median:8.1f} ms ({least:.1f} to {most:.1f}) {plan['stage_ratios'].get(name, 1.0):6.2f}")
-    for key in ("iteration_ratio", "step_ratio", "memory_ratio", "feedback_iterations", "host_syncs", "stock_host_syncs"):
+    for key in ("iteration_ratio", "step_ratio", "memory_ratio", "feedback_iterations", "host_syncs", "feedback_host_syncs"):
         print(f"  {key:20} {plan[key]}", flush=True)
 
 

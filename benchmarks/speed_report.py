@@ -19,8 +19,8 @@ iterations of every stage. Machine: {machine}. Versions: {versions}. Commit: {co
 """
 COLUMNS = ("dataset", "plan", "patch", "batch", "stock, ms", "iteration", "step", "by stage", "feedback step", "memory", "syncs")
 TAIL = """
-**Feedback step**: what one adds, in stock iterations. **Syncs**: host synchronisations of one iteration with pairs, those of
-stock in brackets.
+**Feedback step**: what one adds, in stock iterations. **Syncs**: host synchronisations of an iteration with pairs, of one with a
+feedback step too, and in brackets of stock.
 """
 
 
@@ -41,7 +41,7 @@ def speed(record: dict[str, Any]) -> str:
             ", ".join(f"{stage} {ratio:.2f}" for stage, ratio in plan["stage_ratios"].items()),
             f"{plan['feedback_iterations']:.1f}",
             f"**{plan['memory_ratio']:.2f}**",
-            f"{plan['host_syncs']} ({plan['stock_host_syncs']})",
+            f"{plan['host_syncs']}, {plan['feedback_host_syncs']} ({plan['stock_host_syncs']})",
         )
         text += "| " + " | ".join(map(str, cells)) + " |\n"
     return text + TAIL
