@@ -1,4 +1,4 @@
-"""What a user can get wrong, and what `genseg` answers: one table for the test and for the benchmark."""
+"""What a user can get wrong, and what `genseg` answers, as one table."""
 
 from __future__ import annotations
 
