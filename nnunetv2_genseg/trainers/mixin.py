@@ -158,8 +158,8 @@ class GenSegMixin(nnUNetTrainer):
         """nnU-Net's preparations; the generator is loaded or, after `--c`, restored, and the configuration recorded.
 
         Raises:
-            GenSegError: what the generator is to start from, or go on from, is missing, damaged or does not fit.
-            torch.cuda.OutOfMemoryError: the GPU's memory does not hold the training to its end.
+            GenSegError: what the generator is to start from, or go on from, is missing, damaged or does not fit, or the GPU's
+                memory does not hold the training to its end.
         """
         if not self.was_initialized:
             self.initialize()
