@@ -179,7 +179,7 @@ def measured_training(trainer: Any, place: Place) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "cpu_seconds": round(time.process_time() - busy, 1),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if place.device == "cuda" else memory,
-        "progress": trainer.progress.rows if hasattr(trainer, "progress") else [],
+        "progress": trainer.recorder.progress.rows if hasattr(trainer, "recorder") else [],
     }
 
 

@@ -17,25 +17,10 @@ training without workers has them; **step** is the training step alone. Memory i
 iterations of every stage. Machine: {machine}. Versions: {versions}. Commit: {commit}.
 
 """
-COLUMNS = (
-    "dataset",
-    "plan",
-    "patch",
-    "batch",
-    "stock, ms",
-    "iteration",
-    "step",
-    "warm-up",
-    "ramp",
-    "pairs and feedback",
-    "tail",
-    "feedback step",
-    "memory",
-    "syncs",
-)
+COLUMNS = ("dataset", "plan", "patch", "batch", "stock, ms", "iteration", "step", "by stage", "feedback step", "memory", "syncs")
 TAIL = """
-**Feedback step**: what one adds, in stock iterations. **Syncs**: host synchronisations of one iteration with pairs, those of
-stock in brackets.
+**Feedback step**: what one adds, in stock iterations. **Syncs**: host synchronisations of an iteration with pairs, of one with a
+feedback step too, and in brackets of stock.
 """
 
 
@@ -45,7 +30,6 @@ def speed(record: dict[str, Any]) -> str:
     text = HEAD.format(machine=record["machine"], versions=versions, commit=record["commit"])
     text += "| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|\n"
     for plan in record["plans"]:
-        stages = plan["stage_ratios"]
         cells = (
             plan["dataset"],
             plan["configuration"],
@@ -54,10 +38,10 @@ def speed(record: dict[str, Any]) -> str:
             f"{1000 * plan['stock_seconds']['median']:.0f}",
             f"**{plan['iteration_ratio']:.2f}**",
             f"{plan['step_ratio']:.2f}",
-            *(f"{stages[stage]:.2f}" for stage in ("warm-up", "ramp", "full", "tail")),
+            ", ".join(f"{stage} {ratio:.2f}" for stage, ratio in plan["stage_ratios"].items()),
             f"{plan['feedback_iterations']:.1f}",
             f"**{plan['memory_ratio']:.2f}**",
-            f"{plan['host_syncs']} ({plan['stock_host_syncs']})",
+            f"{plan['host_syncs']}, {plan['feedback_host_syncs']} ({plan['stock_host_syncs']})",
         )
         text += "| " + " | ".join(map(str, cells)) + " |\n"
     return text + TAIL

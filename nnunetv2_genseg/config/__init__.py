@@ -1,7 +1,7 @@
 """What a user may set, how it is read, and the errors that a user can correct."""
 
 from nnunetv2_genseg.config.errors import GenSegError, GenSegFileError
-from nnunetv2_genseg.config.loading import Settings, checked, resolve
+from nnunetv2_genseg.config.loading import checked, resolve
 from nnunetv2_genseg.config.schema import (
     DeformationConfig,
     FeedbackConfig,
@@ -12,6 +12,7 @@ from nnunetv2_genseg.config.schema import (
     MixingConfig,
     RedrawConfig,
     ScheduleConfig,
+    Settings,
 )
 
 __all__ = [

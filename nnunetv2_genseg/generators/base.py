@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_genseg.config import GeneratorConfig
+from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.generators.networks import NetworkPlan
 from nnunetv2_genseg.registry import Registry
-from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 
 class Generator(Protocol):
@@ -68,7 +68,18 @@ class GeneratorFactory(Protocol):
         ...
 
 
-NOT_A_FAMILY = ("augmentation", "averaging", "base", "divergence", "flat_style", "networks", "optimisation", "pretrained")
+NOT_A_FAMILY = (
+    "augmentation",
+    "averaging",
+    "base",
+    "divergence",
+    "flat_style",
+    "layout",
+    "networks",
+    "optimisation",
+    "pretrained",
+    "smoothing",
+)
 """Modules of this package that register no family."""
 GENERATORS: Registry[GeneratorFactory] = Registry("generator.name", __package__ or "", exclude=NOT_A_FAMILY)
 

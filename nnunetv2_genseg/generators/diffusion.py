@@ -24,9 +24,9 @@ from torch.func import functional_call
 from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators.averaging import MovingAverage
 from nnunetv2_genseg.generators.base import GENERATORS
+from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.generators.networks import MixedKernelUNet, NetworkPlan
 from nnunetv2_genseg.generators.optimisation import adam, exclude, load_optimiser, optimiser_step
-from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 TIME_CHANNELS = 32
 """Length of the embedding of σ in 3D."""

@@ -19,10 +19,10 @@ from nnunetv2_genseg.generators.augmentation import augment
 from nnunetv2_genseg.generators.averaging import MovingAverage
 from nnunetv2_genseg.generators.base import GENERATORS
 from nnunetv2_genseg.generators.flat_style import flat_length, split_style
+from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.generators.networks import MixedKernelUNet, NetworkPlan, PatchDiscriminator
 from nnunetv2_genseg.generators.optimisation import adam, exclude, load_optimiser, optimiser_step
 from nnunetv2_genseg.generators.pretrained import WEIGHTS
-from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 STYLE_CHANNELS = 8
 """Length of the part of the style that acts on whole patches."""

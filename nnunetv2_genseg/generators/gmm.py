@@ -16,9 +16,9 @@ from torch.nn import functional
 from nnunetv2_genseg.config import GeneratorConfig, GenSegError
 from nnunetv2_genseg.generators.base import GENERATORS
 from nnunetv2_genseg.generators.flat_style import flat_length, split_style
+from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.generators.networks import NetworkPlan
-from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
-from nnunetv2_genseg.synthesis.spatial import neighbourhood_mean
+from nnunetv2_genseg.generators.smoothing import neighbourhood_mean
 
 BIAS_POINTS = 4
 """Control points of the bias field along every axis."""

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 
 from nnunetv2_genseg.config import GeneratorConfig, GenSegError
 from nnunetv2_genseg.generators.base import Generator
+from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.generators.networks import NetworkPlan
-from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -19,10 +19,10 @@ from torch.func import functional_call
 from nnunetv2_genseg.config import GeneratorConfig
 from nnunetv2_genseg.generators.base import GENERATORS
 from nnunetv2_genseg.generators.divergence import divergence
+from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.generators.networks import MixedKernelCell, MixedKernelUNet, NetworkPlan
 from nnunetv2_genseg.generators.optimisation import adam, exclude, load_optimiser, optimiser_step
 from nnunetv2_genseg.generators.pretrained import WEIGHTS
-from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 LATENTS = 8
 """Length of the latent vector."""

@@ -216,13 +216,6 @@ def per_patch(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.ndim - 1))
 
 
-def neighbourhood_mean(maps: Tensor) -> Tensor:
-    """Mean of the 3-voxel neighbourhood of every voxel of (B, C, *spatial), of what lies within the patch."""
-    pool = functional.avg_pool2d if maps.ndim == 4 else functional.avg_pool3d
-    kernel = [min(3, n - 1 + n % 2) for n in maps.shape[2:]]  # avg_pool3d takes no kernel larger than the patch
-    return pool(maps, kernel, stride=1, padding=[n // 2 for n in kernel], count_include_pad=False)
-
-
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """(B, *spatial) int64 to (B, classes, *spatial) float32."""
     maps = torch.zeros(len(labels), classes, *labels.shape[1:], device=labels.device)

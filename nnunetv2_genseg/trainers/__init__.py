@@ -17,7 +17,8 @@ if Version(Version(version("nnunetv2")).base_version) < Version(OLDEST_NNUNET):
         "run: pip install --upgrade nnunetv2"
     )
 
-from nnunetv2_genseg.trainers.mixin import GenSegMixin, GenSegTrainer  # noqa: E402
+from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer  # noqa: E402
+from nnunetv2_genseg.trainers.mixin import GenSegMixin  # noqa: E402
 from nnunetv2_genseg.trainers.presets import *  # noqa: E402, F403
 from nnunetv2_genseg.trainers.presets import __all__ as _presets  # noqa: E402
 from nnunetv2_genseg.trainers.short import GenSegTrainerShort, nnUNetTrainerDA5Short, nnUNetTrainerShort  # noqa: E402

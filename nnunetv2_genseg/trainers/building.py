@@ -45,7 +45,8 @@ def build_batch_codec(trainer: Any) -> BatchCodec:
 
     def previous_stage(labels: Tensor) -> Tensor:
         with trainer._own_random_state():
-            return stage.draw(labels)
+            channels: Tensor = stage.sample(labels)
+            return channels
 
     return BatchCodec(codec, len(kind.channels), trainer.device, scales, dtype, previous_stage)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +131,50 @@ def _is_annotated_key(key: Any) -> bool:
 def first_of(names: Sequence[str]) -> str:
     """Three names at most, for a message."""
     return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+
+
+def require_cases(folder: Path, cases: Collection[str]) -> None:
+    """Checks that a fold can be made of the preprocessed cases.
+
+    Args:
+        folder: of the preprocessed dataset.
+        cases: names of all preprocessed cases.
+
+    Raises:
+        GenSegError: the user's splits_final.json cannot be followed, or there are too few cases for nnU-Net's own split.
+    """
+    splits = folder / "splits_final.json"
+    if splits.is_file():
+        require_splits(splits, cases)
+    elif len(cases) < 5:
+        raise GenSegError(
+            f"the dataset has {len(cases)} cases, too few for nnU-Net's five-fold cross-validation; train on all of them with "
+            "fold `all`, or write your own splits_final.json"
+        )
+
+
+def require_foreground(dataset: Any, labels: Any) -> None:
+    """Checks every training case (see `require_labels`) and that there is something to segment.
+
+    Raises:
+        GenSegError: a case is faulty, or no case holds a voxel of a foreground class.
+    """
+    if not require_labels(dataset, dataset.identifiers, labels):
+        raise GenSegError("no training case of this fold holds a voxel of a foreground class; check labelsTr and dataset.json")
+
+
+def warn_of_seen(validation: Collection[str], seen: Collection[str], generator: str | None, log: Callable[[str], None]) -> None:
+    """Logs a warning if a trained generator has seen validation cases.
+
+    Args:
+        validation: names of the fold's validation cases.
+        seen: names of the cases that the generator was trained on.
+        generator: its folder.
+        log: writes a line into nnU-Net's log.
+    """
+    both = sorted(set(validation).intersection(seen))
+    if both:
+        log(
+            f"GenSeg WARNING: the generator in {generator} was trained on {len(both)} of the {len(validation)} validation cases "
+            f"of this fold ({first_of(both)}), so validation cannot judge it; train one for this fold: genseg pretrain -f FOLD"
+        )

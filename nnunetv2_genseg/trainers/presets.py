@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from nnunetv2_genseg.config import Settings
-from nnunetv2_genseg.trainers.mixin import GenSegTrainer
+from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer
 
 
 class GenSegTrainerNoFeedback(GenSegTrainer):

@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig
 from nnunetv2_genseg.synthesis.modes import MODES
-from nnunetv2_genseg.trainers.mixin import SAMPLES_FILE, GenSegMixin
+from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop
+from nnunetv2_genseg.trainers.mixin import GenSegMixin
 from nnunetv2_genseg.trainers.preflight import read_json
+from nnunetv2_genseg.trainers.recording import SAMPLES_FILE, draw_samples
 from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
 
 REPORTS = 20
@@ -156,7 +158,7 @@ class PretrainingMixin(GenSegMixin):
         self.is_cascaded, self.folder_with_segs_from_previous_stage = False, None
         self.enable_deep_supervision = False
         self._set_batch_size_and_oversample()
-        self.loop = self._build_loop()
+        self.loop, self._batches = build_loop(self), build_batch_codec(self)
         self.loop.trainable_generator()
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
 
@@ -172,31 +174,18 @@ class PretrainingMixin(GenSegMixin):
         return JoinedDataset(training, self._unlabelled), validation
 
     def _train_generator(self, first: int, end: int, iterations: int) -> None:
-        assert self.loop is not None
         steps = range(first, end)
         for self._iteration in tqdm(steps, desc=f"iterations {first + 1} to {end} of {iterations}", disable=None, leave=False):
-            _, _, image, labels = self._parts_of(next(self.dataloader_train))
-            _log_rollback(self, self.loop.check())  # of the step before this one, whose result is there by now
-            self.loop.training_step(image, labels)
-        _log_rollback(self, self.loop.check())
-        try:
-            self.loop.end_epoch()
-        except FloatingPointError as error:
-            self.loop.rollback.undo(str(error))
-            _log_rollback(self, str(error))
+            parts = self._batches.parts(next(self.dataloader_train))
+            self._log(self.loop.check())  # of the step before this one, whose result is there by now
+            self.loop.training_step(parts.image, parts.labels)
+        self._log(self.loop.check())
+        self._log(self.loop.end_epoch())
         losses = ", ".join(f"{name} {value:.4g}" for name, value in self.loop.means().items())
         self.print_to_log_file(f"GenSeg: iteration {end} of {iterations}: {losses}")
 
     def _keep_generator(self, output: Path, iteration: int) -> None:
-        assert self.loop is not None
         dataset = self.plans_manager.dataset_name
         seen = {*self._generator_saw.get(dataset, ()), *self._labelled}
         self.loop.keep_generator(output, self._image_kind, {**self._generator_saw, dataset: sorted(seen)})
-        self._save_samples(output / SAMPLES_FILE, f"iteration {iteration}")
-
-
-def _log_rollback(trainer: PretrainingMixin, cause: str) -> None:
-    if cause:
-        trainer.print_to_log_file(
-            f"GenSeg: iteration {trainer._iteration}: {cause}. The generator returned to its last finite state"
-        )
+        draw_samples(output / SAMPLES_FILE, f"iteration {iteration}", *self._real_patches(), self.loop)

@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.environment import LENGTH
-from nnunetv2_genseg.trainers.mixin import GenSegTrainer
+from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer
 
 
 class ShortTraining(nnUNetTrainer):

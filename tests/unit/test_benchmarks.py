@@ -212,6 +212,66 @@ def test_images_and_labels_are_resampled_alike_and_labels_stay_labels(tmp_path, 
     assert (out / "label.png").read_bytes() == (tmp_path / "label.png").read_bytes()
 
 
+def test_a_training_costs_the_mean_of_its_stages_weighed_by_the_schedule():
+    import iterations
+
+    shares = {name: round(end - begin, 6) for name, (begin, end) in iterations.stages(GenSegConfig()).items()}
+    assert shares == {"warm-up": 0.2, "ramp": 0.1, "pairs and feedback": 0.55, "tail": 0.15}
+    late = checked(GenSegConfig, {"feedback": {"start": 0.5}, "schedule": {"ramp": 0.0}}, "")
+    assert list(iterations.stages(late)) == ["warm-up", "pairs", "pairs and feedback", "tail"]
+    without = checked(GenSegConfig, {"feedback": {"enabled": False}}, "")
+    assert list(iterations.stages(without)) == ["warm-up", "ramp", "pairs", "tail"]
+
+    interval = GenSegConfig().feedback.interval
+    steps = [13.0, *[2.0, 4.0] * interval][:interval]  # the first with feedback, every second with the generator
+    seconds = {
+        "stock": [[(1.0, 2.0)] * 4] * 3,
+        "warm-up": [[(1.0, 5.0)] * 4] * 2 + [[(90.0, 90.0)] * 4],
+        "ramp": [[(1.0, 5.0)] * 4] * 3,
+        "pairs and feedback": [[(1.0, step) for step in steps]] * 3,
+        "tail": [[(1.0, 2.0)] * 4] * 3,
+    }
+    found = iterations.summary(seconds, GenSegConfig())
+    mean = sum(steps) / len(steps)
+    assert found["stage_ratios"]["warm-up"] == 2.0, "the median of the turns"
+    assert found["stage_seconds"]["warm-up"] == {"median": 6.0, "least": 6.0, "most": 180.0}
+    assert found["iteration_ratio"] == pytest.approx((0.3 * 6 + 0.55 * (1 + mean) + 0.15 * 3) / 3, abs=1e-3)
+    assert found["step_ratio"] == pytest.approx((0.3 * 5 + 0.55 * mean + 0.15 * 2) / 2, abs=1e-3)
+    assert found["feedback_iterations"] == pytest.approx((13 - 4) / 3, abs=0.01)
+
+
+def test_waits_for_the_device_are_counted_without_those_of_optimisers():
+    import iterations
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([weight], foreach=False)
+
+    class Trainer:
+        dataloader_train = iter([0, 3, 1, 0, 2])
+
+        def on_train_epoch_start(self):
+            pass
+
+        def train_step(self, waits):
+            weight.grad = torch.ones(2)
+            optimizer.step()
+            for _ in range(waits):
+                float(weight.detach().sum())
+
+    assert iterations.syncs(Trainer(), 3) == [0, 3, 1, 0, 2]
+
+
+def test_the_page_shows_speed_and_memory():
+    import speed_report
+
+    plan = {"dataset": "104", "configuration": "2d", "patch_size": [40, 56], "batch_size": 14}
+    plan |= {"stock_seconds": {"median": 0.2}, "iteration_ratio": 1.4, "step_ratio": 1.5, "stage_ratios": {"tail": 1.0}}
+    plan |= {"feedback_iterations": 3.0, "memory_ratio": 1.25, "host_syncs": 4, "feedback_host_syncs": 9, "stock_host_syncs": 1}
+    page = speed_report.speed({"machine": "M", "versions": {"torch": "2"}, "commit": "c", "plans": [plan]})
+    assert "| 104 | 2d | 40 × 56 | 14 | 200 | **1.40** | 1.50 | tail 1.00 | 3.0 | **1.25** | 4, 9 (1) |" in page
+
+
 def family_result(family, fidelity, sharpness, passes, configuration="2d"):
     values = {"fidelity": fidelity, "kernel_distance": 1.5, "diversity": 0.75, "sharpness": sharpness}
     real = {"fidelity": 0.8, "kernel_distance": 0.25, "diversity": 1.0, "sharpness": 1.0}

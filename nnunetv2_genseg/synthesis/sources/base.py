@@ -52,10 +52,13 @@ class SourceContext:
 class PairSource(Protocol):
     """Makes a synthetic pair from each real patch."""
 
-    generator: Generator | None
-    """What draws images, and can be tuned by the feedback; None for a source without one."""
-    shows_generator: bool
-    """Whether pairs can depend on what the generator draws."""
+    @property
+    def generator(self) -> Generator | None:
+        """What draws images, and can be tuned by the feedback; None for a source without one."""
+
+    @property
+    def shows_generator(self) -> bool:
+        """Whether pairs can depend on what the generator draws."""
 
     def training_step(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Learns from real patches, (B, C, *spatial) and (B, *spatial); the losses by name, without graph.

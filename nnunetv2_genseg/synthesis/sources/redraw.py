@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunetv2_genseg.generators import build_generator
+from nnunetv2_genseg.generators import Generator, build_generator
+from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.synthesis import conditioning
-from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 from nnunetv2_genseg.synthesis.mask_sources import MASK_SOURCES
 from nnunetv2_genseg.synthesis.masks import MaskChange
 from nnunetv2_genseg.synthesis.modes import MODES, Redrawing
@@ -42,7 +42,7 @@ class RedrawSource:
         self.masks = MASK_SOURCES[config.masks.source](
             codec.foreground, context.plan.patch_size, seed=config.seed, device=device, synchronise=context.synchronise
         )
-        self.generator = build_generator(
+        self.generator: Generator = build_generator(
             config.generator,
             context.plan,
             self.layout,
