@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from toy import CODECS, CPU, DEFORMATION, ETA, MODES, REDRAW, STILL, Setting, configured, cosine, flat, planned, same, seeded
-from torch.func import functional_call
 from toy import network as nnunet_network
+from torch.func import functional_call
 
 from nnunetv2_genseg import hypergradient
 from nnunetv2_genseg.bilevel import feedback as feedback_module
@@ -25,7 +25,7 @@ def taken(setting):
     return [state[own]["exp_avg"] / 0.5 if own in state else torch.zeros_like(own) for own in setting.loop.feedback.phi]
 
 
-def next_pairs(setting, slot_rng=None, rng=None):
+def next_pairs(setting):
     """The pairs of the next feedback step, with graph; random states stay as they are."""
     slots, own = torch.Generator(), torch.Generator()
     slots.set_state(setting.loop.slot_rng.get_state())
@@ -46,7 +46,7 @@ def held_out_loss_after_a_step(setting, pairs, eta):
     return setting.loss(logits, setting.to_target(setting.held_out.labels))
 
 
-def unrolled(setting, eta=1e-3):
+def unrolled(setting, eta=1e-5):
     """dL_fb/dφ by autograd through one SGD step, small enough that v is the gradient before it."""
     loss = held_out_loss_after_a_step(setting, next_pairs(setting), eta)
     parts = torch.autograd.grad(loss, setting.loop.feedback.phi, allow_unused=True)
@@ -56,9 +56,18 @@ def unrolled(setting, eta=1e-3):
     ]
 
 
+def place_of(setting, parameter):
+    return next(i for i, own in enumerate(setting.loop.feedback.phi) if own is parameter)
+
+
 def relative_error(found, expected):
     assert flat(expected).norm() > 0
     return float((flat(found) - flat(expected)).norm() / flat(expected).norm())
+
+
+@torch.no_grad()
+def held_out_loss(setting):
+    return setting.loss(setting.network(setting.held_out.network_input), setting.to_target(setting.held_out.labels))
 
 
 def check_feedback_moves_phi_alone(setting):
@@ -91,9 +100,7 @@ def check_feedback_moves_phi_alone(setting):
         assert same(before["weights"], after["weights"])
     means = setting.loop.means()
     assert means["hypergradient_norm"] > 0
-    assert means["loss_heldout"] == pytest.approx(
-        float(setting.loss(setting.network(setting.held_out.network_input), setting.to_target(setting.held_out.labels))), rel=1e-5
-    )
+    assert means["loss_heldout"] == pytest.approx(float(held_out_loss(setting)), rel=1e-5)
     factors = {name: float(value) for name, value in setting.sampler.policy.factors().items()}
     if parameters == "policy":
         assert {name: means[name] for name in factors} == factors
@@ -144,8 +151,8 @@ def test_the_hypergradient_is_that_of_unrolled_autograd(parameters, mode, dims):
     expected = unrolled(setting)
     before = flat(setting.loop.feedback.phi)
     setting.feedback()
-    assert relative_error(taken(setting), expected) < 0.02
-    assert setting.loop.means()["hypergradient_norm"] == pytest.approx(float(flat(expected).norm()), rel=0.02)
+    assert relative_error(taken(setting), expected) < 0.005
+    assert setting.loop.means()["hypergradient_norm"] == pytest.approx(float(flat(expected).norm()), rel=0.005)
     moved, clear = flat(setting.loop.feedback.phi) - before, flat(expected).abs() > 0.2 * flat(expected).abs().max()
     assert torch.equal(moved[clear].sign(), -flat(expected)[clear].sign()), "against the gradient"
 
@@ -154,11 +161,11 @@ def test_the_hypergradient_is_that_of_unrolled_autograd(parameters, mode, dims):
 @pytest.mark.parametrize("sources", [REDRAW, DEFORMATION, {}], ids=["redraw", "deformation", "both"])
 def test_the_hypergradient_of_the_style_factor_is_that_of_unrolled_autograd(sources, dims):
     setting = Setting(dims, mixing=sources, feedback={"parameters": "policy"})
-    style = setting.loop.feedback.phi.index(setting.sampler.policy.log_style)
+    style = place_of(setting, setting.sampler.policy.log_style)
     expected = unrolled(setting)[style]
     setting.feedback()
     assert expected != 0
-    assert float(taken(setting)[style]) == pytest.approx(float(expected), rel=0.02)
+    assert float(taken(setting)[style]) == pytest.approx(float(expected), rel=0.005)
 
 
 @pytest.mark.parametrize("masks", ["real", "shape_vae"])
@@ -168,7 +175,7 @@ def test_the_slope_over_the_deformation_is_that_of_the_held_out_loss_after_a_rea
     setting.learn(40 if masks == "shape_vae" else 3)
     setting.sampler.deformer.unbound()
     deformation = setting.sampler.policy.log_deformation
-    place = next(i for i, own in enumerate(setting.loop.feedback.phi) if own is deformation)
+    place = place_of(setting, deformation)
     step, losses = ETA / 100, []  # the derivative is taken before the step
     setting.network, float_network = setting.network.double(), setting.network
     for further in (STEP, -STEP):
@@ -251,7 +258,7 @@ def test_frozen_weights_of_the_segmentation_network_take_no_part(parameters):
     for each in (whole, setting):
         each.feedback()
     assert cosine(taken(setting), expected) > 0.9999
-    assert relative_error(taken(setting), expected) < 0.02
+    assert relative_error(taken(setting), expected) < 0.005
     assert relative_error(taken(whole), expected) > 0.05
 
 
@@ -288,11 +295,11 @@ def distance_to_real(setting):
 
 @pytest.mark.parametrize("rate, spoils", [(None, False), (3e-3, True)], ids=["default", "3e-3"])
 def test_at_the_default_rate_feedback_through_weights_does_not_undo_what_the_generator_learned(rate, spoils):
-    setting = Setting(mixing=REDRAW, feedback={"parameters": "weights", "learning_rate": rate}, generator={"width": 1.0})
-    setting.learn(60)
+    setting = Setting(mixing=REDRAW, feedback={"parameters": "weights", "learning_rate": rate})
+    setting.learn(40)
     before = distance_to_real(setting)
     for _ in range(40):
-        assert setting.feedback() == ""
+        assert setting.feedback(1) == ""
     rise = distance_to_real(setting) / before - 1
     assert (rise > 0.1) == spoils
     assert spoils or rise < 0.03
@@ -337,11 +344,12 @@ def test_a_feedback_that_stays_zero_is_switched_off_and_says_so_once(parameters,
 
 
 def test_it_takes_a_hundred_zero_steps():
-    assert ZERO_STEPS == 100
     setting = Setting()
+    setting.loop.feedback.load_state_dict({**setting.loop.feedback.state_dict(), "zero_steps": 98})
     silent(setting)
-    assert [text for text in (setting.feedback(1) for _ in range(102)) if text] == [OFF]
-    assert "hundred" in OFF or "100 times" in OFF
+    assert [setting.feedback(1), setting.feedback(1)] == ["", OFF]
+    assert ZERO_STEPS == 100
+    assert "100 times in a row" in OFF
 
 
 def test_a_feedback_that_is_not_finite_returns_to_the_last_state_and_ends_it_in_the_end():
@@ -398,9 +406,8 @@ def test_micro_batches_of_the_policy_come_from_the_sources_as_in_training():
     assert len(chosen["deformation"]) == pytest.approx(3000, abs=150)
 
 
-def built(foreground=2, **sections):
-    codec = CODECS["labels"]
-    return BilevelLoop(configured(**sections), planned(2), codec, 1, CPU)
+def built(**sections):
+    return BilevelLoop(configured(**sections), planned(2), CODECS["labels"], 1, CPU)
 
 
 def test_a_policy_that_no_pair_depends_on_is_refused_and_the_error_says_what_to_set():
@@ -427,7 +434,7 @@ def test_a_generator_that_no_pair_depends_on_is_refused(parameters):
         assert built(intensity={"shift": 0.0}, **feedback, **shown).feedback.phi
 
 
-@pytest.mark.parametrize("family, parameters", [("gmm", "architecture"), ("gmm", "weights"), ("diffusion", "architecture")])
+@pytest.mark.parametrize("family, parameters", [("gmm", "architecture"), ("gmm", "weights")])
 def test_phi_that_a_generator_lacks_is_refused(family, parameters):
     with pytest.raises(GenSegError, match=rf"feedback.parameters is '{parameters}', but generator '{family}' has no such"):
         built(generator={"name": family}, feedback={"parameters": parameters})
