@@ -36,7 +36,18 @@ def tissue_map(image: Tensor, unlabelled: Tensor, tissues: int) -> Tensor:
     voxels, weight = image.flatten(2), unlabelled.flatten(1)
     weight = weight | ~weight.any(dim=1, keepdim=True)
     centres = _kmeans(sample_voxels(voxels), sample_voxels(weight), tissues)
-    return torch.cdist(voxels.transpose(1, 2), centres).argmin(dim=2).view_as(unlabelled)
+    return _nearest(voxels, centres).view_as(unlabelled)
+
+
+def _nearest(voxels: Tensor, centres: Tensor) -> Tensor:
+    """(B, N) index of the nearest of (B, K, C) centres for (B, C, N) intensities; no copy of the voxels for every centre."""
+    smallest = torch.full_like(voxels[:, 0], torch.inf)
+    index = torch.zeros_like(smallest, dtype=torch.long)
+    for k, centre in enumerate(centres.unbind(dim=1)):
+        distance = (voxels - centre[..., None]).square().sum(dim=1)
+        nearer = distance < smallest
+        smallest, index = torch.where(nearer, distance, smallest), index.masked_fill(nearer, k)
+    return index
 
 
 def _kmeans(voxels: Tensor, weight: Tensor, clusters: int) -> Tensor:
@@ -44,15 +55,13 @@ def _kmeans(voxels: Tensor, weight: Tensor, clusters: int) -> Tensor:
     brightness = voxels.mean(dim=1)
     order = torch.where(weight, brightness, torch.inf).argsort(dim=1)
     last = (weight.sum(dim=1, keepdim=True) - 1).clamp(min=0)
-    cluster = torch.arange(clusters, device=voxels.device)
-    start = order.gather(1, ((cluster + 0.5) / clusters * last).long())
-    points = voxels.transpose(1, 2)
-    centres = points.gather(1, start[..., None].expand(-1, -1, points.shape[2]))
+    quantile = (torch.arange(clusters, device=voxels.device) + 0.5) / clusters
+    start = order.gather(1, (quantile * last).long())
+    weighted = torch.cat([voxels, torch.ones_like(voxels[:, :1])], dim=1) * weight[:, None]
+    centres = voxels.transpose(1, 2).gather(1, start[..., None].expand(-1, -1, voxels.shape[1]))
     for _ in range(KMEANS_STEPS):
-        member = (torch.cdist(points, centres).argmin(dim=2, keepdim=True) == cluster) & weight[..., None]
-        size = member.sum(dim=1)[..., None]
-        mean = member.float().transpose(1, 2) @ points / size.clamp(min=1)
-        centres = torch.where(size > 0, mean, centres)
+        sums = class_sums(weighted, _nearest(voxels, centres), clusters)
+        centres = torch.where(sums[..., -1:] > 0, sums[..., :-1] / sums[..., -1:].clamp(min=1), centres)
     darkest_first = centres.mean(dim=2).argsort(dim=1)
     return centres.gather(1, darkest_first[..., None].expand_as(centres))
 
@@ -60,8 +69,8 @@ def _kmeans(voxels: Tensor, weight: Tensor, clusters: int) -> Tensor:
 def spread(tissue: Tensor, known: Tensor, tissues: int) -> Tensor:
     """Continues the surrounding tissue under structures, for masks with new shapes that leave bare what was covered.
 
-    Every voxel takes the most frequent known class of its neighbourhood, in rounds of growing neighbourhoods. How many
-    rounds there are depends on the extent of the patch alone.
+    Every voxel takes the most frequent class of its neighbourhood: of 3 voxels, or where nothing in it is known, of 3 cells of 2,
+    4, 8, ... voxels along every axis. How many rounds there are depends on the extent of the patch alone.
 
     Args:
         tissue: (B, *spatial) int64 in [0, tissues).
@@ -71,23 +80,38 @@ def spread(tissue: Tensor, known: Tensor, tissues: int) -> Tensor:
     Returns:
         (B, *spatial) int64.
     """
-    filled, done, radius, reached = tissue, known, 1, 0
-    while reached < max(tissue.shape[1:]) - 1:
-        count = _box_sums(one_hot(filled, tissues) * done[:, None], radius)
-        new = ~done & (count.sum(dim=1) > 0)
-        filled, done = torch.where(new, count.argmax(dim=1), filled), done | new
-        reached, radius = reached + radius, 2 * radius + 1
+    filled, done = tissue, known
+    counts = one_hot(tissue, tissues) * known[:, None]
+    for level in range(max(1, (max(tissue.shape[1:]) - 1).bit_length())):
+        most, choice = _box_sums(counts).max(dim=1)
+        found = choice.masked_fill(most == 0, -1)
+        empty = (counts.amax(dim=1) == 0) & (most > 0)
+        counts = _halved(counts + one_hot(choice, tissues) * empty[:, None])
+        for axis, extent in enumerate(tissue.shape[1:], start=1):
+            found = found.index_select(axis, torch.arange(extent, device=found.device) >> level)
+        new = ~done & (found >= 0)
+        filled, done = torch.where(new, found, filled), done | new
     return filled
 
 
-def _box_sums(maps: Tensor, radius: int) -> Tensor:
-    """Sums of (B, C, *spatial) over the boxes of `radius` voxels around every voxel, of what lies within the patch."""
+def _box_sums(maps: Tensor) -> Tensor:
+    """Sums of (B, C, *spatial) over the 3 voxels along every axis around every voxel."""
     for axis in range(2, maps.ndim):
-        position = torch.arange(maps.shape[axis], device=maps.device)
-        total = functional.pad(maps.movedim(axis, -1).cumsum(dim=-1), (1, 0))
-        upper, lower = (position + radius + 1).clamp(max=len(position)), (position - radius).clamp(min=0)
-        maps = (total.index_select(-1, upper) - total.index_select(-1, lower)).movedim(-1, axis)
+        padded, n = _padded(maps, axis, 1, 1), maps.shape[axis]
+        maps = padded.narrow(axis, 0, n) + padded.narrow(axis, 1, n) + padded.narrow(axis, 2, n)
     return maps
+
+
+def _halved(maps: Tensor) -> Tensor:
+    """Sums of (B, C, *spatial) over cells of 2 voxels along every axis; the last cell of an odd extent has one."""
+    for axis in range(2, maps.ndim):
+        padded = _padded(maps, axis, 0, maps.shape[axis] % 2)
+        maps = padded.view(*padded.shape[:axis], -1, 2, *padded.shape[axis + 1 :]).sum(dim=axis + 1)
+    return maps
+
+
+def _padded(maps: Tensor, axis: int, before: int, after: int) -> Tensor:
+    return functional.pad(maps, [0] * 2 * (maps.ndim - 1 - axis) + [before, after])
 
 
 def compose_scene(labels: Tensor, tissue: Tensor | None, layout: ConditionLayout) -> Tensor:

@@ -14,7 +14,7 @@ from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_genseg import checkpoint
+from nnunetv2_genseg import __version__, checkpoint
 from nnunetv2_genseg.bilevel.feedback import Segmenter
 from nnunetv2_genseg.bilevel.schedule import Stage, stage_at
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, GenSegFileError, Settings, resolve
@@ -184,7 +184,7 @@ class GenSegMixin(nnUNetTrainer):
         cases = self._held_out.cases
         held_out = f"{len(cases.held_out)} of its training cases held out" if cases else "no feedback"
         sources = ", ".join(f"{name} {weight:g}" for name, weight in self.genseg.mixing.sources.items())
-        self.print_to_log_file(f"GenSeg: pairs from {sources}; {held_out}; {self.num_epochs} epochs")
+        self.print_to_log_file(f"GenSeg {__version__}: pairs from {sources}; {held_out}; {self.num_epochs} epochs")
         if self.device.type == "cuda":
             try_largest_steps(self)
 

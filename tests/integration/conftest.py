@@ -21,8 +21,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_genseg.phantoms import PhantomDataset
 
+from .datasets import Kind, plan, use_threads
+
 PROGRAMS = Path(sys.executable).parent
 TINY = "nnUNetPlansTiny"
+DATASET_ID = 910
+"""Of the fixture `phantom`, and of the datasets that tests make for themselves in `folder`."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,29 @@ def nnunet(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     make_repeatable(monkeypatch.setattr)
     return tmp_path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """nnU-Net's folders for this test alone, everything in this process, and no trainers but nnU-Net's own to be found."""
+    use_threads(monkeypatch)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)  # nnU-Net's own picture takes a second
+    return tmp_path
+
+
+@pytest.fixture
+def phantom(folder: Path, settings: Callable[[dict[str, Any]], None]) -> tuple[str, str]:
+    """A planned 2D dataset and its configuration."""
+    from .trainings import STAGES
+
+    settings(STAGES)
+    raw = Kind().write(folder / "nnUNet_raw", DATASET_ID)
+    plan(DATASET_ID, "2d")
+    return raw.name, "2d"
 
 
 @pytest.fixture(autouse=True)

@@ -15,13 +15,13 @@ STEPS = {
     "on_epoch_start": 6,
     "train_step": 12,
     "train_step done": 12,
-    "draw": 8,
-    "learn": 9,
-    "learn done": 9,
-    "feedback": 6,
-    "feedback done": 6,
+    "sample": 11,
+    "training_step": 6,
+    "training_step done": 6,
+    "feedback_step": 7,
+    "feedback_step done": 7,
     "validation_step": 6,
-    "_refresh_pictures": 2,
+    "preview": 2,
 }
 """What happens at least so often in a training of six epochs of two iterations."""
 
@@ -55,7 +55,7 @@ def _moments() -> list[tuple[Moment, ...]]:
         Moment(f"remove {latest}"),  # trained to the end, not yet tidied up
     ]
     resuming = (Moment("train_step", 7), Moment("open genseg_config.json.partial", 1, "kill in write", 100))
-    again_and_again = (Moment("learn", 6), Moment(f"rename {latest}.partial"), Moment("validation_step"))
+    again_and_again = (Moment("training_step", 3), Moment(f"rename {latest}.partial"), Moment("validation_step"))
     outside = [replace(moment, fault="kill from outside", seconds=rng.uniform(0.0, 0.3)) for moment in _in_steps(rng, 5)]
     return [*((moment,) for moment in [*_in_steps(rng, 7), *writes, *outside]), resuming, again_and_again]
 

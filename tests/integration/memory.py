@@ -11,7 +11,6 @@ ITERATIONS, EPOCHS, WARM_UP, EVERY = 2000, 20, 500, 10
 SETTINGS = {
     "schedule": {"warmup": 0.05, "ramp": 0.05, "tail": 0.0},
     "feedback": {"start": 0.1, "interval": 5},
-    "masks": {"recombination": 0.5, "growth": 0.2},
 }
 PATCH_BATCH = 2 * 3 * 32 * 32 * 4
 """Bytes of the real images of one batch: the slope, in bytes an iteration, of a leak of them."""

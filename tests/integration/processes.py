@@ -23,15 +23,15 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunetv2_genseg.checkpoint import sibling
-from nnunetv2_genseg.trainers import GenSegTrainerShort, genseg_trainer
+from nnunetv2_genseg.trainers import GenSegTrainerShort, recording
 
 from .conftest import TINY, Workspace, make_repeatable, make_trainer
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
 
-METHODS = ("on_train_start", "on_epoch_start", "train_step", "validation_step", "_refresh_pictures", "on_train_end")
-COUPLING_METHODS = ("draw", "learn", "feedback")
+METHODS = ("on_train_start", "on_epoch_start", "train_step", "validation_step", "on_train_end")
+LOOP_METHODS = ("sample", "training_step", "feedback_step", "preview")
 LONGEST = 900.0
 """Seconds without a word after which a training counts as hung."""
 
@@ -109,7 +109,7 @@ class Training:
         content = torch.load(path, weights_only=False)
         generator = torch.load(sibling(path, content["current_epoch"]), weights_only=True)
         kept = ("network_weights", "optimizer_state", "current_epoch")
-        return {"segmenter": {name: content[name] for name in kept}, "generator": generator["state"]["coupling"]}
+        return {"segmenter": {name: content[name] for name in kept}, "generator": generator["state"]["loop"]}
 
     def run(self, moment: Moment | None = None, *, resume: bool = False) -> Outcome:
         """Trains, with nnU-Net's `--c` or without, to the end or until `moment` ends it."""
@@ -182,7 +182,7 @@ def _train(connection: Connection, training: Training, moment: Moment | None, re
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     torch.set_num_threads(1)
     make_repeatable()
-    genseg_trainer.PICTURES = 1  # in the first and the last epoch: drawing takes longer than training here
+    recording.PICTURES = 1  # in the first and the last epoch: drawing takes longer than training here
     os.environ.update(training.workspace.environment)
     os.environ.update(nnUNet_results=str(training.results), nnUNet_n_proc_DA=str(training.workers))
     os.environ["nnUNet_genseg_config"] = str(training.results / "genseg.json")
@@ -204,7 +204,7 @@ def _train(connection: Connection, training: Training, moment: Moment | None, re
         on_event = _fault(trainer, moment, connection) if moment else lambda event: None
         if moment:
             _watch_files(on_event)
-        for owner, names in ((trainer, METHODS), (trainer.coupling, COUPLING_METHODS)):
+        for owner, names in ((trainer, METHODS), (trainer.loop, LOOP_METHODS)):
             for name in names:
                 setattr(owner, name, _watched(getattr(owner, name), name, on_event))
         _report(trainer, connection, training.memory_every)

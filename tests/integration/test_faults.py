@@ -44,7 +44,7 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoint_and_the_training_goes_o
     training = Training(workspace, tmp_path)
     outcome = training.run(Moment(f"open {file}.partial", 2, "disk full", 50_000))
     assert outcome.exit_status == 2
-    assert outcome.error.startswith(f"OSError: could not write {training.folder / file.replace('*', '0004')}: [Errno 27]")
+    assert outcome.error.startswith(f"GenSegFileError: could not write {training.folder / file.replace('*', '0004')}: [Errno 27]")
     assert "free space" in outcome.error
     assert list(training.folder.glob("*.partial")) == []
     older = training.folder / "checkpoint_latest.pth"
@@ -65,7 +65,7 @@ def test_a_read_only_folder_is_named_and_once_writable_the_training_goes_on(copy
         copy.folder.chmod(0o755)
     assert outcome.exit_status == 2
     assert outcome.error == (
-        f"PermissionError: {copy.folder} is not writable; correct the permissions of the results folder"
+        f"GenSegFileError: {copy.folder} is not writable; correct the permissions of the results folder"
     )
     assert content_of(copy.folder) == before
     again = copy.run(resume=True)
@@ -145,7 +145,7 @@ def test_a_generator_file_that_does_not_fit_is_refused_and_nothing_is_changed(co
     before = content_of(copy.folder)
     outcome = copy.run(resume=True)
     assert outcome.exit_status == 2
-    assert outcome.error.startswith("ValueError: ")
+    assert outcome.error.startswith("GenSegError: ")
     assert message in outcome.error
     assert str(path) in outcome.error
     assert "start anew without --c" in outcome.error
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_of_nnunet_is_refused_by_name(copy, damage):
     path.write_bytes(content[: {"empty": 0, "truncated": len(content) // 2}.get(damage)])
     outcome = copy.run(resume=True)
     assert outcome.exit_status == 2
-    assert outcome.error.startswith(f"ValueError: {path} is corrupt")
+    assert outcome.error.startswith(f"GenSegError: {path} is corrupt")
     assert outcome.epochs == []
 
 

@@ -21,4 +21,4 @@ def test_another_seed_ends_at_other_bits(workspace, tmp_path, undisturbed):
     """What the test above compares does tell trainings apart."""
     found = killed_and_continued(Training(workspace, tmp_path, length="6,2,1,2,6"), (), undisturbed)
     assert any(name.startswith(".segmenter.network_weights") for name in found.changed)
-    assert any(name.startswith(".generator.learned.generator.network.") for name in found.changed)
+    assert any(name.startswith(".generator.learned.sampler.sources.redraw.generator.network.") for name in found.changed)

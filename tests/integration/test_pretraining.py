@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import multiprocessing.util
 import os
@@ -22,11 +21,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from PIL import Image
 from safetensors.torch import load_file
 
+from nnunetv2_genseg.bilevel.loop import BilevelLoop
 from nnunetv2_genseg.cli import external_trainers
-from nnunetv2_genseg.coupling import Coupling
-from nnunetv2_genseg.shapes import LearnedShapes
+from nnunetv2_genseg.synthesis.mask_sources import MASK_SOURCES
 from nnunetv2_genseg.trainers import GenSegTrainer, GenSegTrainerShort
-from nnunetv2_genseg.trainers.pretraining import STRETCHES, Pretraining, pretrain
+from nnunetv2_genseg.trainers.pretraining import REPORTS, Pretraining, pretrain
 from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
 
 from .conftest import TINY, StoppedError, make_trainer, resume, seed_everything, stop_after
@@ -43,8 +42,8 @@ Pretrain = Callable[..., Path]
 
 @pytest.fixture
 def pretrained(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> Pretrain:
-    """Trains a generator, looks whether anything was left behind, and returns its folder."""
-    multiprocessing.util.get_temp_dir()  # made now and kept: the loaders' sockets lie there, for which the next path is too long
+    """Trains a generator, checks that nothing was left behind, and returns its folder."""
+    multiprocessing.util.get_temp_dir()  # made now and kept: for the loaders' sockets the next path is too long
     temporary = nnunet / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -71,7 +70,9 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def weights_of(trainer: Any) -> dict[str, torch.Tensor]:
-    return copy.deepcopy(dict(trainer.coupling.generator.network.state_dict()))
+    """What the generator draws with: the moving average of its weights."""
+    generator = trainer.loop.sampler.sources["redraw"].generator
+    return {name: weight.detach().clone() for name, weight in generator.average.weights().items()}
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -81,13 +82,13 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def watch_learning(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Images and class maps that a generator learns from."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    learn = Coupling.learn
+    learn = BilevelLoop.training_step
 
-    def watched(self: Coupling, image: torch.Tensor, labels: torch.Tensor) -> None:
+    def watched(self: BilevelLoop, image: torch.Tensor, labels: torch.Tensor) -> None:
         seen.append((image.clone(), labels.clone()))
         learn(self, image, labels)
 
-    monkeypatch.setattr(Coupling, "learn", watched)
+    monkeypatch.setattr(BilevelLoop, "training_step", watched)
     return seen
 
 
@@ -105,13 +106,13 @@ def watch_cases(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def test_a_training_starts_from_the_generator_that_was_trained_alone(pretrained, settings, monkeypatch, nnunet):
-    learnt = watch_learning(monkeypatch)
+    learned = watch_learning(monkeypatch)
     folder = pretrained(*PHANTOM_2D)
-    assert len(learnt) == 6
+    assert len(learned) == 6
     planned = json.loads((Path(os.environ["nnUNet_preprocessed"]) / PHANTOM_2D[0] / f"{TINY}.json").read_text())
     expected = planned["configurations"]["2d"]
-    assert learnt[0][0].shape == (expected["batch_size"], 3, *expected["patch_size"])
-    assert set(torch.cat([labels.unique() for _, labels in learnt]).tolist()) == {0, 1, 2}
+    assert learned[0][0].shape == (expected["batch_size"], 3, *expected["patch_size"])
+    assert set(torch.cat([labels.unique() for _, labels in learned]).tolist()) == {0, 1, 2}
     with Image.open(folder / "genseg_samples.png") as picture:
         assert min(picture.size) > 100
     assert json.loads((folder / "config.json").read_text())["spacing"] == expected["spacing"]
@@ -122,10 +123,10 @@ def test_a_training_starts_from_the_generator_that_was_trained_alone(pretrained,
     assert not same(weights_of(trainer), weights_in(folder))
     trainer.on_train_start()
     assert same(weights_of(trainer), weights_in(folder))
-    trainer.coupling.learn(*learnt[0])
+    trainer.loop.training_step(*learned[0])
     assert not same(weights_of(trainer), weights_in(folder))
-    trainer.coupling.recovery.undo("a fault")
-    assert same(weights_of(trainer), weights_in(folder)), "the last good state is the one that was loaded"
+    trainer.loop.rollback.undo("a fault")
+    assert same(weights_of(trainer), weights_in(folder)), "the last finite state is the one that was loaded"
 
 
 def test_a_training_that_is_resumed_needs_the_folder_no_more(pretrained, settings):
@@ -159,11 +160,11 @@ def test_every_process_starts_from_it(pretrained, settings, nnunet):
 
 def test_images_without_labels_take_part(pretrained, workspace, monkeypatch):
     images = workspace.folder / "nnUNet_raw" / PHANTOM_2D[0] / "imagesTs"
-    loaded, learnt = watch_cases(monkeypatch), watch_learning(monkeypatch)
+    loaded, learned = watch_cases(monkeypatch), watch_learning(monkeypatch)
     folder = pretrained(*PHANTOM_2D, images=(images,), iterations=20)
     assert {case for case in loaded if case.startswith("unlabelled/")} == {"unlabelled/ts_000_0", "unlabelled/ts_001_0"}
     assert {case for case in loaded if case.startswith("labelled/")} >= {"labelled/tr_000", "labelled/tr_001"}
-    assert len(learnt) == 20
+    assert len(learned) == 20
     assert all(value.isfinite().all() for value in weights_in(folder).values())
 
 
@@ -181,7 +182,7 @@ def test_images_of_another_format_of_its_own_names_join_it(pretrained, workspace
     assert {case for case in loaded if case.startswith("unlabelled/")} == {"unlabelled/a_0001_0", "unlabelled/a_0001_1"}
 
 
-def test_labelled_cases_stay_half_of_what_is_learnt_from_among_many_unlabelled_ones(pretrained, workspace, monkeypatch, tmp_path):
+def test_labelled_cases_stay_half_of_the_training_among_many_unlabelled_ones(pretrained, workspace, monkeypatch, tmp_path):
     source = next((workspace.folder / "nnUNet_raw" / PHANTOM_2D[0] / "imagesTs").iterdir())
     for i in range(50):
         shutil.copy(source, tmp_path / f"a{i}_0000.png")
@@ -226,9 +227,9 @@ def test_a_slice_whose_axes_the_plans_exchange_is_refused(workspace, tmp_path):
     assert nnUNetDatasetBlosc2(str(tmp_path / "False")).identifiers == ["a_0"]
 
 
-def test_shapes_are_not_learnt_for_nothing(pretrained, settings, monkeypatch):
-    settings({"masks": {"source": "learned"}})
-    monkeypatch.setattr(LearnedShapes, "learn", None)
+def test_a_mask_source_does_not_learn_for_nothing(pretrained, settings, monkeypatch):
+    settings({"masks": {"source": "shape_vae"}})
+    monkeypatch.setattr(MASK_SOURCES["shape_vae"], "training_step", None)
     pretrained(*PHANTOM_2D, iterations=2)
 
 
@@ -266,10 +267,10 @@ def test_every_kind_of_dataset_can_be_joined(kind, configuration, pretrained, mo
         assert set(np.unique(labels[:])) <= {-1, 0}
         assert properties["class_locations"].keys() == labelled["class_locations"].keys()
 
-    learnt = watch_learning(monkeypatch)
+    learned = watch_learning(monkeypatch)
     folder = pretrained(raw.name, configuration, plans=plans_name, images=(raw / "imagesTs",), iterations=3)
-    assert len(learnt) == 3
-    assert learnt[0][0].shape[2:] == tuple(settings.patch_size)
+    assert len(learned) == 3
+    assert learned[0][0].shape[2:] == tuple(settings.patch_size)
     found = json.loads((folder / "config.json").read_text())
     assert found["spacing"] == list(settings.spacing)
     assert len(found["channels"]) == (len(kind.channels) or (1 if kind.dims == 3 else 3))
@@ -348,20 +349,18 @@ def test_a_fold_is_warned_of_a_generator_that_saw_its_validation_cases(pretraine
     assert seen_by(folder) == {*split["train"], *split["val"]}, "what it started from has seen them"
 
 
-def test_what_is_not_finite_is_undone_and_a_long_run_is_kept_on_the_way(pretrained, monkeypatch, nnunet):
-    learn, calls = Coupling.learn, []
+def test_a_step_that_is_not_finite_is_undone_and_a_long_run_is_written_several_times(pretrained, monkeypatch, nnunet):
+    learn, calls = BilevelLoop.training_step, []
 
-    def broken(self: Coupling, image: torch.Tensor, labels: torch.Tensor) -> None:
+    def broken(self: BilevelLoop, image: torch.Tensor, labels: torch.Tensor) -> None:
         calls.append(0)
-        if len(calls) == 3:
-            raise FloatingPointError("a gradient is not finite")
-        if len(calls) == 2 * STRETCHES - 1:
+        if len(calls) == 2 * REPORTS - 1:
             raise KeyboardInterrupt
-        learn(self, image, labels)
+        learn(self, image / (0 if len(calls) == 3 else 1), labels)
 
-    monkeypatch.setattr(Coupling, "learn", broken)
+    monkeypatch.setattr(BilevelLoop, "training_step", broken)
     with pytest.raises(KeyboardInterrupt):
-        pretrained(*PHANTOM_2D, iterations=2 * STRETCHES)
+        pretrained(*PHANTOM_2D, iterations=2 * REPORTS)
     assert all(value.isfinite().all() for value in weights_in(nnunet / "made" / "generator").values())
 
 

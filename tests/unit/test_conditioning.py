@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.synthesis.conditioning import (
-    ConditionLayout,
     class_intensities,
     compose_scene,
     condition,

@@ -233,7 +233,9 @@ def test_noise_is_added_with_a_factor_for_every_channel(dims):
     assert torch.equal(added(x, grains), x)
     with torch.no_grad():
         added.factor.copy_(torch.tensor([0.0, 1.0, -2.0]))
-    torch.testing.assert_close(added(x, grains), torch.stack([x[:, 0], x[:, 1] + grains[:, 0], x[:, 2] - 2 * grains[:, 0]], dim=1))
+    torch.testing.assert_close(
+        added(x, grains), torch.stack([x[:, 0], x[:, 1] + grains[:, 0], x[:, 2] - 2 * grains[:, 0]], dim=1)
+    )
 
 
 def test_a_flat_style_is_split_into_its_parts():

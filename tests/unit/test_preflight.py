@@ -8,10 +8,13 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.trainers.preflight import (
+    require_cases,
     require_description,
+    require_foreground,
     require_labels,
     require_previous_stage,
     require_splits,
+    warn_of_seen,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:Warning. Received empty chunks")
@@ -110,6 +113,14 @@ def test_a_segmentation_damaged_inside_is_named(tmp_path):
         require_labels(nnUNetDatasetBlosc2(str(tmp_path)), ["bad"], LABELS)
 
 
+def test_a_fold_without_foreground_is_refused(tmp_path):
+    save(tmp_path, "empty", labelled((1, 6, 7), -1))
+    with pytest.raises(GenSegError, match="no training case of this fold holds a voxel of a foreground class"):
+        require_foreground(nnUNetDatasetBlosc2(str(tmp_path)), LABELS)
+    save(tmp_path, "full", labelled((1, 6, 7), 1))
+    require_foreground(nnUNetDatasetBlosc2(str(tmp_path)), LABELS)
+
+
 @pytest.mark.parametrize("missing", ["labels", "channel_names"])
 def test_a_description_without_what_nnunet_needs_is_refused(missing):
     whole = {"labels": {"background": 0}, "channel_names": {"0": "MRI"}, "file_ending": ".png"}
@@ -135,6 +146,24 @@ def test_splits_that_nnunet_cannot_follow_are_refused(content, message, tmp_path
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(GenSegError, match=message):
         require_splits(path, CASES)
+
+
+def test_few_cases_need_splits_of_their_own(tmp_path):
+    require_cases(tmp_path, CASES)
+    with pytest.raises(GenSegError, match=r"4 cases, too few for nnU-Net's five-fold .* fold `all`, or write your own"):
+        require_cases(tmp_path, CASES[:4])
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["case_2"], "val": ["case_3"]}]))
+    require_cases(tmp_path, CASES[:4])
+    with pytest.raises(GenSegError, match="not preprocessed: case_2"):
+        require_cases(tmp_path, ["case_3"])
+
+
+def test_validation_cases_that_the_generator_has_seen_are_warned_of():
+    said = []
+    warn_of_seen({"case_2", "case_3"}, ["case_3", "case_4"], "/generator", said.append)
+    assert "generator in /generator was trained on 1 of the 2 validation cases of this fold (case_3)" in said[0]
+    warn_of_seen({"case_2"}, ["case_3"], None, said.append)
+    assert len(said) == 1
 
 
 def require(folder):

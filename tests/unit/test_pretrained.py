@@ -27,9 +27,7 @@ def planned(dims):
 
 def build(family, dims=2, seed=0, layout=LAYOUT, **settings):
     config = GeneratorConfig(name=family, learning_rate=0.01, **settings)
-    generator = build_generator(
-        config, planned(dims), layout, seed=seed, device=torch.device("cpu"), separate_architecture=False
-    )
+    generator = build_generator(config, planned(dims), layout, seed=seed, device=torch.device("cpu"), separate_architecture=False)
     return generator, identity(config, planned(dims), layout, KIND[dims])
 
 

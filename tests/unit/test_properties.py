@@ -10,11 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nnunetv2_genseg import masks
-from nnunetv2_genseg.config import ConditioningConfig, GeneratorConfig, MaskConfig
-from nnunetv2_genseg.generators import Generator, NetworkPlan, build_generator
-from nnunetv2_genseg.labels import LabelCodec
-from nnunetv2_genseg.pairs import Pairs, PairSource
+from nnunetv2_genseg.config import (
+    DeformationConfig,
+    FeedbackConfig,
+    GeneratorConfig,
+    GenSegConfig,
+    IntensityConfig,
+    MixingConfig,
+    RedrawConfig,
+)
+from nnunetv2_genseg.generators import NetworkPlan
+from nnunetv2_genseg.synthesis.bounds import at_border, class_sizes
+from nnunetv2_genseg.synthesis.conditioning import spread, tissue_map
+from nnunetv2_genseg.synthesis.labels import LabelCodec
+from nnunetv2_genseg.synthesis.masks import SMALLEST, MaskDeformer
+from nnunetv2_genseg.synthesis.sampler import PairSampler, Replacement
+from nnunetv2_genseg.synthesis.spatial import warp_image
 
 CPU = torch.device("cpu")
 EXTENTS = {2: (2, 3, 4, 5, 8, 11, 16, 24), 3: (2, 3, 4, 5, 8, 11)}
@@ -74,24 +85,11 @@ def scenes(draw: st.DrawFn) -> Scene:
     return Scene(image, labels, codec, (draw(st.booleans()), *(True,) * (dims - 1)))
 
 
-MASK_CONFIGS = st.builds(
-    MaskConfig,
-    elastic=st.floats(0, 0.3),
-    control_points=st.integers(4, 32),
-    rotation=st.floats(0, 180),
-    scaling=st.floats(0, 0.89),
-    growth=st.floats(0, 0.49),
-    recombination=st.floats(0, 1),
-    margin=st.floats(0, 0.5),
-    smallest=st.floats(0.01, 1),
+DEFORMATIONS = st.builds(
+    DeformationConfig, displacement=st.floats(0, 0.2), rotation=st.floats(0, 180), scaling=st.floats(0, 0.89)
 )
-CONDITIONINGS = st.builds(
-    ConditioningConfig,
-    mode=st.sampled_from(("deformation", "mask", "tissue", "differential")),
-    tissue_classes=st.integers(2, 8),
-    intensity_shift=st.floats(0, 3),
-    tone=st.floats(0, 2),
-)
+INTENSITY_CONFIGS = st.builds(IntensityConfig, tone=st.floats(0, 2), shift=st.floats(0, 3))
+REDRAWS = st.builds(RedrawConfig, mode=st.sampled_from(("mask", "tissue", "residual")), tissue_classes=st.integers(2, 8))
 SEEDS = st.integers(0, 2**31 - 1)
 
 
@@ -100,72 +98,105 @@ def seeded(seed: int) -> torch.Generator:
 
 
 @settings(deadline=None, derandomize=True, max_examples=250)
-@given(scenes(), MASK_CONFIGS, SEEDS, st.booleans())
-def test_new_masks_stay_within_the_documented_bounds(scene: Scene, config: MaskConfig, seed: int, observed: bool):
-    classes, labels, ignore = scene.codec.classes, scene.labels, scene.codec.foreground + 1
-    real = masks.class_sizes(labels, classes)
-    largest = real.amax(dim=0) if observed else torch.zeros(classes)
-    frozen = ignore if scene.codec.has_ignore else None
-    change = masks.draw_change(labels, classes, config, largest, seeded(seed), 1.0, scene.movable, frozen)
-    new = masks.warp(change.labels, change.grid)
+@given(scenes(), DEFORMATIONS, SEEDS, st.booleans(), st.floats(0, 3))
+def test_new_masks_stay_within_the_documented_bounds(
+    scene: Scene, config: DeformationConfig, seed: int, observed: bool, amount: float
+):
+    classes, labels, ignored = scene.codec.classes, scene.labels, scene.codec.foreground + 1
+    deformer = MaskDeformer(config, scene.codec, scene.movable, CPU)
+    if observed:
+        deformer.observe(labels)
+    change = deformer.sample(labels, seeded(seed), amount)
+    new = change.deformed()
     assert new.shape == labels.shape
     assert new.dtype == torch.long
     assert torch.isfinite(change.grid).all()
 
-    size, structures = masks.class_sizes(new, classes), slice(1, ignore)  # the ignore label may be of any size
-    cut = masks.at_border(labels, classes)
-    keeps = size >= (config.smallest * real).clamp(min=1)
-    assert (keeps | cut | (real == 0))[:, structures].all(), "no class within the patch is lost or shrunk below `smallest`"
+    real, size, structures = class_sizes(labels, classes), class_sizes(new, classes), slice(1, ignored)
+    cut = at_border(labels, classes)
+    keeps = size >= (SMALLEST * real).clamp(min=1)
+    assert (keeps | cut | (real == 0))[:, structures].all(), "no class within the patch is lost or shrunk below `SMALLEST`"
     together, before = size[:, structures].sum(dim=1), real[:, structures].sum(dim=1)
-    assert ((together >= (config.smallest * before).clamp(min=1)) | (before == 0)).all(), "nor are all classes together"
-    assert (size <= torch.maximum(largest, real))[:, structures].all(), "none is larger than any seen"
-    for i in range(len(labels)):
-        own, donor = set(labels[i].unique().tolist()), set(labels[change.donors[i]].unique().tolist())
-        allowed = own | (donor - {frozen}) if change.exchanged[i].any() else own
-        assert set(new[i].unique().tolist()) <= allowed, "no class comes from nowhere, and no ignore label from elsewhere"
-    if frozen is not None:
-        assert torch.equal(change.labels == frozen, labels == frozen), "what is ignored is covered and grown by nothing"
+    assert ((together >= (SMALLEST * before).clamp(min=1)) | (before == 0)).all(), "nor are all classes together"
+    assert (size <= torch.maximum(deformer.largest, real))[:, structures].all(), "none is larger than any seen"
+    for own, drawn, accepted in zip(labels, new, change.accepted):
+        assert set(drawn.unique().tolist()) <= set(own.unique().tolist()), "no class comes from nowhere"
+        assert accepted or torch.equal(drawn, own)
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
-@given(scenes(), st.floats(0, 0.49), SEEDS)
-def test_growth_keeps_to_the_classes_around_and_leaves_the_ignore_label(scene: Scene, amount: float, seed: int):
-    frozen = scene.codec.foreground + 1 if scene.codec.has_ignore else None
-    grown = masks.grow(scene.labels, scene.codec.classes, amount, seeded(seed), frozen)
-    around = masks.neighbourhood_mean(masks.one_hot(scene.labels, scene.codec.classes))
-    assert (around.gather(1, grown[:, None]) > 0).all()
-    if frozen is not None:
-        assert torch.equal(grown == frozen, scene.labels == frozen)
+@given(scenes(), DEFORMATIONS, SEEDS)
+def test_deformed_images_keep_to_their_range(scene: Scene, config: DeformationConfig, seed: int):
+    deformer = MaskDeformer(config, scene.codec, scene.movable, CPU)
+    deformer.unbound()
+    warped = warp_image(scene.image, deformer.sample(scene.labels, seeded(seed)).grid)
+    axes = tuple(range(2, warped.ndim))
+    assert (warped.amin(dim=axes) >= scene.image.amin(dim=axes)).all()
+    assert (warped.amax(dim=axes) <= scene.image.amax(dim=axes)).all()
 
 
-def source_and_generator(
-    scene: Scene, conditioning: ConditioningConfig, mask_config: MaskConfig, family: str, masked: bool
-) -> tuple[PairSource, Generator | None]:
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(scenes(), st.integers(1, 8))
+def test_tissue_is_spread_from_what_is_known_alone(scene: Scene, tissues: int):
+    known = scene.labels == 0
+    tissue = tissue_map(scene.image, known, tissues)
+    assert ((tissue >= 0) & (tissue < tissues)).all()
+    spread_ = spread(tissue, known, tissues)
+    assert torch.equal(spread_[known], tissue[known])
+    for own, where, found in zip(tissue, known, spread_):
+        assert set(found.unique().tolist()) <= set((own[where] if where.any() else own).unique().tolist())
+
+
+def sampler_of(
+    scene: Scene,
+    source: str,
+    deformation: DeformationConfig,
+    intensity: IntensityConfig,
+    redraw: RedrawConfig,
+    family: str,
+    masked: bool,
+) -> PairSampler:
     dims, spatial = scene.labels.ndim - 1, tuple(scene.labels.shape[1:])
     channels = scene.image.shape[1]
-    masked_channels = tuple(range(channels)) if masked else ()
-    source = PairSource(scene.codec, channels, conditioning, mask_config, scene.movable, CPU, masked_channels)
     strides = tuple(2 if n % 2 == 0 and n >= 4 else 1 for n in spatial)
-    plan = NetworkPlan(spatial, (4, 4), ((1,) * dims, strides), ((3,) * dims,) * 2)
-    if not source.needs_generator:
-        return source, None
-    name = "gan" if conditioning.mode == "mask" else family  # a mixture needs tissue classes
-    config = GeneratorConfig(name=name, style_channels=2)
-    return source, build_generator(config, plan, source.layout, seed=0, device=CPU, separate_architecture=False)
+    kernel = tuple(3 if free else 1 for free in scene.movable)
+    plan = NetworkPlan(spatial, (4, 4), ((1,) * dims, strides), (kernel, (3,) * dims))
+    config = GenSegConfig(
+        mixing=MixingConfig(sources={source: 1.0}),
+        deformation=deformation,
+        intensity=intensity,
+        redraw=redraw,
+        generator=GeneratorConfig(name="gan" if redraw.mode == "mask" else family),  # a mixture needs tissue classes
+        feedback=FeedbackConfig(enabled=False),
+    )
+    return PairSampler(config, plan, scene.codec, channels, CPU, tuple(range(channels)) if masked else ())
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
-@given(scenes(), CONDITIONINGS, MASK_CONFIGS, st.sampled_from(("gan", "gmm")), st.booleans(), SEEDS)
+SOURCES, FAMILIES = st.sampled_from(("deformation", "redraw")), st.sampled_from(("gan", "gmm"))
+
+
+@settings(deadline=None, derandomize=True, max_examples=120)
+@given(scenes(), SOURCES, DEFORMATIONS, INTENSITY_CONFIGS, REDRAWS, FAMILIES, st.booleans(), SEEDS)
 def test_pairs_are_finite_of_the_right_kind_and_seeded(
-    scene: Scene, conditioning: ConditioningConfig, mask_config: MaskConfig, family: str, masked: bool, seed: int
+    scene: Scene,
+    source: str,
+    deformation: DeformationConfig,
+    intensity: IntensityConfig,
+    redraw: RedrawConfig,
+    family: str,
+    masked: bool,
+    seed: int,
 ):
-    source, generator = source_and_generator(scene, conditioning, mask_config, family, masked)
-    source.observe(scene.image, scene.labels)
+    sampler = sampler_of(scene, source, deformation, intensity, redraw, family, masked)
+    sampler.observe(scene.labels)
+    slots = list(range(len(scene.labels)))
 
-    def draw() -> Pairs:
-        return source.draw(generator, scene.image, scene.labels, seeded(seed))
+    def draw() -> Replacement:
+        return sampler.replace(scene.image, scene.labels, {source: slots}, seeded(seed))
 
-    pairs, again = draw(), draw()
+    drawn, again = draw(), draw()
+    pairs = drawn.pairs
+    assert drawn.slots == slots
     assert pairs.image.shape == scene.image.shape
     assert pairs.image.dtype == torch.float32
     assert torch.isfinite(pairs.image).all()
@@ -174,29 +205,33 @@ def test_pairs_are_finite_of_the_right_kind_and_seeded(
     assert torch.equal(scene.codec.to_classes(scene.codec.to_target(pairs.labels, torch.int16)), pairs.labels)
     if not (scene.labels > scene.codec.foreground).any():
         assert (pairs.labels <= scene.codec.foreground).all(), "an ignore label from nowhere"
-    assert torch.equal(pairs.image, again.image)
-    assert torch.equal(pairs.labels, again.labels)
+    low, high = scene.image.flatten(2).aminmax(dim=2)
+    assert torch.equal(pairs.image.flatten(2)[low == high], scene.image.flatten(2)[low == high]), "constant channels stay"
+    assert torch.equal(pairs.image, again.pairs.image)
+    assert torch.equal(pairs.labels, again.pairs.labels)
 
-    parameters: list[Any] = [*source.policy.parameters(), *(generator.weights() if generator else [])]
+    generator = sampler.sources[source].generator
+    parameters: list[Any] = [*sampler.policy.parameters(), *(generator.weights() if generator else [])]
     if pairs.image.requires_grad:
         slopes = torch.autograd.grad(pairs.image.square().mean(), parameters, allow_unused=True)
         assert all(torch.isfinite(slope).all() for slope in slopes if slope is not None)
     else:
-        assert generator is None or not parameters
+        assert source == "deformation"
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(scenes(), CONDITIONINGS, st.sampled_from(("gan", "gmm")), SEEDS)
+@given(scenes(), INTENSITY_CONFIGS, REDRAWS, FAMILIES, SEEDS)
 def test_learning_from_any_real_pair_leaves_a_generator_that_draws_finite_images(
-    scene: Scene, conditioning: ConditioningConfig, family: str, seed: int
+    scene: Scene, intensity: IntensityConfig, redraw: RedrawConfig, family: str, seed: int
 ):
-    source, generator = source_and_generator(scene, conditioning, MaskConfig(), family, False)
-    if generator is None:
-        return
-    rng = seeded(seed)
+    sampler, rng = sampler_of(scene, "redraw", DeformationConfig(), intensity, redraw, family, False), seeded(seed)
     for _ in range(2):
-        style = source.style(generator, scene.image, rng).detach()
-        losses = generator.learn(source.real_condition(scene.image, scene.labels), scene.image, style)
-        assert all(torch.isfinite(torch.tensor(value)) for value in losses.values())
+        losses = sampler.training_step(scene.image, scene.labels, rng)
+        assert all(torch.isfinite(value) for value in losses.values())
+        assert losses.get("finite", 1) == 1
+    generator = sampler.sources["redraw"].generator
+    assert generator is not None
     assert all(torch.isfinite(weight).all() for weight in generator.weights())
-    assert torch.isfinite(source.draw(generator, scene.image, scene.labels, rng).image).all()
+    slots = list(range(len(scene.labels)))
+    drawn = sampler.sources["redraw"].sample(scene.image[slots], scene.labels[slots], rng)
+    assert torch.isfinite(drawn.image).all()

@@ -7,6 +7,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nnunetv2_genseg.generators.smoothing import neighbourhood_mean
 from nnunetv2_genseg.phantoms import PhantomDataset
 from nnunetv2_genseg.quality.spectrum import high_frequency_ratio
 from nnunetv2_genseg.synthesis import spatial as geometry
@@ -14,7 +15,6 @@ from nnunetv2_genseg.synthesis.spatial import (
     affine,
     displacement_field,
     identity_grid,
-    neighbourhood_mean,
     one_hot,
     per_patch,
     random_affine,

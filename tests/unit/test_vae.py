@@ -31,9 +31,7 @@ def inputs(plan, count=2):
 
 def vae(plan, learning_rate=5e-4, l1=10.0):
     config = checked(GeneratorConfig, {"name": "vae", "learning_rate": learning_rate, "l1": l1}, "test")
-    return build_generator(
-        config, plan, ConditionLayout(CONDITIONS, 0, 1), seed=0, device=CPU, separate_architecture=False
-    )
+    return build_generator(config, plan, ConditionLayout(CONDITIONS, 0, 1), seed=0, device=CPU, separate_architecture=False)
 
 
 @pytest.fixture

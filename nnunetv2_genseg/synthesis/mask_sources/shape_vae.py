@@ -1,4 +1,4 @@
-"""New masks from a learned source: a small variational autoencoder of signed distances, trained beside the generator.
+"""New shapes of the structures in a mask: a small variational autoencoder of signed distances, trained beside the generator.
 
 A structure is seen in its own frame, the box around all structures of a patch, on a coarse grid: position and size are
 the patch's, the shape alone is learnt, so that few cases are enough. Every class is a map of signed distances
@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunetv2_genseg import masks
-from nnunetv2_genseg.generators.optimisation import descend
+from nnunetv2_genseg.generators.divergence import divergence
+from nnunetv2_genseg.generators.optimisation import adam, load_optimiser, optimiser_step
+from nnunetv2_genseg.synthesis.bounds import ComponentBounds, class_sizes
+from nnunetv2_genseg.synthesis.mask_sources.base import MASK_SOURCES
+from nnunetv2_genseg.synthesis.spatial import affine, identity_grid, one_hot, per_patch
 
 GRID = {2: 32, 3: 24}
 """Most points of the grid that shapes are learnt on along an axis, by the number of axes."""
@@ -33,6 +36,10 @@ PRECISION = 5000.0
 AVERAGING = 0.98
 """Decay of the moving average of the weights that shapes are drawn with, lower in the first steps: with single steps on a patch
 or two a small structure of all patches comes and goes."""
+SPREAD = 0.5
+"""How much of a drawn latent is noise, if `amount` is 1; the rest is the real mask's."""
+OBSERVING = 10
+"""Components and holes of the real masks are counted, on the CPU, in every so many-th step."""
 
 
 def signed_distance(inside: Tensor, reach: float) -> Tensor:
@@ -68,7 +75,7 @@ def frames(structures: Tensor) -> Tensor:
         structures: (B, *spatial) booleans.
 
     Returns:
-        (B, dims, dims + 1) for `masks.affine`, from positions in the frame to those in the patch.
+        (B, dims, dims + 1) for `affine`, from positions in the frame to those in the patch.
     """
     dims, middle, half = structures.ndim - 1, [], []
     for axis in range(dims, 0, -1):  # `grid_sample` has the last axis first
@@ -88,8 +95,7 @@ def _inverse(frame: Tensor) -> Tensor:
 
 def _sample(maps: Tensor, theta: Tensor, spatial: Sequence[int]) -> tuple[Tensor, Tensor]:
     """(B, C, *spatial) maps seen through `theta` on a grid, continued beyond their border; and the positions."""
-    identity = masks.identity_grid(spatial, maps.device).expand(len(maps), *spatial, len(spatial))
-    positions = masks.affine(identity, theta)
+    positions = affine(identity_grid(spatial, maps.device), theta)
     return functional.grid_sample(maps, positions, padding_mode="border", align_corners=False), positions
 
 
@@ -144,16 +150,14 @@ def balanced_error(found: Tensor, distances: Tensor) -> Tensor:
     return (weight * (found - distances).square()).mean()
 
 
-class LearnedShapes:
+@MASK_SOURCES.register("shape_vae")
+class ShapeVAE:
     """Learns shapes from real masks and draws new ones; the process's random state is left as it was.
 
-    Args:
-        foreground: number of foreground classes; a class beyond them (the ignore label) is neither learnt nor drawn.
-        patch_size: spatial extent of a patch, voxels.
-        seed: of the initial weights.
-        device: where everything lives.
-        synchronise: averages gradients over the processes of a distributed training, in place.
+    Args: as in `MaskSourceFactory`.
     """
+
+    new_shapes = True
 
     def __init__(
         self,
@@ -172,47 +176,66 @@ class LearnedShapes:
             self.network = ShapeNetwork(1 + foreground, self.grid)
         self.average = deepcopy(self.network).requires_grad_(False)
         self.steps = 0
-        self.optimizer = torch.optim.Adam(self.network.parameters(), LEARNING_RATE)
+        self.optimizer = adam(list(self.network.parameters()), LEARNING_RATE)
+        self.bounds = ComponentBounds(foreground, device)
 
-    def learn(self, labels: Tensor, rng: torch.Generator) -> dict[str, float]:
-        """One step on the masks of real patches, (B, *spatial); the losses by name.
+    def training_step(self, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """One optimisation step on the masks of real patches, (B, *spatial) int64.
 
-        Raises:
-            FloatingPointError: a gradient is not finite; nothing was moved.
+        Returns:
+            0-d tensors: `shape_vae`, the error of the distances, `shape_vae_kl`, and `finite`, whether all gradients were.
         """
+        if self.steps % OBSERVING == 0:
+            self.bounds.observe(labels)
         _, present, distances = self._framed(labels)
         mean, log_variance = self.network.encode(distances)
         noise = torch.randn(mean.shape, generator=rng, device=rng.device)
         found = self.network.decode(mean + (0.5 * log_variance).exp() * noise, present)
-        error = balanced_error(found, distances)
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean()
-        descend(self.optimizer, PRECISION * error + divergence, list(self.network.parameters()), self.synchronise)
-        self.steps += 1
-        decay = min(AVERAGING, self.steps / (self.steps + 10))
-        with torch.no_grad():
-            for kept, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
-                kept.lerp_(weight, 1 - decay)
-        return {"shape": error.item(), "shape_kl": divergence.item()}
+        error, nats = balanced_error(found, distances), divergence(mean, log_variance).mean()
+        finite = optimiser_step(self.optimizer, PRECISION * error + nats, list(self.network.parameters()), self.synchronise)
+        self._update_average()
+        return {"shape_vae": error.detach(), "shape_vae_kl": nats.detach(), "finite": finite}
 
     @torch.no_grad()
-    def draw(self, labels: Tensor, spread: float, rng: torch.Generator) -> Tensor:
-        """New masks, each in the place of a real one and of its classes.
+    def _update_average(self) -> None:
+        self.steps += 1
+        decay = min(AVERAGING, self.steps / (self.steps + 10))
+        for kept, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            kept.lerp_(weight, 1 - decay)
 
-        A latent is √(1 - spread²) of the real mask's and `spread` of noise: with 0 the real shape as the network
-        knows it, with 1 the prior. Between them latents stay as far from 0 as those that the decoder has learnt from.
+    @torch.no_grad()
+    def sample(self, labels: Tensor, rng: torch.Generator, amount: Tensor | float = 1.0) -> Tensor:
+        """New shapes, each in the place of a real one and of its classes.
+
+        A patch keeps its real mask where the new one would lose a class, or have fewer or more components or holes of a class
+        than the real masks seen in training.
 
         Args:
             labels: (B, *spatial) int64 class maps.
-            spread: in [0, 1].
             rng: on their device.
+            amount: factor on how far shapes are from the real ones; from 2 on they are drawn from the prior.
 
         Returns:
-            (B, *spatial) int64; patches without any structure as they were. Nothing is promised of their topology.
+            (B, *spatial) int64; the ignore label, and patches without any structure, as they were.
+        """
+        drawn = self.draw(labels, amount, rng)
+        real, new = (class_sizes(maps, 2 + self.foreground) > 0 for maps in (labels, drawn))
+        accepted = (real == new)[:, 1:].all(dim=1) & self.bounds.admit(drawn)
+        return torch.where(per_patch(accepted, labels), drawn, labels)
+
+    @torch.no_grad()
+    def draw(self, labels: Tensor, amount: Tensor | float, rng: torch.Generator) -> Tensor:
+        """As `sample`, but nothing is promised of components, holes and small classes.
+
+        With a spread s = min(SPREAD * amount, 1), a latent is sqrt(1 - s^2) of the real mask's and s of noise: with 0 the real
+        shape as the network knows it, with 1 the prior. Between them latents stay as far from 0 as those that the decoder has
+        learned from.
         """
         frame, present, distances = self._framed(labels)
         mean, _ = self.average.encode(distances)
         noise = torch.randn(mean.shape, generator=rng, device=rng.device)
-        found = self.average.decode(math.sqrt(1 - spread**2) * mean + spread * noise, present)
+        spread = (mean.new_full((), SPREAD) * amount).clamp(0, 1)
+        found = self.average.decode((1 - spread.square()).sqrt() * mean + spread * noise, present)
         scores, positions = _sample(found, _inverse(frame), labels.shape[1:])
         absent = functional.pad(~present, (1, 0)).view(*scores.shape[:2], *(1,) * (labels.ndim - 1))
         drawn = scores.masked_fill(absent, -math.inf).argmax(dim=1) * (positions.abs() <= 1).all(dim=-1)
@@ -221,22 +244,27 @@ class LearnedShapes:
     def _framed(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Frames, present classes (B, foreground) and the distances of background and classes, (B, classes, *grid)."""
         known = labels.masked_fill(labels > self.foreground, 0)
-        present = masks.class_sizes(known, 1 + self.foreground)[:, 1:] > 0
+        present = class_sizes(known, 1 + self.foreground)[:, 1:] > 0
         frame = frames(known > 0)
-        share, _ = _sample(masks.one_hot(known, 1 + self.foreground), frame, self.grid)
-        inside = functional.one_hot(share.argmax(dim=1), 1 + self.foreground).movedim(-1, 1).bool()
+        share, _ = _sample(one_hot(known, 1 + self.foreground), frame, self.grid)
+        inside = one_hot(share.argmax(dim=1), 1 + self.foreground).bool()
         reach = REACH * max(self.grid)
         return frame, present, signed_distance(inside.flatten(0, 1), reach).view_as(share) / reach
 
-    def _parts(self) -> dict[str, Any]:
-        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
+    def state_dict(self) -> dict[str, Any]:
+        """Network, its moving average, optimiser and bounds."""
+        return {
+            "steps": self.steps,
+            "network": dict(self.network.state_dict()),
+            "average": dict(self.average.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "bounds": self.bounds.state_dict(),
+        }
 
-    def state(self) -> dict[str, Any]:
-        """Network, its moving average and optimiser."""
-        return {"steps": self.steps, **{name: dict(part.state_dict()) for name, part in self._parts().items()}}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self.steps = state["steps"]
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        load_optimiser(self.optimizer, state["optimizer"])
+        self.bounds.load_state_dict(state["bounds"])
