@@ -85,6 +85,16 @@ def build_trainer(
     return trainer
 
 
-def without_own_picture(trainer: Any) -> None:
-    """Leaves out nnU-Net's picture of the progress, which costs a second an epoch."""
+def without_pictures(trainer: Any) -> None:
+    """Leaves out nnU-Net's picture of the progress, which costs a second an epoch, and GenSeg's but for the last epoch."""
     trainer.logger.plot_progress_png = lambda folder: None
+    recorder = getattr(trainer, "recorder", None)
+    if recorder is None:
+        return
+    refresh = recorder.refresh
+
+    def last_alone(folder: Path, epoch: int, epochs: int, *others: Any) -> None:
+        if epoch == epochs - 1:
+            refresh(folder, epoch, epochs, *others)
+
+    recorder.refresh = last_alone

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from building import build_trainer, nnunet_folders, without_own_picture
+from building import build_trainer, nnunet_folders, without_pictures
 from cells import ARMS, GRIDS, Cell
 from provenance import provenance
 from raw_datasets import budgeted_dataset, part_of, source_of
@@ -68,10 +68,12 @@ def prepare(cell: Cell, place: Place) -> None:
 
 
 def run_nnunet(folder: Path, program: str, *options: str) -> None:
-    """One of nnU-Net's programs on the dataset below `folder`; what it prints is kept there."""
-    command = [str(Path(sys.executable).with_name(program)), *options]
+    """One of nnU-Net's programs on the dataset below `folder`, also where its scripts are not installed; its output is kept."""
+    run = "import sys; from importlib.metadata import entry_points; sys.argv[0] = sys.argv.pop(1); "
+    run += "(program,) = entry_points(group='console_scripts', name=sys.argv[0]); program.load()()"
     with open(folder / f"{program}.txt", "a") as log:
-        subprocess.run(command, env=os.environ | nnunet_folders(folder, folder), stdout=log, stderr=log, check=True)
+        environment = os.environ | nnunet_folders(folder, folder)
+        subprocess.run([sys.executable, "-c", run, program, *options], env=environment, stdout=log, stderr=log, check=True)
 
 
 def run_cell(cell: Cell, place: Place) -> None:
@@ -171,7 +173,7 @@ def measured_training(trainer: Any, place: Place) -> dict[str, Any]:
     """Trains; returns wall and CPU seconds and the most memory in use, on a GPU the allocated memory."""
     import torch
 
-    without_own_picture(trainer)
+    without_pictures(trainer)
     started, busy = time.monotonic(), time.process_time()
     trainer.run_training()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from building import build_trainer, without_own_picture
+from building import build_trainer, without_pictures
 from cells import BUDGET, Cell
 from gain import Place, prepare, run_nnunet
 from provenance import provenance
@@ -89,7 +89,7 @@ def pool_of(cell: Cell, place: Place) -> Path:
 def train_oracle(cell: Cell, place: Place) -> dict[str, Any]:
     """Trains the network that judges: stock nnU-Net on all cases of the pool."""
     trainer = trainer_on(pool_of(cell, place), cell, "nnUNetTrainerShort", place)
-    without_own_picture(trainer)
+    without_pictures(trainer)
     trainer.run_training()
     return {"model": trainer.output_folder}
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from building import build_trainer, without_own_picture
+from building import build_trainer, without_pictures
 
 from nnunetv2_genseg.config import GenSegConfig
 
 KINDS = {"stock": "nnUNetTrainerShort", "genseg": "GenSegTrainerShort"}
 EPOCHS = 100
 """Of the training whose moments are measured: an epoch is a hundredth of the schedule."""
-TURNS = 5
 BLOCK = 8
 """Iterations of a block where no feedback is due; with feedback, one feedback interval."""
 HELD = 6
@@ -28,13 +27,18 @@ HELD = 6
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained on."""
+    """What is trained on, and how often it is measured."""
 
-    folder: Path
+    folder: str
     """With nnU-Net's `preprocessed` folder."""
     number: str
     configuration: str
     device: str
+    model: str
+    """Folder for results."""
+    turns: int = 5
+    most: int = 1000
+    """Iterations of a block at most, to try the benchmark out."""
 
 
 def stages(config: GenSegConfig) -> dict[str, tuple[float, float]]:
@@ -52,20 +56,20 @@ def stages(config: GenSegConfig) -> dict[str, tuple[float, float]]:
     return {name: (begin, end) for name, (begin, end) in parts.items() if end - begin > 1e-9}
 
 
-def trainer_of(kind: str, subject: Subject, model: Path, iterations: int) -> Any:
-    """A trainer at the start of its training."""
+def trainer_of(kind: str, subject: Subject) -> Any:
+    """A trainer at the start of its training, an epoch of which is a feedback interval."""
     if subject.device == "cuda":
-        os.environ["nnUNet_n_proc_DA"] = "0"
+        os.environ.update(nnUNet_n_proc_DA="0", nnUNet_compile="0")  # compiling takes longer than all that is measured
     trainer = build_trainer(
         KINDS[kind],
-        subject.folder,
+        Path(subject.folder),
         subject.number,
         subject.configuration,
-        model,
-        length=(EPOCHS, iterations, 1, EPOCHS),
+        Path(subject.model),
+        length=(EPOCHS, GenSegConfig().feedback.interval, 1, EPOCHS),
         device=subject.device,
     )
-    without_own_picture(trainer)
+    without_pictures(trainer)
     trainer.on_train_start()
     return trainer
 
@@ -113,17 +117,16 @@ def moments(config: GenSegConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def times(subject: Subject, model: Path) -> dict[str, Any]:
+def times(subject: Subject) -> dict[str, Any]:
     """Everything but the memory."""
     clock = clock_of(subject.device)
-    interval = GenSegConfig().feedback.interval
-    stock, genseg = (trainer_of(kind, subject, model, interval) for kind in KINDS)
+    stock, genseg = (trainer_of(kind, subject) for kind in KINDS)
     held = [next(stock.dataloader_train) for _ in range(HELD)] if subject.device == "cuda" else []
     seconds: dict[str, list[list[tuple[float, float]]]] = {}
-    for turn in range(TURNS + 1):
+    for turn in range(subject.turns + 1):
         for name, (epoch, count) in moments(genseg.genseg).items():
             for key, trainer, length in (("stock", stock, BLOCK // 2), (name, genseg, count)):
-                taken = block(trainer, epoch, length if turn else 2, clock, held)
+                taken = block(trainer, epoch, min(subject.most, length if turn else 2), clock, held)
                 if turn:  # the first turn is a warm-up
                     seconds.setdefault(key, []).append(taken)
     epoch, _ = moments(genseg.genseg).get("pairs and feedback", (EPOCHS // 2, 0))
@@ -150,7 +153,7 @@ def summary(seconds: dict[str, list[list[tuple[float, float]]]], config: GenSegC
 
     own = statistics.median(whole["stock"])
     added = [
-        block[0][1] - statistics.fmean(one[1] for one in block[config.generator.interval :: config.generator.interval])
+        block[0][1] - statistics.fmean([one[1] for one in block[config.generator.interval :: config.generator.interval]] or [0.0])
         for block in seconds.get("pairs and feedback", [])
     ]
     return {
@@ -195,11 +198,11 @@ def syncs(trainer: Any, epoch: int) -> list[int]:
     return counts
 
 
-def memory(kind: str, subject: Subject, model: Path) -> int:
+def memory(kind: str, subject: Subject) -> int:
     """Bytes: the peak of this process after a few iterations of every stage, on a GPU of what torch allocated."""
-    trainer = trainer_of(kind, subject, model, GenSegConfig().feedback.interval)
+    trainer = trainer_of(kind, subject)
     for epoch, _ in moments(GenSegConfig()).values():
-        block(trainer, epoch, 4, clock_of(subject.device), [])
+        block(trainer, epoch, min(subject.most, 4), clock_of(subject.device), [])
     if subject.device == "cuda":
         import torch
 

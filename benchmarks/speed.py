@@ -27,9 +27,9 @@ RESULT = Path(__file__).parent / "results" / "speed.json"
 PLANS = (("104", "2d"), ("104", "3d_fullres"))
 
 
-def measured(subject: Subject, model: Path) -> dict[str, Any]:
+def measured(subject: Subject) -> dict[str, Any]:
     """Times and memory, each in a process of its own."""
-    given = json.dumps(asdict(subject) | {"folder": str(subject.folder), "model": str(model)})
+    given = json.dumps(asdict(subject))
     found = {}
     for part in ("times", *KINDS):
         command = [sys.executable, __file__, "--part", part, "--subject", given]
@@ -76,10 +76,8 @@ def main() -> None:
     parser.add_argument("--subject", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.part:
-        given = json.loads(chosen.subject)
-        model = Path(given.pop("model"))
-        subject = Subject(**given | {"folder": Path(given["folder"])})
-        print(json.dumps(times(subject, model) if chosen.part == "times" else memory(chosen.part, subject, model)))
+        subject = Subject(**json.loads(chosen.subject))
+        print(json.dumps(times(subject) if chosen.part == "times" else memory(chosen.part, subject)))
         return
     if chosen.raw is None or chosen.work is None:
         parser.error("--raw and --work are needed")
@@ -88,8 +86,8 @@ def main() -> None:
     for number, configuration in ((chosen.dataset, "2d"),) if chosen.dataset else PLANS:
         cell = Cell(number, BUDGET[number], configuration, "genseg", 0, 0, ())
         prepare(cell, place)
-        subject = Subject(place.dataset(cell), number, configuration, place.device)
-        plans.append(measured(subject, place.work / "models" / f"speed_{number}_{configuration}"))
+        model = place.work / "models" / f"speed_{number}_{configuration}"
+        plans.append(measured(Subject(str(place.dataset(cell)), number, configuration, place.device, str(model))))
         show(plans[-1])
     dataset = f" --dataset {chosen.dataset}" if chosen.dataset else ""
     command = f"python benchmarks/speed.py --raw PATH/TO/nnUNet_raw --work FOLDER --device {place.device}{dataset}"

@@ -61,7 +61,7 @@ def test_killed_resumed_and_predicted_by_stock_nnunet_without_this_package(shell
 
 def test_genseg_train_needs_no_environment_variable(shell: Shell):
     output = shell.succeed("genseg", "train", "903", "2d", "0", "-tr", "GenSegTrainerShort", "-device", "cpu")
-    assert "GenSeg 0.1.0: generator gan" in output
+    assert "GenSeg 0.1.0: pairs from deformation 0.5, redraw 0.5; 1 of its training cases held out" in output
 
 
 @pytest.fixture

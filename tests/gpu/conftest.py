@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from nnunetv2_genseg.trainers.recording import Recorder
 from tests.integration.conftest import make_repeatable
 from tests.integration.datasets import Kind, plan, use_threads
 
@@ -45,13 +46,15 @@ def planned(device: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 @pytest.fixture(autouse=True)
 def nnunet(planned: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """nnU-Net's folders set, results in a folder of the test's own, data loading in this process, nothing compiled."""
+    """nnU-Net's folders set, results in a folder of the test's own; data loading in this process, nothing compiled, no pictures,
+    which would take most of the time."""
     for name, value in planned.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setenv("nnUNet_compile", "0")
     monkeypatch.delenv("nnUNet_genseg_config", raising=False)
+    monkeypatch.setattr(Recorder, "refresh", lambda *arguments: None)
     make_repeatable(monkeypatch.setattr)
 
 

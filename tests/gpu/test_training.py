@@ -36,13 +36,13 @@ PRESETS = {
 }
 SCHEDULE = {"schedule": {"warmup": 0.2, "ramp": 0.1, "tail": 0.2}}
 LENGTH = "5,2,1,9,3"
-"""Epochs, iterations, validation iterations, epochs between checkpoints, seed: epoch 0 is the warm-up, in 1 pairs begin, in 2 and 3
-there is feedback, 4 is the tail."""
+"""Epochs, iterations, validation iterations, epochs between checkpoints, seed. Epoch 0 is the warm-up, in epoch 1 pairs begin,
+epochs 2 and 3 have feedback, 4 is the tail."""
 STAGES: dict[str, Any] = {**SCHEDULE, "mixing": {"share": 1.0}, "feedback": {"interval": 1, "start": 0.4}}
 
 
 def trained(kind: type[nnUNetTrainer], configuration: str, device: str, length: str = LENGTH) -> Any:
-    """A finished training; `losses` and `steps` of the trainer hold each iteration's loss and how many steps its optimiser took."""
+    """A finished training; see `watch`."""
     trainer: Any = make_trainer(kind, dataset_of(configuration), configuration, length, device=device)
     watch(trainer)
     trainer.run_training()
@@ -50,7 +50,7 @@ def trained(kind: type[nnUNetTrainer], configuration: str, device: str, length: 
 
 
 def watch(trainer: Any) -> None:
-    """Records losses and steps."""
+    """Records each iteration's loss in `losses` and how many steps the optimiser took in `steps`."""
     trainer.losses, trainer.steps = [], 0
     trainer.initialize()
     step = trainer.train_step
@@ -128,7 +128,7 @@ def test_a_compiled_training_compiles_little_more_than_stock(device, settings, m
         trainer = trained(kind, "2d", device)
         graphs[kind] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     require_all_stages(trainer)
-    assert 0 < graphs[nnUNetTrainerShort]
+    assert graphs[nnUNetTrainerShort] > 0
     assert graphs[GenSegTrainerShort] <= graphs[nnUNetTrainerShort] + 2
 
 

@@ -165,8 +165,8 @@ class OwnNetwork(GenSegTrainerShort):
     """A trainer with a network of its own."""
 
     @staticmethod
-    def build_network_architecture(*arguments: Any, **options: Any) -> torch.nn.Module:
-        network = nnUNetTrainer.build_network_architecture(*arguments, **options)
+    def build_network_architecture(plans_manager: Any, *arguments: Any, **options: Any) -> torch.nn.Module:
+        network = nnUNetTrainer.build_network_architecture(plans_manager, *arguments, **options)
         network.encoder.stages[0] = torch.nn.Sequential(network.encoder.stages[0], torch.nn.InstanceNorm2d(8, affine=True))
         return network
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
+from nnunetv2_genseg.labels import LabelCodec
+from nnunetv2_genseg.pairs import PairSource
 
 from nnunetv2_genseg import masks
 from nnunetv2_genseg.config import ConditioningConfig, GeneratorConfig, MaskConfig
 from nnunetv2_genseg.generators import NetworkPlan, build_generator
-from nnunetv2_genseg.labels import LabelCodec
-from nnunetv2_genseg.pairs import PairSource
 
 CPU = torch.device("cpu")
 MODES = ["mask", "tissue", "differential"]
