@@ -441,5 +441,5 @@ def test_phi_that_a_generator_lacks_is_refused(family, parameters):
 
 
 def test_a_method_that_is_not_registered_is_refused():
-    with pytest.raises(GenSegError, match="feedback.method: no 'finite_difference'"):
+    with pytest.raises(GenSegError, match=r"feedback.method: no 'finite_difference'"):
         built(feedback={"method": "finite_difference"})
