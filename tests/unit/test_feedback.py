@@ -4,9 +4,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.func import functional_call
 from toy import CODECS, CPU, DEFORMATION, ETA, MODES, REDRAW, STILL, Setting, configured, cosine, flat, planned, same, seeded
 from toy import network as nnunet_network
+from torch.func import functional_call
 
 from nnunetv2_genseg import hypergradient
 from nnunetv2_genseg.bilevel import feedback as feedback_module
@@ -441,5 +441,5 @@ def test_phi_that_a_generator_lacks_is_refused(family, parameters):
 
 
 def test_a_method_that_is_not_registered_is_refused():
-    with pytest.raises(GenSegError, match=r"feedback\.method: no 'finite_difference'"):
+    with pytest.raises(GenSegError, match=r"feedback.method: no 'finite_difference'"):
         built(feedback={"method": "finite_difference"})

@@ -289,7 +289,7 @@ def test_last_layers_is_exact_with_the_direction_zeroed_elsewhere(dims, deep):
 
 def test_last_layers_of_another_network_raises_with_the_way_out():
     problem = Problem()
-    with pytest.raises(GenSegError, match=r"feedback\.method last_layers needs .*; use exact"):
+    with pytest.raises(GenSegError, match=r"feedback.method last_layers needs .*; use exact"):
         hypergradient.last_layers(problem.theta, problem.direction())
 
 

@@ -248,9 +248,8 @@ def test_a_restored_loop_continues_as_if_nothing_had_happened(parameters, masks)
     advance(original)
     resumed.loop.load_state_dict(through_a_file(original.loop.state_dict()))
     for _ in range(2):
-        found = [advance(setting) for setting in (original, resumed)]
-        first, second = (one and one.slots for one in found)
-        assert first == second
+        one, two = (advance(setting) for setting in (original, resumed))
+        assert (one and one.slots) == (two and two.slots)
     for name, parts in original.tensors().items():
         assert same(parts, resumed.tensors()[name]), name
     assert torch.equal(original.sampler.deformer.largest, resumed.sampler.deformer.largest)
@@ -407,7 +406,7 @@ def test_a_loop_starts_from_a_kept_generator_and_goes_back_to_it(dims, tmp_path)
 def test_nothing_is_kept_where_nothing_draws(tmp_path):
     loop = BilevelLoop(configured(mixing=DEFORMATION, **OFF), planned(2), CODECS["labels"], 1, CPU)
     for use in (partial(loop.keep_generator, cases={}), loop.start_from):
-        with pytest.raises(GenSegError, match=r"mixing\.sources has no `redraw`, so there is no generator to train or load"):
+        with pytest.raises(GenSegError, match=r"mixing.sources has no `redraw`, so there is no generator to train or load"):
             use(tmp_path / "generator", IMAGES)
     loop = BilevelLoop(configured(generator={"name": "gmm"}, **OFF), planned(2), CODECS["labels"], 1, CPU)
     with pytest.raises(GenSegError, match="generator 'gmm' has no weights to save or load"):

@@ -66,7 +66,8 @@ def test_a_state_that_is_not_finite_is_never_kept(learner, rollback, bad):
 def test_too_many_faults_in_a_row_end_it_with_the_cause(learner, rollback):
     for _ in range(LIMIT):
         rollback.undo("an earlier fault")
-    with pytest.raises(FloatingPointError, match=r"the last fault; the generator returned to its last finite state 5 times.* Lower generator.learning_rate"):
+    said = r"the last fault; the generator returned to its last finite state 5 times.* Lower generator.learning_rate"
+    with pytest.raises(FloatingPointError, match=said):
         rollback.undo("the last fault")
 
 
