@@ -17,8 +17,8 @@ from nnunetv2_genseg import hypergradient
 from nnunetv2_genseg.config import GeneratorConfig, checked
 from nnunetv2_genseg.generators import NetworkPlan, build_generator
 from nnunetv2_genseg.generators.optimisation import adam, exclude, load_optimiser
+from nnunetv2_genseg.generators.smoothing import neighbourhood_mean
 from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
-from nnunetv2_genseg.synthesis.spatial import neighbourhood_mean
 
 CPU = torch.device("cpu")
 ETA = 0.05
