@@ -1,17 +1,15 @@
-"""Writes docs/benchmarks.md, generators.md and reliability.md from benchmarks/results/: `python benchmarks/report.py`."""
+"""Writes docs/benchmarks.md and generators.md from benchmarks/results/: `python benchmarks/report.py`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from cells import ARMS
 from defaults_report import defaults
 from gain_report import Result, figure, load, table
 from generators_report import merged
 from generators_report import page as generators_page
-from reliability_report import page as reliability_page
 from speed_report import speed
 
 ROOT = Path(__file__).parent.parent
@@ -113,11 +111,6 @@ def pages(results: Path) -> dict[str, str]:
     families = merged(load(results / "generators" / "quality"), load(results / "generators" / "costs"))
     if families:
         found["generators.md"] = generators_page(families)
-    records: dict[str, Any] = {
-        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (results / "reliability").glob("*.json")
-    }
-    if records:
-        found["reliability.md"] = reliability_page(records)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong, and what `genseg` answers: one table for the test and for the benchmark."""
+"""What a user can get wrong, and what `genseg` answers, as one table."""
 
 from __future__ import annotations
 
@@ -148,6 +148,7 @@ def garbage(path: Path) -> None:
 def pretrained(**differing: Any) -> Preparation:
     """Names the folder of a trained generator that fits the planned dataset except for `differing`, and holds no weights."""
     own = {
+        "format": 2,
         "family": "gan",
         "channels": ["R", "G", "B"],
         "normalization": ["ZScoreNormalization"] * 3,
@@ -256,7 +257,7 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("config not text", "is not a text file in UTF-8", settings(b"\xff\xfe\x00masks", "genseg.yaml")),
     BadInput("config is a list", "must hold a mapping of sections to settings, found list", settings([1])),
     BadInput("config section unknown", "mask: unknown key; did you mean masks?", settings({"mask": {}})),
-    BadInput("config key unknown", "mixing.shares: unknown key; did you mean share?", settings({"mixing": {"shares": 0.5}})),
+    BadInput("config key unknown", "mixing.shares: unknown key; did you mean share", settings({"mixing": {"shares": 0.5}})),
     BadInput("config key like none", "mixing.foo: unknown key; known here: share, sources", settings({"mixing": {"foo": 1}})),
     BadInput("config of an older version", "conditioning: unknown key", settings({"conditioning": {"mode": "differential"}})),
     BadInput("config section no mapping", "masks: Input should be", settings({"masks": 3})),
@@ -304,7 +305,7 @@ TABLE: tuple[BadInput, ...] = (
     ),
     BadInput(
         "held-out cases of another fold",
-        "no training case of this fold is named tr_000; did you mean tr_001",
+        "no training case of this fold is named tr_000; did you mean tr_00",
         both(lambda place: all_training(place, CASES[1:]), settings({"feedback": {"cases": ["tr_000"]}})),
     ),
     BadInput(
@@ -319,7 +320,7 @@ TABLE: tuple[BadInput, ...] = (
     ),
     BadInput(
         "mixture without tissues",
-        "choose redraw.mode 'tissue' or 'residual'",
+        "needs the intensities of tissue classes; set redraw.mode to 'tissue' or 'residual'",
         settings({"generator": {"name": "gmm"}, "redraw": {"mode": "mask"}, "feedback": {"parameters": "policy"}}),
     ),
     BadInput("generator unknown", "generator.name: no 'stylegan'; registered are", settings({"generator": {"name": "stylegan"}})),
@@ -419,7 +420,7 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("preprocessed image corrupt", "tr_001", damage(garbage, case("tr_001.b2nd"))),
     BadInput("preprocessed properties corrupt", "tr_001", damage(garbage, case("tr_001.pkl"))),
     # continuing
-    BadInput("continued with other settings", "mixing.share: 0.2, there 0.5", settings({"mixing": {"share": 0.2}}), RESUME),
+    BadInput("continued with other settings", "mixing.share: 0.5, there 0.2", settings({"mixing": {"share": 0.2}}), RESUME),
     BadInput(
         "continued without its settings", "was not trained by GenSeg", damage(Path.unlink, in_fold("genseg_config.json")), RESUME
     ),
@@ -449,6 +450,7 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("pretrained in 3D", "spacing is [1.0, 1.0, 1.0] there", pretrained(spacing=[1.0, 1.0, 1.0])),
     BadInput("pretrained of another family", "family is 'vae' there, 'gan' here", pretrained(family="vae")),
     BadInput("pretrained of another width", "features is [8, 8, 8] there, [4, 4, 4] here", pretrained(features=[8, 8, 8])),
+    BadInput("pretrained by an older version", "has format 1, this version reads 2; train it again", pretrained(format=1)),
     BadInput("pretrained weights missing", "are missing, damaged or of other shapes", pretrained()),
     BadInput(
         "pretrained of a family without weights",

@@ -168,7 +168,8 @@ class FeedbackConfig(Section):
 
     @model_validator(mode="after")
     def _named_cases_do_not_rotate(self) -> FeedbackConfig:
-        if isinstance(self.cases, list) and self.rotations > 1 and "rotations" in self.model_fields_set:
+        default = type(self).model_fields["rotations"].default
+        if isinstance(self.cases, list) and self.rotations not in (1, default):  # the file of a training holds the default
             raise ValueError("feedback.rotations draws cases, but feedback.cases names them; remove one of the two")
         return self
 

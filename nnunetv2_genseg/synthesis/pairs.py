@@ -45,8 +45,9 @@ def blank_as_before(drawn: Tensor, image: Tensor, change: MaskChange, masked: Te
         `drawn` with 0 outside of the subject in masked channels, and the real patch's value where its channel is constant.
     """
     if masked is not None:
-        outside = warp_labels((image[:, masked] == 0).all(dim=1).long(), change.grid).bool()
-        drawn = drawn.masked_fill(outside[:, None] & masked.view(-1, *(1,) * (image.ndim - 2)), 0)
+        channel = masked.view(-1, *(1,) * (image.ndim - 2))
+        empty = ((image == 0) | ~channel).all(dim=1)  # to index with `masked` would wait for the device
+        drawn = drawn.masked_fill(warp_labels(empty.long(), change.grid).bool()[:, None] & channel, 0)
     low, high = image.flatten(2).aminmax(dim=2)
     constant = (low == high).view(*low.shape, *(1,) * (image.ndim - 2))
     return torch.where(constant, image, drawn)

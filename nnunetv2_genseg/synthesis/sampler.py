@@ -22,6 +22,11 @@ BRIGHTEST = 100.0
 """Largest intensity of synthetic images relative to the real ones: what is beyond could overflow the segmentation network."""
 
 
+def slot_index(slots: list[int], device: torch.device) -> Tensor:
+    """Slots as an index on the device. A list as an index would make the host wait for a GPU."""
+    return torch.tensor(slots).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Replacement:
     """Synthetic pairs and the slots of the batch that they take."""
@@ -101,8 +106,12 @@ class PairSampler:
             rng: on their device.
         """
         slots = [slot for chosen_slots in chosen.values() for slot in chosen_slots]
-        pairs = Pairs.joined([self.sources[name].sample(image[chosen[name]], labels[chosen[name]], rng) for name in chosen])
-        real, own = image[slots], labels[slots]
+        parts = []
+        for name, own_slots in chosen.items():
+            index = slot_index(own_slots, image.device)
+            parts.append(self.sources[name].sample(image.index_select(0, index), labels.index_select(0, index), rng))
+        pairs, index = Pairs.joined(parts), slot_index(slots, image.device)
+        real, own = image.index_select(0, index), labels.index_select(0, index)
         good = pairs.image.abs().flatten(1).amax(dim=1) <= BRIGHTEST * image.abs().amax().clamp(min=1)  # False for NaN
         identity = identity_grid(labels.shape[1:], labels.device).expand_as(pairs.grid)
         return Replacement(slots, replaced_where(good, pairs, real, own, identity), good.all().float())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.synthesis.labels import LabelCodec
-from nnunetv2_genseg.synthesis.sampler import Replacement
+from nnunetv2_genseg.synthesis.sampler import Replacement, slot_index
 from nnunetv2_genseg.synthesis.spatial import warp_image, warp_labels
 
 Target = Tensor | list[Tensor]
@@ -100,14 +100,14 @@ class BatchCodec:
         """The batch with pairs in some of its slots; everything else as it was, on the device."""
         if replacement is None:
             return batch | {"data": parts.network_input, "target": parts.target}
-        slots, pairs = replacement.slots, replacement.pairs
+        pairs, slots = replacement.pairs, slot_index(replacement.slots, self.device)
         inserted = {
             "data": _with(parts.network_input, slots, self.to_input(pairs.image, pairs.labels)),
             "target": _with(parts.target, slots, self.to_target(pairs.labels)),
         }
         for key in _further_maps(batch):
             own = batch[key].to(self.device)
-            inserted[key] = _with(own, slots, SPATIAL_ENTRIES[key](own[slots], pairs.grid))
+            inserted[key] = _with(own, slots, SPATIAL_ENTRIES[key](own.index_select(0, slots), pairs.grid))
         return batch | inserted
 
     def require_known(self, batch: dict[str, Any]) -> None:
@@ -141,10 +141,8 @@ def _mapped(target: Any, function: Callable[[Tensor], Tensor]) -> Target:
     return [function(level) for level in target] if isinstance(target, list) else function(target)
 
 
-def _with(values: Any, slots: list[int], inserted: Any) -> Any:
+def _with(values: Any, slots: Tensor, inserted: Any) -> Any:
     """A copy of a tensor, or of every tensor of a list, with other content in some slots."""
     if isinstance(values, list):
         return [_with(level, slots, new) for level, new in zip(values, inserted, strict=True)]
-    result = values.clone()
-    result[slots] = inserted.to(result.dtype)
-    return result
+    return values.index_copy(0, slots, inserted.to(values.dtype))

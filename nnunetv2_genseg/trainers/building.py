@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from nnunetv2_genseg.bilevel.loop import BilevelLoop
+from nnunetv2_genseg.generators.pretrained import Cases
 from nnunetv2_genseg.trainers.batches import BatchCodec
 from nnunetv2_genseg.trainers.cascade import PreviousStage
 from nnunetv2_genseg.trainers.planning import image_kind, label_codec, network_plan
@@ -49,6 +51,23 @@ def build_batch_codec(trainer: Any) -> BatchCodec:
             return channels
 
     return BatchCodec(codec, len(kind.channels), trainer.device, scales, dtype, previous_stage)
+
+
+def start_from_pretrained(trainer: Any) -> Cases:
+    """Gives a GenSeg trainer the trained generator that `generator.pretrained` names, on every process.
+
+    Returns:
+        The cases that it was trained on; none without one.
+
+    Raises:
+        GenSegError: the folder holds no trained generator, or one that does not fit or is not finite.
+    """
+    folder = trainer.genseg.generator.pretrained
+    if folder is None:
+        return {}
+    cases: Cases = trainer.loop.start_from(Path(folder), image_kind(trainer.dataset_json, trainer.configuration_manager))
+    trainer.print_to_log_file(f"GenSeg: the generator starts from {folder}")
+    return cases
 
 
 def average(tensors: Any) -> None:

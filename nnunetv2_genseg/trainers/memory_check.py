@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from nnunetv2.utilities.helpers import empty_cache
 
 from nnunetv2_genseg.bilevel.schedule import stage_at
+from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.trainers.dry_run import memory_is_full, restored_afterwards
 
 
@@ -17,7 +17,7 @@ def try_largest_steps(trainer: Any) -> None:
     A host trainer that counts or averages in its `train_step` counts one more.
 
     Raises:
-        torch.cuda.OutOfMemoryError: memory does not hold one of the steps.
+        GenSegError: memory does not hold one of the steps.
     """
     progress = trainer._progress_of(trainer._global_iteration())
     if stage_at(progress, trainer.genseg).tail:
@@ -45,5 +45,5 @@ def try_largest_steps(trainer: Any) -> None:
         trainer.optimizer.zero_grad(set_to_none=True)
     # raised here, where nothing holds what filled the memory any more
     if full:
-        raise torch.cuda.OutOfMemoryError(f"GPU memory does not hold this training to its end; {remedy} ({full})")
+        raise GenSegError(f"GPU memory does not hold this training to its end; {remedy} ({full})")
     empty_cache(trainer.device)

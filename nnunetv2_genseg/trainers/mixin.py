@@ -14,17 +14,16 @@ from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_genseg import __version__, checkpoint
+from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.bilevel.feedback import Segmenter
 from nnunetv2_genseg.bilevel.schedule import Stage, stage_at
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, GenSegFileError, Settings, resolve
-from nnunetv2_genseg.generators.pretrained import Cases, ImageKind
+from nnunetv2_genseg.generators.pretrained import Cases
 from nnunetv2_genseg.trainers import preflight, resuming
 from nnunetv2_genseg.trainers.batches import Parts
-from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop
+from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop, start_from_pretrained
 from nnunetv2_genseg.trainers.heldout_cases import HeldOutCases
 from nnunetv2_genseg.trainers.memory_check import try_largest_steps
-from nnunetv2_genseg.trainers.planning import image_kind
 from nnunetv2_genseg.trainers.recording import Recorder
 from nnunetv2_genseg.trainers.saving import host_trainer
 
@@ -80,10 +79,6 @@ class GenSegMixin(nnUNetTrainer):
             raise GenSegError(
                 "feedback cannot differentiate batch norm that is synchronised over processes; train on one, or without feedback"
             )
-
-    @property
-    def _image_kind(self) -> ImageKind:
-        return image_kind(self.dataset_json, self.configuration_manager)
 
     def _build_feedback_loss(self) -> nn.Module:
         """nnU-Net's loss for one process, not compiled: feedback differentiates it twice, which neither would survive."""
@@ -158,8 +153,8 @@ class GenSegMixin(nnUNetTrainer):
         """nnU-Net's preparations; the generator is loaded or, after `--c`, restored, and the configuration recorded.
 
         Raises:
-            GenSegError: what the generator is to start from, or go on from, is missing, damaged or does not fit.
-            torch.cuda.OutOfMemoryError: the GPU's memory does not hold the training to its end.
+            GenSegError: what the generator is to start from, or go on from, is missing, damaged or does not fit, or the GPU's
+                memory does not hold the training to its end.
         """
         if not self.was_initialized:
             self.initialize()
@@ -175,25 +170,15 @@ class GenSegMixin(nnUNetTrainer):
             dist.barrier()
         state = resuming.load_state(self, *self._resume_from) if self._resume_from is not None else None
         if state is None:
-            self._start_from_pretrained()
+            self._generator_saw = start_from_pretrained(self)
         super().on_train_start()
         if state is not None:
             resuming.restore(self, state)
         if self.local_rank == 0:
             resuming.record(self, self._held_out.cases if not resumed else None)
-        cases = self._held_out.cases
-        held_out = f"{len(cases.held_out)} of its training cases held out" if cases else "no feedback"
-        sources = ", ".join(f"{name} {weight:g}" for name, weight in self.genseg.mixing.sources.items())
-        self.print_to_log_file(f"GenSeg {__version__}: pairs from {sources}; {held_out}; {self.num_epochs} epochs")
+        resuming.announce(self, self._held_out.cases)
         if self.device.type == "cuda":
             try_largest_steps(self)
-
-    def _start_from_pretrained(self) -> None:
-        """Takes over the trained generator that `generator.pretrained` names, on every process."""
-        folder = self.genseg.generator.pretrained
-        if folder is not None:
-            self._generator_saw = self.loop.start_from(Path(folder), self._image_kind)
-            self.print_to_log_file(f"GenSeg: the generator starts from {folder}")
 
     def on_train_epoch_start(self) -> None:
         """Exchanges the held-out cases where a rotation, or the feedback, begins or ends."""

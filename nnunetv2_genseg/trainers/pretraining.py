@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig
 from nnunetv2_genseg.synthesis.modes import MODES
-from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop
+from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop, start_from_pretrained
 from nnunetv2_genseg.trainers.mixin import GenSegMixin
+from nnunetv2_genseg.trainers.planning import image_kind
 from nnunetv2_genseg.trainers.preflight import read_json
 from nnunetv2_genseg.trainers.recording import SAMPLES_FILE, draw_samples
 from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
@@ -137,7 +138,7 @@ class PretrainingMixin(GenSegMixin):
                 "'residual', or leave --images out"
             )
         self._prepare()
-        self._start_from_pretrained()
+        self._generator_saw = start_from_pretrained(self)
         preprocess_unlabelled(image_folders, self.plans_manager, self.configuration_manager, self.dataset_json, work)
         self._unlabelled = infer_dataset_class(str(work))(str(work)) if image_folders else None
         try:
@@ -187,5 +188,6 @@ class PretrainingMixin(GenSegMixin):
     def _keep_generator(self, output: Path, iteration: int) -> None:
         dataset = self.plans_manager.dataset_name
         seen = {*self._generator_saw.get(dataset, ()), *self._labelled}
-        self.loop.keep_generator(output, self._image_kind, {**self._generator_saw, dataset: sorted(seen)})
+        images = image_kind(self.dataset_json, self.configuration_manager)
+        self.loop.keep_generator(output, images, {**self._generator_saw, dataset: sorted(seen)})
         draw_samples(output / SAMPLES_FILE, f"iteration {iteration}", *self._real_patches(), self.loop)

@@ -28,6 +28,13 @@ def record(trainer: Any, held_out: HeldOut | None) -> None:
         held_out.write(folder, feedback.cases, trainer.genseg.seed, feedback.parts)
 
 
+def announce(trainer: Any, held_out: HeldOut | None) -> None:
+    """Logs what is trained and how."""
+    cases = f"{len(held_out.held_out)} of its training cases held out" if held_out else "no feedback"
+    sources = ", ".join(f"{name} {weight:g}" for name, weight in trainer.genseg.mixing.sources.items())
+    trainer.print_to_log_file(f"GenSeg {__version__}: pairs from {sources}; {cases}; {trainer.num_epochs} epochs")
+
+
 def require_same_configuration(folder: Path, config: GenSegConfig) -> None:
     """Compares the settings with those that the training in a fold folder began with.
 

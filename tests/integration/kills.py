@@ -1,4 +1,4 @@
-"""Moments at which a training is killed, and what is left of it when it goes on: for the test and for the benchmark."""
+"""Moments at which a training is killed, and what is left of it when it goes on."""
 
 from __future__ import annotations
 

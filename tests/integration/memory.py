@@ -1,4 +1,4 @@
-"""A long training and what a leak in it would look like: for the test and for the benchmark."""
+"""A long training and what a leak in it would look like."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from nnunetv2_genseg.bilevel.loop import BilevelLoop
 from nnunetv2_genseg.cli import external_trainers
 from nnunetv2_genseg.synthesis.mask_sources import MASK_SOURCES
 from nnunetv2_genseg.trainers import GenSegTrainer, GenSegTrainerShort
+from nnunetv2_genseg.trainers.building import start_from_pretrained
 from nnunetv2_genseg.trainers.pretraining import REPORTS, Pretraining, pretrain
 from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
 
@@ -285,7 +286,7 @@ def test_in_3d_and_in_a_cascade(pretrained, settings, monkeypatch, tmp_path, wor
     settings({"generator": {"pretrained": str(folder)}})
     trainer = make_trainer(GenSegTrainer, *PHANTOM_3D, LENGTH)
     trainer.initialize()
-    trainer._start_from_pretrained()
+    start_from_pretrained(trainer)
     assert same(weights_of(trainer), weights_in(folder))
 
     preprocessed = tmp_path / "nnUNet_preprocessed" / PHANTOM_3D[0]

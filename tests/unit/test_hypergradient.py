@@ -8,6 +8,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from nnunetv2_genseg import hypergradient
+from nnunetv2_genseg.bilevel.methods import METHODS
+from nnunetv2_genseg.config import GenSegError
 
 ETA = 0.05
 CLASSES = 3
@@ -64,25 +66,31 @@ class Problem:
         self.theta = dict(self.network.named_parameters())
 
     def direction(self):
-        slope = hypergradient.segmenter_gradient(
-            self.network, self.theta, self.generator(self.noise).detach(), self.on_synthetic
-        )
-        ahead = hypergradient.step_ahead(self.theta, slope, ETA)
-        return hypergradient.segmenter_gradient(self.network, ahead, self.held, self.on_held)
+        return hypergradient.segmenter_gradient(self.network, self.theta, self.held, self.on_held)
 
     def hypergradient(self, method, direction=None):
         direction = self.direction() if direction is None else direction
         image = self.generator(self.noise)
         return method(self.network, self.theta, direction, self.phi, image, self.on_synthetic, ETA)
 
-    def loss_after_step(self):
-        """L_fb(θ'(φ)), with the whole graph to φ: the independent reference."""
-        value = self.on_synthetic(functional_call(self.network, self.theta, (self.generator(self.noise),)))
+    def loss_after_step(self, eta=ETA):
+        """L_fb after one SGD step of the weights that move on L_syn(φ), with the whole graph to φ: the reference."""
+        moving = {name: weight for name, weight in self.theta.items() if weight.requires_grad}
+        value = self.on_synthetic(self.logits(self.theta, self.generator(self.noise)))
         slopes = torch.autograd.grad(
-            value, list(self.theta.values()), create_graph=True, allow_unused=True, materialize_grads=True
+            value, list(moving.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
-        ahead = {name: weight - ETA * slope for (name, weight), slope in zip(self.theta.items(), slopes)}
-        return self.on_held(functional_call(self.network, ahead, (self.held,)))
+        ahead = {name: weight - eta * slope for (name, weight), slope in zip(moving.items(), slopes)}
+        return self.on_held(self.logits({**self.theta, **ahead}, self.held))
+
+    def logits(self, theta, image):
+        return functional_call(self.network, theta, (image,), tie_weights=False)
+
+    def unrolled(self):
+        """dL_fb/dφ at v = ∇L_fb(θ): the derivative of `loss_after_step` for η → 0, divided by η, times η."""
+        tiny = 1e-7
+        parts = torch.autograd.grad(self.loss_after_step(tiny), self.phi)
+        return [ETA / tiny * part for part in parts]
 
 
 def reverse_over_reverse(network, theta, direction, phi, image, loss):
@@ -109,8 +117,7 @@ class LinearModel(nn.Module):
         return x @ self.weight.T
 
 
-@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
-def test_hypergradient_of_a_quadratic_is_the_closed_form(method):
+def test_hypergradient_of_a_quadratic_is_the_closed_form():
     """z = W x, L_syn = ½ ‖W x − t‖², x = A φ: ⟨∇_W L_syn, V⟩ = (W x − t)ᵀ V x, differentiated by hand."""
     noise = torch.Generator().manual_seed(1)
     w, v, a, t, phi = (
@@ -118,23 +125,23 @@ def test_hypergradient_of_a_quadratic_is_the_closed_form(method):
     )
     phi.requires_grad_()
     x = (a @ phi)[None]
-    found = method(LinearModel(w), {"weight": w}, {"weight": v}, [phi], x, lambda z: 0.5 * ((z[0] - t) ** 2).sum(), ETA)
+    model, loss = LinearModel(w), lambda z: 0.5 * ((z[0] - t) ** 2).sum()
+    found = hypergradient.exact(model, {"weight": w}, {"weight": v}, [phi], x, loss, ETA)
     point = (a @ phi).detach()
     closed = -ETA * a.T @ (w.T @ v @ point + v.T @ (w @ point - t))
     torch.testing.assert_close(found[0], closed, rtol=1e-8, atol=1e-12)
 
 
-def test_segmenter_gradient_and_step_ahead_are_those_of_sgd():
+def test_segmenter_gradient_is_that_of_a_backward_pass():
     problem = Problem()
     found = hypergradient.segmenter_gradient(problem.network, problem.theta, problem.held, problem.on_held)
-    ahead = hypergradient.step_ahead(problem.theta, found, ETA)
     trained = copy.deepcopy(problem.network)
-    optimizer = torch.optim.SGD(trained.parameters(), ETA)
     problem.on_held(trained(problem.held)).backward()
-    optimizer.step()
-    for name, weight in trained.named_parameters():
-        torch.testing.assert_close(ahead[name], weight.detach(), rtol=1e-12, atol=1e-14)
-        assert not ahead[name].requires_grad
+    own = {name: torch.zeros_like(weight) if weight.grad is None else weight.grad for name, weight in trained.named_parameters()}
+    assert list(found) == list(own)
+    for name, part in own.items():
+        torch.testing.assert_close(found[name], part, rtol=1e-12, atol=1e-14)
+        assert not found[name].requires_grad
 
 
 def test_segmenter_gradient_is_zero_for_an_unused_head():
@@ -147,11 +154,9 @@ def test_segmenter_gradient_is_zero_for_an_unused_head():
 @pytest.mark.parametrize("deep", [False, True], ids=["one output", "deep supervision"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("method, tolerance", [(hypergradient.exact, 1e-6), (hypergradient.finite_difference, 1e-3)])
-def test_hypergradient_equals_unrolled_autograd(method, tolerance, dims, channels, deep):
+def test_hypergradient_equals_unrolled_autograd(dims, channels, deep):
     problem = Problem(dims, channels, deep)
-    unrolled = torch.autograd.grad(problem.loss_after_step(), problem.phi)
-    assert relative_error(problem.hypergradient(method), unrolled) < tolerance
+    assert relative_error(problem.hypergradient(hypergradient.exact), problem.unrolled()) < 1e-6
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["one output", "deep supervision"])
@@ -166,25 +171,23 @@ def test_exact_equals_reverse_over_reverse(dims, deep):
     assert relative_error(problem.hypergradient(hypergradient.exact, direction), reverse) < 1e-10
 
 
-@pytest.mark.parametrize("method, tolerance", [(hypergradient.exact, 1e-6), (hypergradient.finite_difference, 1e-3)])
-def test_dependence_of_the_loss_itself_on_phi_is_differentiated(method, tolerance):
+def test_dependence_of_the_loss_itself_on_phi_is_differentiated():
     """As when the policy weighs pairs: φ is no part of the image."""
     problem = Problem()
     weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     image, direction = problem.generator(problem.noise).detach(), problem.direction()
-    found = method(
+    found = hypergradient.exact(
         problem.network, problem.theta, direction, [weight], image, lambda z: weight**2 * problem.on_synthetic(z), ETA
     )
     slope = hypergradient.segmenter_gradient(problem.network, problem.theta, image, problem.on_synthetic)
     closed = -ETA * 2 * 0.7 * sum((slope[name] * direction[name]).sum() for name in slope)
-    assert relative_error(found, [closed]) < tolerance
+    assert relative_error(found, [closed]) < 1e-6
 
 
-@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
-def test_a_step_against_the_hypergradient_lowers_the_feedback_loss(method):
+def test_a_step_against_the_hypergradient_lowers_the_feedback_loss():
     problem = Problem()
     before = problem.loss_after_step().item()
-    gradient = problem.hypergradient(method)
+    gradient = problem.hypergradient(hypergradient.exact)
     squared = sum((part**2).sum() for part in gradient).item()
     step = 0.02 / squared**0.5
     with torch.no_grad():
@@ -195,12 +198,11 @@ def test_a_step_against_the_hypergradient_lowers_the_feedback_loss(method):
     assert change == pytest.approx(-step * squared, rel=0.1)
 
 
-@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
-def test_nothing_is_changed_and_no_gradient_is_left(method):
+def test_nothing_is_changed_and_no_gradient_is_left():
     problem = Problem(deep=True)
     parameters = [*problem.network.parameters(), *problem.phi]
     before = [weight.detach().clone() for weight in parameters]
-    assert any(part.any() for part in problem.hypergradient(method))
+    assert any(part.any() for part in problem.hypergradient(hypergradient.exact))
     for weight, old in zip(parameters, before):
         assert torch.equal(weight, old)
         assert weight.grad is None
@@ -217,15 +219,25 @@ def nnunet(dims, deep, batch_norm=False):
     ).double()  # fmt: skip
 
 
-@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
+class NnunetProblem(Problem):
+    """nnU-Net's network as it is, LeakyReLU and all."""
+
+    def __init__(self, dims, deep=False):
+        super().__init__(dims, deep=deep, extent=8)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.network = nnunet(dims, deep)
+            self.theta = dict(self.network.named_parameters())
+
+
 @pytest.mark.parametrize("dims", [2, 3])
-def test_networks_of_nnunet_keep_the_very_same_parameters(dims, method):
+def test_networks_of_nnunet_keep_the_very_same_parameters(dims):
     network, problem = nnunet(dims, deep=False), Problem(dims, extent=8)
     theta = dict(network.named_parameters())
     before = {name: weight.detach().clone() for name, weight in theta.items()}
     direction = hypergradient.segmenter_gradient(network, theta, problem.held, lambda z: (z**2).mean())
     image = problem.generator(problem.noise)
-    assert method(network, theta, direction, problem.phi, image, lambda z: (z**2).mean(), ETA)[0].any()
+    assert hypergradient.exact(network, theta, direction, problem.phi, image, lambda z: (z**2).mean(), ETA)[0].any()
     after = dict(network.named_parameters())
     assert list(after) == list(theta)
     for name, weight in after.items():
@@ -234,14 +246,13 @@ def test_networks_of_nnunet_keep_the_very_same_parameters(dims, method):
         assert weight.grad is None
 
 
-@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
-def test_running_statistics_stay_as_they_are(method):
+def test_running_statistics_stay_as_they_are():
     network, problem = nnunet(2, deep=False, batch_norm=True).train(), Problem(2, extent=8)
     theta, statistics = dict(network.named_parameters()), dict(network.named_buffers())
     before = {name: values.clone() for name, values in statistics.items()}
     direction = hypergradient.segmenter_gradient(network, theta, problem.held, lambda z: (z**2).mean())
     image = problem.generator(problem.noise)
-    assert method(network, theta, direction, problem.phi, image, lambda z: (z**2).mean(), ETA)[0].any()
+    assert hypergradient.exact(network, theta, direction, problem.phi, image, lambda z: (z**2).mean(), ETA)[0].any()
     assert statistics
     for name, values in network.named_buffers():
         assert values is statistics[name], name
@@ -278,34 +289,31 @@ def test_last_layers_is_exact_with_the_direction_zeroed_elsewhere(dims, deep):
 
 def test_last_layers_of_another_network_raises_with_the_way_out():
     problem = Problem()
-    with pytest.raises(ValueError, match="use exact or finite_difference"):
+    with pytest.raises(GenSegError, match=r"feedback.method last_layers needs .*; use exact"):
         hypergradient.last_layers(problem.theta, problem.direction())
 
 
-@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
-def test_detached_image_raises(method):
+def test_detached_image_raises():
     problem = Problem()
     image = problem.generator(problem.noise).detach()
     with pytest.raises(RuntimeError, match="detached"):
-        method(problem.network, problem.theta, problem.direction(), problem.phi, image, problem.on_synthetic, ETA)
+        hypergradient.exact(problem.network, problem.theta, problem.direction(), problem.phi, image, problem.on_synthetic, ETA)
 
 
-@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
-def test_phi_that_the_image_does_not_depend_on_raises(method):
+def test_phi_that_the_image_does_not_depend_on_raises():
     problem = Problem()
     stranger = torch.ones(3, dtype=torch.float64, requires_grad=True)
     image = problem.generator(problem.noise)
     with pytest.raises(RuntimeError, match="detached"):
-        method(problem.network, problem.theta, problem.direction(), [stranger], image, problem.on_synthetic, ETA)
+        hypergradient.exact(problem.network, problem.theta, problem.direction(), [stranger], image, problem.on_synthetic, ETA)
 
 
-@pytest.mark.parametrize("method", [hypergradient.exact, hypergradient.finite_difference])
-def test_part_of_phi_that_is_not_reached_gets_zero(method):
+def test_part_of_phi_that_is_not_reached_gets_zero():
     problem = Problem()
     stranger = torch.ones(3, dtype=torch.float64, requires_grad=True)
     image = problem.generator(problem.noise)
     phi = [stranger, *problem.phi]
-    found = method(problem.network, problem.theta, problem.direction(), phi, image, problem.on_synthetic, ETA)
+    found = hypergradient.exact(problem.network, problem.theta, problem.direction(), phi, image, problem.on_synthetic, ETA)
     assert torch.equal(found[0], torch.zeros(3, dtype=torch.float64))
     assert found[1].any()
 
@@ -327,7 +335,7 @@ class Attention(SmoothSegmenter):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_networks_with_attention_and_dropout(dropout):
-    """Both sides of the difference have the dropout that the derivative has; the next time it is another."""
+    """torch's fused attention cannot be differentiated twice; what was dropped in the first pass is dropped in the second."""
     problem = Problem()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -335,16 +343,18 @@ def test_networks_with_attention_and_dropout(dropout):
         problem.theta = dict(problem.network.named_parameters())
         direction = problem.direction()
 
-        def found(method):
-            image = problem.generator(problem.noise)
-            return method(problem.network, problem.theta, direction, problem.phi, image, problem.on_synthetic, ETA)
+        def found(seed):
+            torch.manual_seed(seed)
+            return problem.hypergradient(hypergradient.exact, direction)
 
         torch.manual_seed(1)
-        exact = found(hypergradient.exact)
-        torch.manual_seed(1)
-        difference, again = found(hypergradient.finite_difference), found(hypergradient.finite_difference)
-    assert relative_error(difference, exact) < 1e-3
-    assert (relative_error(again, difference) > 0.01) == (dropout > 0)
+        with hypergradient.composed_attention():
+            image = problem.generator(problem.noise)
+            reverse = reverse_over_reverse(
+                problem.network, problem.theta, direction, problem.phi, image, problem.on_synthetic
+            )
+        assert relative_error(found(1), reverse) < 1e-10
+        assert (relative_error(found(2), reverse) > 0.01) == (dropout > 0)
 
 
 def test_norm():
@@ -357,7 +367,34 @@ def test_hypergradient_that_is_not_finite_raises(bad):
         hypergradient.finite_norm([torch.zeros(2), torch.tensor([0.0, bad])])
 
 
-def test_finite_difference_along_a_vanishing_direction_is_zero():
+def test_along_a_vanishing_direction_it_is_zero():
     problem = Problem()
     direction = {name: torch.zeros_like(weight) for name, weight in problem.theta.items()}
-    assert not any(part.any() for part in problem.hypergradient(hypergradient.finite_difference, direction))
+    assert not any(part.any() for part in problem.hypergradient(hypergradient.exact, direction))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_frozen_weights_take_no_part(dims):
+    """A frozen weight makes no step, so that the held-out loss does not depend on φ through it."""
+    problem = NnunetProblem(dims)
+    whole = problem.hypergradient(hypergradient.exact)
+    for name, weight in problem.theta.items():
+        weight.requires_grad_("seg_layers" in name)
+    found = problem.hypergradient(hypergradient.exact)
+    assert relative_error(found, problem.unrolled()) < 1e-6
+    assert relative_error(found, whole) > 0.05
+    assert all(weight.requires_grad == ("seg_layers" in name) for name, weight in problem.network.named_parameters())
+
+
+def test_methods_are_found_by_their_names():
+    assert METHODS.names() == ["exact", "last_layers"]
+    with pytest.raises(GenSegError, match=r"feedback.method: no 'finite_difference'; registered are exact, last_layers"):
+        METHODS["finite_difference"]
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["one output", "deep supervision"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_exact_equals_unrolled_autograd_on_nnunets_own_network(dims, deep):
+    problem = NnunetProblem(dims, deep=deep)
+    assert any(isinstance(module, nn.LeakyReLU) for module in problem.network.modules())
+    assert relative_error(problem.hypergradient(METHODS["exact"]), problem.unrolled()) < 1e-5
