@@ -18,7 +18,6 @@ from nnunetv2_genseg.config import GeneratorConfig, checked
 from nnunetv2_genseg.generators import NetworkPlan, build_generator
 from nnunetv2_genseg.generators.optimisation import adam, exclude, load_optimiser
 from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
-from nnunetv2_genseg.synthesis.spatial import neighbourhood_mean
 
 CPU = torch.device("cpu")
 ETA = 0.05
@@ -66,7 +65,8 @@ def conditions_of(image, scene, layout, shift=None):
     means = torch.einsum("bkn,bcn->kc", member, image.flatten(2)) / member.sum(dim=(0, 2)).clamp(min=1)[:, None]
     if shift is not None:
         means = means + shift[:, None]
-    painted = torch.einsum("bk...,kc->bc...", neighbourhood_mean(channels), means)
+    pool = nn.functional.avg_pool2d if scene.ndim == 3 else nn.functional.avg_pool3d
+    painted = torch.einsum("bk...,kc->bc...", pool(channels, 3, 1, 1, count_include_pad=False), means)
     return torch.cat([channels[:, 1:], painted], dim=1)
 
 
