@@ -66,7 +66,8 @@ def conditions_of(image, scene, layout, shift=None):
     means = torch.einsum("bkn,bcn->kc", member, image.flatten(2)) / member.sum(dim=(0, 2)).clamp(min=1)[:, None]
     if shift is not None:
         means = means + shift[:, None]
-    painted = torch.einsum("bk...,kc->bc...", neighbourhood_mean(channels), means)
+    pool = nn.functional.avg_pool2d if scene.ndim == 3 else nn.functional.avg_pool3d
+    painted = torch.einsum("bk...,kc->bc...", pool(channels, 3, 1, 1, count_include_pad=False), means)
     return torch.cat([channels[:, 1:], painted], dim=1)
 
 
