@@ -53,7 +53,7 @@ wheel: setup
 
 # On a machine with a GPU. GPU_ARGS="--data FOLDER" adds trainings on real data, which `benchmarks/gpu.py --prepare` put there.
 gpu:
-	$(PYTHON) benchmarks/gpu.py --out gpu_results $(GPU_ARGS)
+	$(PYTHON) benchmarks/gpu.py --out build/gpu $(GPU_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info $(WHEEL_VENV) $(OLDEST_VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* coverage.xml

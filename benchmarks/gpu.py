@@ -39,7 +39,6 @@ sys.path.insert(0, str(ROOT))
 from cells import COMPARED, Cell, comparison  # noqa: E402
 from gain import Place, prepare, run_cell  # noqa: E402
 from iterations import Subject  # noqa: E402
-from phantom_plans import plan_phantom, write_ranked  # noqa: E402
 from provenance import provenance  # noqa: E402
 from raw_datasets import budgeted_dataset, source_of  # noqa: E402
 from speed import measured, record, show  # noqa: E402
@@ -92,6 +91,8 @@ def tests(work: Work) -> None:
 
 def speed(work: Work) -> None:
     """Writes speed.json anew after each patch size."""
+    from phantom_plans import plan_phantom  # here, because importing nnU-Net takes seconds
+
     plans = []
     for case in DRY_SPEED_CASES if work.dry else SPEED_CASES:
         with tempfile.TemporaryDirectory() as folder:
@@ -134,6 +135,8 @@ def gain(work: Work) -> None:
 
 def prepare_dry_data(cell: Cell, place: Place) -> None:
     """A phantom in the place of the cell's dataset, planned."""
+    from phantom_plans import plan_phantom, write_ranked
+
     number, folder = int(cell.dataset), place.dataset(cell)
     write_ranked(PhantomDataset(number, dims=2, training_cases=cell.budget, test_cases=1, extent=32), place.raw)
     budgeted_dataset(source_of(cell.dataset, place.raw), cell.budget, cell.scale, folder / "raw")
@@ -190,7 +193,7 @@ def prepare_data(raw: Path, data: Path) -> None:
 def main() -> None:
     """Prepares, or runs all steps, or, as a process of its own, one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("gpu_results"))
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"))
     parser.add_argument("--data", type=Path, help="from --prepare; without it no trainings of the comparison")
     parser.add_argument("--raw", type=Path, help="nnU-Net's raw datasets, for --prepare")
     parser.add_argument("--prepare", action="store_true")

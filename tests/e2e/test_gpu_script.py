@@ -27,7 +27,7 @@ def test_the_script_for_a_gpu_does_all_its_steps(tmp_path):
     assert summary["versions"].keys() >= {"torch", "nnunetv2"}
     (suite,) = ElementTree.parse(tmp_path / "tests.xml").getroot()
     assert int(suite.get("failures")) == int(suite.get("errors")) == 0
-    assert int(suite.get("tests")) - int(suite.get("skipped")) >= 8
+    assert int(suite.get("tests")) - int(suite.get("skipped")) >= 7
     speed = json.loads((tmp_path / "speed.json").read_text())
     assert speed["iteration_ratio"] > 0.5
     assert speed["memory_ratio"] > 0.8
@@ -41,9 +41,8 @@ def test_the_script_for_a_gpu_does_all_its_steps(tmp_path):
 
 
 def test_a_step_that_fails_or_has_no_time_does_not_keep_the_next_from_its_turn(tmp_path):
-    done = run("--out", str(tmp_path), "--seconds", "10", "--steps", "speed", "gain")
+    done = run("--out", str(tmp_path), "--seconds", "20", "--steps", "speed", "gain")
     assert done.returncode == 1
     steps = json.loads((tmp_path / "summary.json").read_text())["steps"]
-    assert [steps[name]["status"] for name in ("speed", "gain")] == ["out of time"] * 2 or steps["gain"] == {
-        "status": "no time left"
-    }
+    assert [step["status"] for step in steps.values()] == ["out of time", "out of time"]
+    assert sum(step["seconds"] for step in steps.values()) < 20
