@@ -4,9 +4,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch.func import functional_call
 from toy import CODECS, CPU, DEFORMATION, ETA, MODES, REDRAW, STILL, Setting, configured, cosine, flat, planned, same, seeded
 from toy import network as nnunet_network
-from torch.func import functional_call
 
 from nnunetv2_genseg import hypergradient
 from nnunetv2_genseg.bilevel import feedback as feedback_module
