@@ -349,8 +349,8 @@ def loss_of(labels):
 def hypergradients(network, image, labels, held, phi):
     """dL_fb/dφ through one step of the network on drawn images."""
     theta, loss = dict(network.named_parameters()), loss_of(labels)
-    slope = hypergradient.segmenter_gradient(network, theta, image.detach(), loss)
-    ahead = hypergradient.step_ahead(theta, slope, ETA)
+    slopes = torch.autograd.grad(loss(network(image.detach())), list(theta.values()))
+    ahead = {name: (theta[name] - ETA * slope).detach().requires_grad_() for name, slope in zip(theta, slopes, strict=True)}
     direction = hypergradient.segmenter_gradient(network, ahead, held, loss)
     return hypergradient.exact(network, theta, direction, phi, image, loss, ETA)
 
