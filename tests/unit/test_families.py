@@ -17,7 +17,6 @@ from nnunetv2_genseg import hypergradient
 from nnunetv2_genseg.config import GeneratorConfig, checked
 from nnunetv2_genseg.generators import NetworkPlan, build_generator
 from nnunetv2_genseg.generators.optimisation import adam, exclude, load_optimiser
-from nnunetv2_genseg.generators.smoothing import neighbourhood_mean
 from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 CPU = torch.device("cpu")
@@ -350,7 +349,7 @@ def hypergradients(network, image, labels, held, phi):
     """dL_fb/dφ through one step of the network on drawn images."""
     theta, loss = dict(network.named_parameters()), loss_of(labels)
     slopes = torch.autograd.grad(loss(network(image.detach())), list(theta.values()))
-    ahead = {name: (theta[name] - ETA * slope).detach().requires_grad_() for name, slope in zip(theta, slopes, strict=True)}
+    ahead = {name: (weight - ETA * slope).detach().requires_grad_() for (name, weight), slope in zip(theta.items(), slopes)}
     direction = hypergradient.segmenter_gradient(network, ahead, held, loss)
     return hypergradient.exact(network, theta, direction, phi, image, loss, ETA)
 

@@ -6,7 +6,6 @@ from torch.nn import functional
 
 from nnunetv2_genseg.config import GeneratorConfig, GenSegError
 from nnunetv2_genseg.generators import NetworkPlan, build_generator
-from nnunetv2_genseg.generators.smoothing import neighbourhood_mean
 from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 CPU = torch.device("cpu")
