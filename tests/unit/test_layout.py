@@ -27,7 +27,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 def part_of(dotted: str) -> str:
     """The package or module below `nnunetv2_genseg` that a dotted name lies in; empty for the package itself."""
-    return (dotted.split(".") + [""])[1]
+    return [*dotted.split("."), ""][1]
 
 
 def imported(path: Path) -> set[str]:
