@@ -56,7 +56,7 @@ def segmenter_gradient(network: nn.Module, theta: Parameters, image: Tensor, los
     value = loss(_output(network, leaves, image))
     chosen = [leaves[name] for name in moving]
     gradients = torch.autograd.grad(value, chosen, allow_unused=True, materialize_grads=True)
-    return dict(zip(moving, gradients, strict=True))
+    return {name: gradient.detach() for name, gradient in zip(moving, gradients, strict=True)}
 
 
 def exact(

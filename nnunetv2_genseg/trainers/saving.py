@@ -54,7 +54,7 @@ def save_with_trainer_name(save: Callable[[str], None], path: Path, trainer_name
     partial = path.with_name(f"{path.name}.host{PARTIAL}")
     with writing(path, partial):
         save(str(partial))
-        content = torch.load(partial, map_location="cpu", mmap=True, weights_only=False)
+        content = torch.load(str(partial), map_location="cpu", mmap=True, weights_only=False)
         content["trainer_name"] = trainer_name
         save_atomically(content, path)
         del content  # some systems do not remove a file that is mapped

@@ -119,7 +119,7 @@ def test_the_checkpoint_is_nnunets_but_for_the_name(tmp_path):
 def test_a_newer_checkpoint_replaces_the_older_one_while_that_is_mapped(tmp_path):
     path = tmp_path / "checkpoint_latest.pth"
     save_with_trainer_name(host()[1], path, "First")
-    mapped = torch.load(path, mmap=True, weights_only=False)
+    mapped = torch.load(str(path), mmap=True, weights_only=False)
     before = mapped["network_weights"]["weight"].clone()
     save_with_trainer_name(host()[1], path, "Second")
     assert torch.equal(mapped["network_weights"]["weight"], before)
