@@ -152,6 +152,7 @@ class BilevelLoop:
         return self._undo(found[0]) if found else ""
 
     def _undo(self, cause: str) -> str:
+        self._finite = torch.ones_like(self._finite)  # what the flags tell of is undone as well
         self.rollback.undo(cause)
         return f"{cause}; the generator returns to its last finite state"
 
