@@ -1,5 +1,6 @@
 PYTHON ?= python3
 DEMO_ARGS ?=
+GPU_ARGS ?=
 TEST_ARGS ?=
 
 VENV := .venv
@@ -13,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 test test-oldest: export OMP_NUM_THREADS := 1
 
-.PHONY: setup test test-oldest lint demo wheel clean
+.PHONY: setup test test-oldest lint demo wheel gpu clean
 
 setup: $(INSTALLED)
 
@@ -49,6 +50,10 @@ wheel: setup
 	$(WHEEL_VENV)/bin/python -m pip install -c constraints.txt dist/*.whl
 	outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && cd "$$outside" && \
 		"$(CURDIR)/$(WHEEL_VENV)/bin/python" "$(CURDIR)/tests/wheel/check_wheel.py"
+
+# On a machine with a GPU. GPU_ARGS="--data FOLDER" adds trainings on real data, which `benchmarks/gpu.py --prepare` put there.
+gpu:
+	$(PYTHON) benchmarks/gpu.py --out build/gpu $(GPU_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info $(WHEEL_VENV) $(OLDEST_VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* coverage.xml

@@ -17,7 +17,6 @@ runs all steps at tiny size.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shutil
@@ -31,22 +30,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cells import COMPARED, Cell, comparison  # noqa: E402
-from gain import Place, prepare, run_cell, run_nnunet  # noqa: E402
+from gain import Place, prepare, run_cell  # noqa: E402
 from iterations import Subject  # noqa: E402
 from provenance import provenance  # noqa: E402
+from raw_datasets import budgeted_dataset, source_of  # noqa: E402
 from speed import measured, record, show  # noqa: E402
 
 from nnunetv2_genseg.phantoms import PhantomDataset  # noqa: E402
 
 CELLS = comparison(COMPARED, seeds=range(1), datasets="102 104 101")
 DRY_CELLS = [Cell("102", 4, "2d", "genseg", 0, 20, ("test",))]
-DRY_TESTS = "2d or gan"
+DRY_TESTS = "(2d or gan) and not vae and not gmm"
 SHARES = {"tests": 0.42, "speed": 0.28, "gain": 1.0}
 """Of the time that the whole command has; the last step gets what is left."""
 TURNS = 2
@@ -74,18 +75,6 @@ class SpeedCase:
     patch: tuple[int, ...]
     batch_size: int
 
-    def planned(self, folder: Path) -> Path:
-        """The folder with the preprocessed phantom; nnU-Net's plans with this patch and batch."""
-        dataset = PhantomDataset(self.number, len(self.patch), training_cases=5, test_cases=1, extent=max(self.patch))
-        dataset.write(folder / "raw")
-        options = ("-d", str(self.number), "-c", self.configuration, "-np", "1", "-npfp", "1")
-        run_nnunet(folder, "nnUNetv2_plan_and_preprocess", *options)
-        path = folder / "preprocessed" / dataset.name / "nnUNetPlans.json"
-        plans = json.loads(path.read_text())
-        plans["configurations"][self.configuration] |= {"patch_size": list(self.patch), "batch_size": self.batch_size}
-        path.write_text(json.dumps(plans))
-        return folder
-
 
 SPEED_CASES = (SpeedCase(931, "2d", (512, 512), 12), SpeedCase(932, "3d_fullres", (128, 128, 128), 2))
 DRY_SPEED_CASES = (SpeedCase(931, "2d", (32, 32), 2),)
@@ -102,13 +91,17 @@ def tests(work: Work) -> None:
 
 def speed(work: Work) -> None:
     """Writes speed.json anew after each patch size."""
+    from phantom_plans import plan_phantom  # here, because importing nnU-Net takes seconds
+
     plans = []
     for case in DRY_SPEED_CASES if work.dry else SPEED_CASES:
         with tempfile.TemporaryDirectory() as folder:
-            planned = str(case.planned(Path(folder)))
+            dims, extent = len(case.patch), max(case.patch)
+            PhantomDataset(case.number, dims, training_cases=5, test_cases=1, extent=extent).write(Path(folder) / "raw")
+            plan_phantom(Path(folder), case.number, case.configuration, case.patch, case.batch_size)
             effort = {"turns": 1, "most": 2} if work.dry else {"turns": TURNS}
             model = str(Path(folder) / "models")
-            subject = Subject(planned, str(case.number), case.configuration, work.device, model, **effort)
+            subject = Subject(folder, str(case.number), case.configuration, work.device, model, **effort)
             plans.append(measured(subject))
         show(plans[-1])
         record(plans, work.out / "speed.json", work.device, "python benchmarks/gpu.py (not compiled)")
@@ -120,15 +113,18 @@ def gain(work: Work) -> None:
     place = Place(work.data / "raw", work.data, work.device, results)
     cells = DRY_CELLS if work.dry else CELLS
     if work.dry:
-        write_dry_data(place.raw)
         for cell in cells:
+            prepare_dry_data(cell, place)
             prepare(cell, place)
     os.environ.update(nnUNet_n_proc_DA="1", nnUNet_compile="0", OMP_NUM_THREADS="1")
 
+    writing = Lock()
+
     def run(cell: Cell) -> None:
         run_cell(cell, place)
-        found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
-        (work.out / "gain.json").write_text(json.dumps(found, indent=1) + "\n")
+        with writing:
+            found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+            (work.out / "gain.json").write_text(json.dumps(found, indent=1) + "\n")
 
     with ThreadPoolExecutor(work.jobs) as pool:
         list(pool.map(run, cells))
@@ -137,14 +133,15 @@ def gain(work: Work) -> None:
         sys.exit(f"not finished: {', '.join(missing)}")
 
 
-def write_dry_data(raw: Path) -> None:
-    """A phantom in the place of a real dataset, with the ranks of its cases."""
-    phantom = PhantomDataset(int(DRY_CELLS[0].dataset), dims=2, training_cases=DRY_CELLS[0].budget, test_cases=1, extent=32)
-    folder = phantom.write(raw)
-    with open(folder / "cases.csv", "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("case", "part", "rank"))
-        rows.writerows((f"tr_{i:03d}", "Tr", i) for i in range(phantom.training_cases))
+def prepare_dry_data(cell: Cell, place: Place) -> None:
+    """A phantom in the place of the cell's dataset, planned."""
+    from phantom_plans import plan_phantom, write_ranked
+
+    number, folder = int(cell.dataset), place.dataset(cell)
+    write_ranked(PhantomDataset(number, dims=2, training_cases=cell.budget, test_cases=1, extent=32), place.raw)
+    budgeted_dataset(source_of(cell.dataset, place.raw), cell.budget, cell.scale, folder / "raw")
+    plan_phantom(folder, number, cell.configuration)
+    (folder / f"planned_{cell.configuration}").touch()
 
 
 STEPS: dict[str, Callable[[Work], None]] = {"tests": tests, "speed": speed, "gain": gain}
@@ -196,7 +193,7 @@ def prepare_data(raw: Path, data: Path) -> None:
 def main() -> None:
     """Prepares, or runs all steps, or, as a process of its own, one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("gpu_results"))
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"))
     parser.add_argument("--data", type=Path, help="from --prepare; without it no trainings of the comparison")
     parser.add_argument("--raw", type=Path, help="nnU-Net's raw datasets, for --prepare")
     parser.add_argument("--prepare", action="store_true")

@@ -57,7 +57,7 @@ def show(plan: dict[str, Any]) -> None:
 
 def record(plans: list[dict[str, Any]], path: Path, device: str, command: str) -> None:
     """Writes the result; at its top level the largest figures of all plans."""
-    worst = ("iteration_ratio", "step_ratio", "memory_ratio", "feedback_iterations", "host_syncs")
+    worst = ("iteration_ratio", "step_ratio", "memory_ratio", "feedback_iterations", "host_syncs", "feedback_host_syncs")
     content = {key: max(plan[key] for plan in plans) for key in worst}
     content |= {"device": device, "command": command, **provenance(device), "plans": plans}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,11 +40,14 @@ class MovingAverage:
     @contextmanager
     def updated(self) -> Iterator[None]:
         """Updates the average after the block, in which an optimiser moves the network's parameters."""
-        before = [weight.detach() for weight in self.weights().values()]
-        yield
-        decay = min(DECAY, (1 + self.updates) / (10 + self.updates))
-        for name, weight in self.network.named_parameters():
-            self.lag[name] = decay * (before.pop(0) - weight.detach())
+        lag = list(self.lag.values())
+        weights = [weight.detach() for weight in self.network.parameters()]
+        torch._foreach_add_(lag, weights)  # the average, for the time of the block
+        try:
+            yield
+        finally:
+            torch._foreach_sub_(lag, weights)
+        torch._foreach_mul_(lag, min(DECAY, (1 + self.updates) / (10 + self.updates)))
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,5 +56,6 @@ class MovingAverage:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`, whose tensors may come from another device."""
-        self.lag = {name: lag.to(self.lag[name]) for name, lag in state["lag"].items()}
+        for name, lag in state["lag"].items():
+            self.lag[name].copy_(lag)
         self.updates = state["updates"]

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 MIXED_KERNELS = ((1, 1), (3, 1), (3, 2))
-"""(size, dilation) of the kernels that a cell mixes: receptive fields of 1, 3 and 5 voxels."""
+"""(size, dilation) of the kernels that a cell mixes: receptive fields of 1, 3 and 5 voxels. Sizes rise within a dilation."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class MixedKernelCell(nn.Module):
     """A convolution whose kernel is a mixture: softmax(α) weighs kernels of several sizes, then norm and SiLU.
 
     α, an `nn.Parameter` of shape (len(MIXED_KERNELS),), is the architecture of GenSeg's generator. Mixing is linear, so the
-    kernels are mixed instead of their outputs: into one dense kernel of extent 5, or, where three axes are convolved over,
-    into one of extent 3 beside the dilated one, because 125 taps are slower than 27 + 27. SiLU is smooth, so that
+    kernels are mixed instead of their outputs: those of the same dilation into one. A single dense kernel of extent 5 would
+    be slower, in the coarse stages of 2D (many channels, few voxels) and everywhere in 3D. SiLU is smooth, so that
     hypergradients meet no kinks here.
 
     `GroupNorm(1)` normalises over the whole patch: what is drawn in one place depends slightly on the condition everywhere else.
@@ -87,20 +87,15 @@ class MixedKernelCell(nn.Module):
             self.candidates.append(convolution(inputs, outputs, extent, tuple(stride), padding, dilation=dilation, bias=False))
         self.alpha = nn.Parameter(torch.zeros(len(MIXED_KERNELS)))
         self.stride = tuple(stride)
-        self.dense = sum(size > 1 for size in kernel) <= 2
-        """Whether all kernels are mixed into one."""
         self.norm = nn.GroupNorm(1, outputs)
         self.noise = NoiseInput(outputs) if noise_input else None
         self.activation = nn.SiLU()
 
     def mixed_kernels(self) -> dict[int, Tensor]:
-        """The mixed kernels by their dilation: (outputs, inputs, *extent) each, of odd or planned extents."""
+        """The mixed kernels by their dilation, (outputs, inputs, *extent) each."""
         groups: dict[int, list[Tensor]] = {}
         for share, candidate, (_, dilation) in zip(self.alpha.softmax(dim=0), self.candidates, MIXED_KERNELS, strict=True):
-            kernel = share * cast(Tensor, candidate.weight)
-            if self.dense:
-                kernel, dilation = _with_gaps(kernel, dilation), 1
-            groups.setdefault(dilation, []).append(kernel)
+            groups.setdefault(dilation, []).append(share * cast(Tensor, candidate.weight))
         return {dilation: _centred_sum(kernels) for dilation, kernels in groups.items()}
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -117,26 +112,13 @@ class MixedKernelCell(nn.Module):
         return result
 
 
-def _with_gaps(kernel: Tensor, dilation: int) -> Tensor:
-    """A dilated kernel as a dense one, with zeros between its taps."""
-    if dilation == 1:
-        return kernel
-    extent = [dilation * (size - 1) + 1 for size in kernel.shape[2:]]
-    taps = (slice(None, None, dilation),) * len(extent)
-    dense = kernel.new_zeros(*kernel.shape[:2], *extent)
-    dense[(slice(None), slice(None), *taps)] = kernel
-    return dense
-
-
 def _centred_sum(kernels: Sequence[Tensor]) -> Tensor:
-    """The sum of kernels of several odd extents, each in the middle of the largest."""
-    largest = [max(kernel.shape[axis] for kernel in kernels) for axis in range(2, kernels[0].ndim)]
-
-    def padded(kernel: Tensor) -> Tensor:
-        margins = [(there - here) // 2 for there, here in zip(largest, kernel.shape[2:], strict=True)]
-        return functional.pad(kernel, [margin for margin in reversed(margins) for _ in range(2)])
-
-    return torch.stack([padded(kernel) for kernel in kernels]).sum(dim=0)
+    """The sum of kernels of several odd extents, each in the middle of the largest, which is the last one."""
+    total = kernels[-1]
+    for kernel in kernels[:-1]:
+        margins = [(there - here) // 2 for there, here in zip(total.shape[2:], kernel.shape[2:], strict=True)]
+        total = total + functional.pad(kernel, [margin for margin in reversed(margins) for _ in range(2)])
+    return total
 
 
 class NoiseInput(nn.Module):

@@ -52,8 +52,8 @@ def optimiser_step(
     gradients = torch.autograd.grad(loss, parameters)
     vector = torch.cat([gradient.flatten() for gradient in gradients])
     synchronise([vector])
-    finite = vector.isfinite().all()
-    vector = torch.where(finite, vector, 0.0)
+    finite: Tensor = torch.linalg.vector_norm(vector, torch.inf).isfinite()  # one pass; NaN is kept
+    vector.masked_fill_(~finite, 0.0)
     pieces = torch.split(vector, [parameter.numel() for parameter in parameters])
     for parameter, gradient in zip(parameters, pieces, strict=True):
         parameter.grad = gradient.view_as(parameter)

@@ -60,9 +60,13 @@ def test_val_and_val_best_validate_and_train_nothing(shell: Shell, trained: Path
     assert {path: path.read_bytes() for path in trained.glob("*checkpoint_*")} == files
 
 
-def test_pretrained_weights_are_taken_and_without_checkpoints_none_is_written(shell: Shell, trained: Path):
+def test_pretrained_weights_are_taken_and_without_checkpoints_none_is_written(shell: Shell, trained: Path, tmp_path: Path):
+    settings = tmp_path / "genseg.json"
+    settings.write_text(json.dumps({"feedback": {"interval": 1}}))
     pretrained = ("-pretrained_weights", str(trained / "checkpoint_final.pth"))
-    output = shell.succeed(*TRAIN, "2", *OPTIONS, *pretrained, "--disable_checkpointing", nnUNet_n_proc_DA="0")
+    output = shell.succeed(
+        *TRAIN, "2", *OPTIONS, *pretrained, "--disable_checkpointing", nnUNet_n_proc_DA="0", nnUNet_genseg_config=str(settings)
+    )
     assert "Loading pretrained weights" in output
     assert "hypergradient_norm" in output
     assert "Mean Validation Dice" in output

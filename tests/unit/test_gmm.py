@@ -6,7 +6,6 @@ from torch.nn import functional
 
 from nnunetv2_genseg.config import GeneratorConfig, GenSegError
 from nnunetv2_genseg.generators import NetworkPlan, build_generator
-from nnunetv2_genseg.generators.smoothing import neighbourhood_mean
 from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 CPU = torch.device("cpu")
@@ -29,7 +28,7 @@ def setting(spatial, channels, spread=0.5, count=6):
     noise = torch.randn(count, channels, *spatial, generator=seeded(2)) * deviation[scene][:, None]
     painted = torch.stack([intensities[i][scene[i]].movedim(-1, 0) for i in range(count)])
     classes = functional.one_hot(scene, layout.scene_classes).movedim(-1, 1)[:, 1:].float()
-    return generator, torch.cat([classes, neighbourhood_mean(painted)], dim=1), painted + noise, scene
+    return generator, torch.cat([classes, painted], dim=1), painted + noise, scene
 
 
 def style_of(generator, image, seed=3):
