@@ -68,12 +68,12 @@ def spoil_feedback(trainer: nnUNetTrainer) -> Undo:
 
 FAULTS = {
     spoil_drawing: ("a synthetic image is not finite or far brighter than the real ones", "real", 2),
-    spoil_generator: ("a synthetic image is not finite or far brighter than the real ones", "real", 2),
+    spoil_generator: ("feedback is not finite", "real", 1),
     spoil_discriminator: ("a gradient of the generator is not finite", "some synthetic", 2),
     spoil_feedback: ("feedback is not finite", "some synthetic", 1),
 }
 """What the log says of a fault, which patches the segmentation network saw in that step, and in which iteration it is said: what
-is known on the device alone is read an iteration later."""
+is known on the device alone is read an iteration later, and feedback that sees the fault before that undoes it alone."""
 SETTINGS = {
     "feedback": {"interval": 1},
     "generator": {"interval": 1},
