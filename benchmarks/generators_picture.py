@@ -1,6 +1,6 @@
 """The picture of the documentation: all generator families draw the same masks of phantoms, in 2D and 3D, in mode `tissue`.
 
-    python benchmarks/generators_picture.py --work FOLDER
+python benchmarks/generators_picture.py --work FOLDER
 """
 
 from __future__ import annotations

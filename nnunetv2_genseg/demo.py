@@ -46,9 +46,7 @@ def run_demo(settings: DemoSettings) -> list[dict[str, str | float]]:
     return rows
 
 
-def _compared(
-    folder: Path, settings: DemoSettings, dataset: PhantomDataset, configuration: str
-) -> list[dict[str, str | float]]:
+def _compared(folder: Path, settings: DemoSettings, dataset: PhantomDataset, configuration: str) -> list[dict[str, str | float]]:
     """Writes and plans a dataset, then trains, predicts and evaluates with both trainers; a row for each."""
     shutil.rmtree(folder / "nnUNet_raw" / dataset.name, ignore_errors=True)
     raw = dataset.write(folder / "nnUNet_raw")

@@ -122,8 +122,7 @@ def last_layers(theta: Parameters, direction: Parameters) -> dict[str, Tensor]:
     chosen = {name: part for name, part in direction.items() if name.startswith(prefixes)}
     if not chosen:
         raise GenSegError(
-            "feedback.method last_layers needs a network with decoder.stages and decoder.seg_layers, as nnU-Net's have; "
-            "use exact"
+            "feedback.method last_layers needs a network with decoder.stages and decoder.seg_layers, as nnU-Net's have; use exact"
         )
     return chosen
 

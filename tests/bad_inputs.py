@@ -481,9 +481,7 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("pretrain on an unknown device", "invalid choice: 'tpu'", nothing, (*PRETRAIN, "-device", "tpu")),
     BadInput("pretrain without GPU", "use -device cpu", nothing, (*PRETRAIN, "-device", "cuda"), without_gpu=True),
     BadInput("pretrain a dataset that is not there", "999", nothing, ("pretrain", "999", *PRETRAIN[2:])),
-    BadInput(
-        "pretrain in an unknown configuration", "configuration 4d not found", nothing, (*PRETRAIN[:2], "4d", *PRETRAIN[3:])
-    ),
+    BadInput("pretrain in an unknown configuration", "configuration 4d not found", nothing, (*PRETRAIN[:2], "4d", *PRETRAIN[3:])),
     BadInput("pretrain with plans that are not there", "Other.json is missing; first run", nothing, (*PRETRAIN, "-p", "Other")),
     BadInput("pretrain with stock nnU-Net", "nnUNetTrainer has no generator", nothing, (*PRETRAIN, "-tr", "nnUNetTrainer")),
     BadInput("pretrain with an unknown trainer", "GenSegTrainerTypo", nothing, (*PRETRAIN, "-tr", "GenSegTrainerTypo")),

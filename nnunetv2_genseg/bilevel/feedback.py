@@ -59,9 +59,7 @@ class Feedback:
         GenSegError: nothing that is drawn depends on φ, or no method has the configured name.
     """
 
-    def __init__(
-        self, config: FeedbackConfig, sampler: PairSampler, synchronise: Callable[[Iterable[Tensor]], None]
-    ) -> None:
+    def __init__(self, config: FeedbackConfig, sampler: PairSampler, synchronise: Callable[[Iterable[Tensor]], None]) -> None:
         self.config = config
         self.sampler = sampler
         self.synchronise = synchronise

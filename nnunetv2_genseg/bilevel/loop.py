@@ -116,9 +116,7 @@ class BilevelLoop:
         self._note_finite(1, losses.pop("finite", None))
         self.meter.add(losses)
 
-    def feedback_step(
-        self, segmenter: Segmenter, image: Tensor, labels: Tensor, held_out: HeldOutBatch, step_size: float
-    ) -> str:
+    def feedback_step(self, segmenter: Segmenter, image: Tensor, labels: Tensor, held_out: HeldOutBatch, step_size: float) -> str:
         """One feedback step; see `Feedback.step`.
 
         Returns:

@@ -46,9 +46,7 @@ class MaskDeformer:
         device: where the masks live.
     """
 
-    def __init__(
-        self, config: DeformationConfig, codec: LabelCodec, movable_axes: Sequence[bool], device: torch.device
-    ) -> None:
+    def __init__(self, config: DeformationConfig, codec: LabelCodec, movable_axes: Sequence[bool], device: torch.device) -> None:
         self.config = config
         self.movable_axes = tuple(movable_axes)
         self.ignored = codec.foreground + 1 if codec.has_ignore else None

@@ -21,7 +21,6 @@ LARGEST_CONTROL_DISPLACEMENT = 0.4
 move by less than 0.48 (2D) or 0.40 (3D) of it does not fold (Choi and Lee, Graphical Models 2000, doi 10.1006/gmod.2000.0531)."""
 
 
-
 def _lanczos(lobes: int) -> tuple[float, ...]:
     """Weights of the samples at 0.5, 1.5, ... on one side, for interpolation half-way between two samples."""
 

@@ -64,9 +64,7 @@ def test_a_read_only_folder_is_named_and_once_writable_the_training_goes_on(copy
     finally:
         copy.folder.chmod(0o755)
     assert outcome.exit_status == 2
-    assert outcome.error == (
-        f"GenSegFileError: {copy.folder} is not writable; correct the permissions of the results folder"
-    )
+    assert outcome.error == (f"GenSegFileError: {copy.folder} is not writable; correct the permissions of the results folder")
     assert content_of(copy.folder) == before
     again = copy.run(resume=True)
     assert again.epochs == [4, 5], again.trace

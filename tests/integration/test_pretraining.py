@@ -256,9 +256,7 @@ def test_every_kind_of_dataset_can_be_joined(kind, configuration, pretrained, mo
     settings = plans.get_configuration(configuration)
     target = tmp_path / "unlabelled"
     target.mkdir()
-    preprocess_unlabelled(
-        [raw / "imagesTr"], plans, settings, json.loads((raw / "dataset.json").read_text()), target
-    )
+    preprocess_unlabelled([raw / "imagesTr"], plans, settings, json.loads((raw / "dataset.json").read_text()), target)
     ours, theirs = nnUNetDatasetBlosc2(str(target)), nnUNetDatasetBlosc2(str(base / settings.data_identifier))
     assert ours.identifiers == [f"{case}_0" for case in theirs.identifiers]
     for one, other in zip(ours.identifiers, theirs.identifiers, strict=True):

@@ -103,5 +103,3 @@ def predict(trainer: nnUNetTrainer, output: Path, previous: Path | None = None) 
 def checkpoint_of(trainer: nnUNetTrainer) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
     return content
-
-

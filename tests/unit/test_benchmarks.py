@@ -137,11 +137,7 @@ def test_trainings_of_other_lengths_are_told_apart():
 def test_the_figure_shows_a_bar_and_a_dot_a_seed_for_every_arm(tmp_path):
     import gain_report
 
-    every = [
-        result(arm, seed, [0.5 + gain + seed / 100])
-        for seed in range(2)
-        for arm, gain in (("stock", 0.0), ("genseg", 0.2))
-    ]
+    every = [result(arm, seed, [0.5 + gain + seed / 100]) for seed in range(2) for arm, gain in (("stock", 0.0), ("genseg", 0.2))]
     gain_report.figure(every, "test", tmp_path / "gain.png")
     gain_report.figure(every[::2], "test", tmp_path / "stock.png")  # stock alone
     shown, empty = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("gain.png", "stock.png"))

@@ -42,7 +42,7 @@ def test_some_patches_show_the_mask_and_some_show_it_changed():
     changed = (channels != mask).flatten(1).any(dim=1)
     assert changed.any()
     assert not changed.all()
-    assert ((channels * mask).sum() > 0.5 * mask.sum()), "changed, not another mask"
+    assert (channels * mask).sum() > 0.5 * mask.sum(), "changed, not another mask"
 
 
 def test_equal_seeds_give_equal_channels():

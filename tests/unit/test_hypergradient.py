@@ -77,9 +77,7 @@ class Problem:
         """L_fb after one SGD step of the weights that move on L_syn(φ), with the whole graph to φ: the reference."""
         moving = {name: weight for name, weight in self.theta.items() if weight.requires_grad}
         value = self.on_synthetic(self.logits(self.theta, self.generator(self.noise)))
-        slopes = torch.autograd.grad(
-            value, list(moving.values()), create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        slopes = torch.autograd.grad(value, list(moving.values()), create_graph=True, allow_unused=True, materialize_grads=True)
         ahead = {name: weight - eta * slope for (name, weight), slope in zip(moving.items(), slopes)}
         return self.on_held(self.logits({**self.theta, **ahead}, self.held))
 
@@ -165,9 +163,7 @@ def test_exact_equals_reverse_over_reverse(dims, deep):
     problem = Problem(dims, deep=deep)
     direction = problem.direction()
     image = problem.generator(problem.noise)
-    reverse = reverse_over_reverse(
-        problem.network, problem.theta, direction, problem.phi, image, problem.on_synthetic
-    )
+    reverse = reverse_over_reverse(problem.network, problem.theta, direction, problem.phi, image, problem.on_synthetic)
     assert relative_error(problem.hypergradient(hypergradient.exact, direction), reverse) < 1e-10
 
 
@@ -350,9 +346,7 @@ def test_networks_with_attention_and_dropout(dropout):
         torch.manual_seed(1)
         with hypergradient.composed_attention():
             image = problem.generator(problem.noise)
-            reverse = reverse_over_reverse(
-                problem.network, problem.theta, direction, problem.phi, image, problem.on_synthetic
-            )
+            reverse = reverse_over_reverse(problem.network, problem.theta, direction, problem.phi, image, problem.on_synthetic)
         assert relative_error(found(1), reverse) < 1e-10
         assert (relative_error(found(2), reverse) > 0.01) == (dropout > 0)
 

@@ -150,8 +150,10 @@ def jacobian(displacement):
     spatial = displacement.shape[1:-1]
     offset = displacement.flip(-1) / 2 * torch.tensor(spatial)
     inner = (slice(None), *(slice(0, -1),) * dims)
-    columns = [torch.diff(offset, dim=axis + 1)[tuple(s if i != axis + 1 else slice(None) for i, s in enumerate(inner))]
-               for axis in range(dims)]
+    columns = [
+        torch.diff(offset, dim=axis + 1)[tuple(s if i != axis + 1 else slice(None) for i, s in enumerate(inner))]
+        for axis in range(dims)
+    ]
     return (torch.eye(dims) + torch.stack(columns, dim=-1)).det()
 
 
