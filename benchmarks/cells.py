@@ -18,7 +18,7 @@ FULL = 25_000
 SEEDS = range(3)
 ORDER = "102 104 101 103"
 """Datasets in the order in which they are run: those that tell most come first."""
-COMPARED = "stock genseg genseg_deformation"
+COMPARED = "stock genseg genseg_random_without_redraw genseg_deformation"
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,19 @@ def genseg(**sections: Settings) -> Arm:
 
 
 OFF: Settings = {"enabled": False}
+DEFORMATION: Settings = {"sources": {"deformation": 1.0}}
 ARMS: dict[str, Arm] = {
     "stock": Arm("nnUNetTrainerShort"),
     "stock_doubled_batch_and_rate": Arm("nnUNetTrainerShort", batch_factor=2, rate_factor=2),
     "genseg": genseg(),
-    "genseg_deformation": genseg(mixing={"sources": {"deformation": 1.0}}, feedback=OFF),
+    "genseg_deformation": genseg(mixing=DEFORMATION, paste={"probability": 0.0}, feedback=OFF),
+    "genseg_random_without_redraw": genseg(mixing=DEFORMATION, feedback=OFF),
     "genseg_random": genseg(feedback=OFF),
+    "genseg_carve": genseg(mixing=DEFORMATION, paste={"kinds": {"carve": 1.0}}, feedback=OFF),
+    "genseg_lesion": genseg(mixing=DEFORMATION, paste={"kinds": {"lesion": 1.0}}, feedback=OFF),
 }
-"""`genseg` is the default. `genseg_deformation` has no generator, `genseg_random` a generator without feedback."""
+"""`genseg` is the default, `genseg_random` the default without feedback, `genseg_random_without_redraw` that without generator,
+`genseg_deformation` that without parts of other cases."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ GRIDS: dict[str, list[Cell]] = {
     # final figures
     "long": comparison(COMPARED),
     "rivals": comparison("stock_doubled_batch_and_rate genseg_random"),
+    "paste": comparison("genseg_carve genseg_lesion", datasets="102 101"),
     "volumes": comparison(COMPARED, datasets="104", plan="3d_fullres"),
     "full": [
         *comparison(" ".join(ARMS), scale="full"),

@@ -20,6 +20,8 @@ EVIDENCE = {
     "schedule.tail": "archived: 0 (`genseg_deformation_no_tail`) is worse on 101, 0.9 better on 102 (one seed)",
     "mixing.share": "not measured",
     "mixing.sources": "the arms `genseg` and `genseg_deformation` above; the weights are not measured",
+    "paste.probability": "the arms `genseg_random_without_redraw` and `genseg_deformation` above",
+    "paste.kinds": "the arms `genseg_random_without_redraw`, `genseg_carve` and `genseg_lesion` above",
     "deformation.displacement": "archived: this, with the next two (`genseg_deformation_strong`), against half of it, 4000 "
     "iterations: +0.6 on 101, +1.3 on 102, level on 104 (one seed)",
     "deformation.rotation": "as `deformation.displacement`; the half was 10",
@@ -47,16 +49,17 @@ EVIDENCE = {
     "feedback.cases": "archived: 0.2 (`genseg_more_cases`) is 1.4 and 1.2 points worse on 104 (two seeds)",
     "feedback.rotations": "archived: 1 (`genseg_fixed_cases_from_batch`) is 2.9 points worse on 104 (one seed)",
 }
-GROUPED = "mixing.sources"
-"""A setting with a value a source, in one line."""
+GROUPED = ("mixing.sources", "paste.kinds")
+"""Settings with a value a name, each in one line."""
 
 
 def default_values() -> Settings:
     """Every setting but the seed and its default, by its full name."""
     values = {key: value for key, value in GenSegConfig().flat().items() if key != "seed"}
-    grouped = {key.removeprefix(f"{GROUPED}."): value for key, value in values.items() if key.startswith(f"{GROUPED}.")}
-    shown = {key: value for key, value in values.items() if not key.startswith(f"{GROUPED}.")}
-    return shown | {GROUPED: ", ".join(f"{name} {value:g}" for name, value in grouped.items())}
+    for group in GROUPED:
+        weights = {key: values.pop(key) for key in list(values) if key.startswith(f"{group}.")}
+        values[group] = ", ".join(f"{key.removeprefix(f'{group}.')} {weight:g}" for key, weight in weights.items())
+    return values
 
 
 def defaults() -> str:

@@ -78,18 +78,24 @@ class BilevelLoop:
     # ------------------------------------------------------------------ one iteration
 
     @torch.no_grad()
-    def sample(self, image: Tensor, labels: Tensor, share: float) -> Replacement | None:
+    def sample(self, image: Tensor, labels: Tensor, cases: Sequence[str] | None, share: float) -> Replacement | None:
         """Synthetic pairs for some slots of a batch; None if no slot is chosen.
 
         Args:
             image: (B, C, *spatial) the batch's images.
             labels: (B, *spatial) int64 their class maps.
+            cases: the case of each patch; None if nothing is to be pasted from case to case.
             share: probability of each slot to become synthetic.
         """
         self.sampler.observe(labels)
+        if cases is not None:
+            self.sampler.paster.remember(image, labels, cases)
         chosen = self.sampler.choose(len(image), share, self.slot_rng)
         if not chosen:
             return None
+        if cases is not None:
+            slots = [slot for of_source in chosen.values() for slot in of_source]
+            image, labels = self.sampler.paster.paste(image, labels, cases, slots, self.rng, self.slot_rng)
         replacement = self.sampler.replace(image, labels, chosen, self.rng)
         self._note_finite(0, replacement.finite)
         self.meter.add({"acceptance_rate": replacement.pairs.accepted.float().mean()})
@@ -98,11 +104,12 @@ class BilevelLoop:
     @torch.no_grad()
     def preview(self, image: Tensor, labels: Tensor) -> Pairs:
         """A pair for every real patch, sources in turn; random states stay as they are. Arguments as in `sample`."""
-        names = list(self.sampler.sources)
-        chosen = {name: list(range(k, len(image), len(names))) for k, name in enumerate(names)}
+        names, count = list(self.sampler.sources), len(image)
+        chosen = {name: list(range(k, count, len(names))) for k, name in enumerate(names)}
         chosen = {name: slots for name, slots in chosen.items() if slots}
-        kept = self.rng.get_state()
+        kept, slot_rng = self.rng.get_state(), torch.Generator().manual_seed(self.config.seed)
         try:
+            image, labels = self.sampler.paster.paste(image, labels, [""] * count, range(count), self.rng, slot_rng)
             replacement = self.sampler.replace(image, labels, chosen, self.rng)
         finally:
             self.rng.set_state(kept)
@@ -229,11 +236,17 @@ class BilevelLoop:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed training needs, in tensors, numbers, strings, lists and dictionaries."""
-        return {"learned": self._learned(), "rng": self.rng.get_state(), "slot_rng": self.slot_rng.get_state()}
+        return {
+            "learned": self._learned(),
+            "paster": self.sampler.paster.state_dict(),
+            "rng": self.rng.get_state(),
+            "slot_rng": self.slot_rng.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; other processes than the first, whose state it is, draw on with seeds of their own."""
         self._load_learned(state["learned"])
+        self.sampler.paster.load_state_dict(state["paster"], self.rng.device)
         self.rollback.keep()
         for own, name in ((self.rng, "rng"), (self.slot_rng, "slot_rng")):
             own.set_state(state[name])

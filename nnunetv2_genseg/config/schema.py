@@ -21,6 +21,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def weights(chosen: dict[str, float]) -> dict[str, float]:
+    """Checks how often names are drawn, and leaves out those that never are."""
+    if not chosen or any(weight < 0 for weight in chosen.values()) or not any(chosen.values()):
+        raise ValueError("every weight must be 0 or more, and at least one above 0")
+    return {name: weight for name, weight in chosen.items() if weight > 0}
+
+
 class ScheduleConfig(Section):
     """When the synthetic pairs begin and end, in fractions of the number of epochs."""
 
@@ -50,12 +57,21 @@ class MixingConfig(Section):
     """How often each pair source is drawn, relative to the others. `deformation`: image and mask are deformed together.
     `redraw`: the generator changes the intensities of the deformed image as well."""
 
-    @field_validator("sources")
-    @classmethod
-    def _weights(cls, sources: dict[str, float]) -> dict[str, float]:
-        if not sources or any(weight < 0 for weight in sources.values()) or not any(sources.values()):
-            raise ValueError("every weight must be 0 or more, and at least one above 0")
-        return {name: weight for name, weight in sources.items() if weight > 0}
+    _weights = field_validator("sources")(weights)
+
+
+class PasteConfig(Section):
+    """What real patches get from other cases before pairs are made from them."""
+
+    probability: float = Field(0.5, ge=0, le=1)
+    """Probability that a part of another case's patch is pasted into a patch from which a pair is made; 0: never. Nothing is
+    pasted where batches do not name their cases or hold further maps of the patch."""
+    kinds: dict[str, float] = {"box": 1.0}
+    """How often each way to paste is drawn, relative to the others. `box`: a box at the same place (CutMix). `carve`: the
+    structures at their place, with a margin (CarveMix). `lesion`: structures of classes that occur at any place, turned and
+    scaled, at another place."""
+
+    _weights = field_validator("kinds")(weights)
 
 
 class DeformationConfig(Section):
@@ -191,6 +207,7 @@ class GenSegConfig(Section):
 
     schedule: ScheduleConfig = ScheduleConfig()
     mixing: MixingConfig = MixingConfig()
+    paste: PasteConfig = PasteConfig()
     deformation: DeformationConfig = DeformationConfig()
     intensity: IntensityConfig = IntensityConfig()
     masks: MaskConfig = MaskConfig()

@@ -32,6 +32,11 @@ class Pairs:
         return Pairs(*(torch.cat([getattr(part, name) for part in parts]) for name in ("image", "labels", "grid", "accepted")))
 
 
+def slot_index(slots: list[int], device: torch.device) -> Tensor:
+    """Slots as an index on the device. A list as an index would make the host wait for a GPU."""
+    return torch.tensor(slots).to(device, non_blocking=True)
+
+
 def blank_as_before(drawn: Tensor, image: Tensor, change: MaskChange, masked: Tensor | None) -> Tensor:
     """Keeps blank what is blank in the real patch.
 

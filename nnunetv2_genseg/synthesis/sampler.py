@@ -13,18 +13,15 @@ from nnunetv2_genseg.config import GenSegConfig
 from nnunetv2_genseg.generators import NetworkPlan
 from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.synthesis.masks import MaskDeformer
-from nnunetv2_genseg.synthesis.pairs import Pairs, replaced_where
+from nnunetv2_genseg.synthesis.pairs import Pairs, replaced_where, slot_index
+from nnunetv2_genseg.synthesis.paster import Paster
+from nnunetv2_genseg.synthesis.pasting import PasteContext
 from nnunetv2_genseg.synthesis.policy import Policy
 from nnunetv2_genseg.synthesis.sources import PAIR_SOURCES, PairSource, SourceContext
 from nnunetv2_genseg.synthesis.spatial import identity_grid
 
 BRIGHTEST = 100.0
 """Largest intensity of synthetic images relative to the real ones: what is beyond could overflow the segmentation network."""
-
-
-def slot_index(slots: list[int], device: torch.device) -> Tensor:
-    """Slots as an index on the device. A list as an index would make the host wait for a GPU."""
-    return torch.tensor(slots).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,7 @@ class PairSampler:
             device,
             synchronise,
         )
+        self.paster = Paster(config.paste, PasteContext(codec, config.deformation, plan.movable_axes))
         self.sources: dict[str, PairSource] = {name: PAIR_SOURCES[name](context) for name in sorted(config.mixing.sources)}
 
     def choose(self, count: int, share: float, rng: torch.Generator) -> dict[str, list[int]]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.synthesis.labels import LabelCodec
-from nnunetv2_genseg.synthesis.sampler import Replacement, slot_index
+from nnunetv2_genseg.synthesis.pairs import slot_index
+from nnunetv2_genseg.synthesis.sampler import Replacement
 from nnunetv2_genseg.synthesis.spatial import warp_image, warp_labels
 
 Target = Tensor | list[Tensor]
@@ -47,6 +48,8 @@ class Parts:
     """(B, C, *spatial): the channels of the input that are image; in a cascade others follow them."""
     labels: Tensor
     """(B, *spatial) int64 class maps."""
+    cases: list[str] | None
+    """The case of each patch; None if the batch does not tell, or holds further maps, which would have to be pasted as well."""
 
 
 class BatchCodec:
@@ -82,7 +85,9 @@ class BatchCodec:
         network_input = batch["data"].to(self.device, non_blocking=True)
         target = _mapped(batch["target"], lambda level: level.to(self.device, non_blocking=True))
         labels = self.codec.to_classes(target if isinstance(target, Tensor) else target[0])
-        return Parts(network_input, target, network_input[:, : self.image_channels], labels)
+        cases = [str(case) for case in batch.get("keys", ())]
+        told = len(cases) == len(labels) and not _further_maps(batch)
+        return Parts(network_input, target, network_input[:, : self.image_channels], labels, cases if told else None)
 
     def to_input(self, image: Tensor, labels: Tensor) -> Tensor:
         """(B, C, *spatial) images to the network's input, in a cascade with a previous stage's segmentation of `labels`."""

@@ -29,7 +29,7 @@ def try_largest_steps(trainer: Any) -> None:
             trainer.loop.sampler.deformer.unbound()  # or new masks would be rejected
             batch = next(trainer.dataloader_train)
             parts = trainer._batches.parts(batch)
-            replacement = trainer.loop.sample(parts.image, parts.labels, 1.0)
+            replacement = trainer.loop.sample(parts.image, parts.labels, parts.cases, 1.0)
             trainer.host_step(trainer._batches.replaced(batch, parts, replacement))
             trainer.loop.training_step(parts.image, parts.labels)
             if trainer.genseg.feedback.enabled and progress < trainer.genseg.feedback_span[1]:

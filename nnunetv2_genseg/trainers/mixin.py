@@ -23,6 +23,7 @@ from nnunetv2_genseg.trainers import preflight, resuming
 from nnunetv2_genseg.trainers.batches import Parts
 from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop, start_from_pretrained
 from nnunetv2_genseg.trainers.heldout_cases import HeldOutCases
+from nnunetv2_genseg.trainers.inspection import inspect_cases
 from nnunetv2_genseg.trainers.memory_check import try_largest_steps
 from nnunetv2_genseg.trainers.recording import Recorder
 from nnunetv2_genseg.trainers.saving import host_trainer
@@ -124,7 +125,7 @@ class GenSegMixin(nnUNetTrainer):
             stage = self.configuration_manager.previous_stage_name
             preflight.require_previous_stage(Path(previous), training.identifiers, stage, type(self).__name__)
         if self.dataloader_train is None and not self._held_out.rotation:  # cases of a later rotation may have no foreground
-            preflight.require_foreground(training, self.label_manager)
+            inspect_cases(self, training)
             seen = self._generator_saw.get(self.plans_manager.dataset_name, ())
             unseen = set(validation.identifiers) - set(training.identifiers)
             preflight.warn_of_seen(unseen, seen, self.genseg.generator.pretrained, self.print_to_log_file)
@@ -158,8 +159,7 @@ class GenSegMixin(nnUNetTrainer):
         """
         if not self.was_initialized:
             self.initialize()
-        resumed = self._resume_from is not None
-        if resumed:
+        if resumed := self._resume_from is not None:
             resuming.require_same_configuration(Path(self.output_folder), self.genseg)
         # as before the first epoch began: if cases are exchanged now, that happens after the random state is restored
         before = max(0, self.current_epoch * self.num_iterations_per_epoch - 1)
@@ -212,7 +212,7 @@ class GenSegMixin(nnUNetTrainer):
         else:
             self._log(self.loop.check())
             parts = self._batches.parts(batch)
-            replacement = self.loop.sample(parts.image, parts.labels, stage.share)
+            replacement = self.loop.sample(parts.image, parts.labels, parts.cases, stage.share)
             result = self.host_step(self._batches.replaced(batch, parts, replacement))
             self._tune_generator(parts, stage)
         self._iteration += 1

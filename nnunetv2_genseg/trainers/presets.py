@@ -15,7 +15,7 @@ class GenSegTrainerNoFeedback(GenSegTrainer):
 
 
 class GenSegTrainerNoGenerator(GenSegTrainer):
-    """Synthetic pairs are deformed real ones: no generator and no feedback, the least time."""
+    """Pairs by pasting and deformation of real ones: no generator and no feedback, the least time."""
 
     preset: ClassVar[Settings] = {"mixing": {"sources": {"deformation": 1.0}}, "feedback": {"enabled": False}}
 

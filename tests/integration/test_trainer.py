@@ -33,6 +33,7 @@ WITHOUT_CHANGE = {
     "deformation": {"displacement": 0.0, "rotation": 0.0, "scaling": 0.0},
     "intensity": {"tone": 0.0},
     "mixing": {"sources": {"deformation": 1.0}},
+    "paste": {"probability": 0.0},
     "feedback": {"enabled": False},
 }
 """With these settings a synthetic patch is the real one."""

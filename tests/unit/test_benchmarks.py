@@ -54,7 +54,7 @@ def test_the_comparison_is_run_seed_by_seed_and_what_tells_most_comes_first():
         (seed, dataset, arm)
         for seed in range(3)
         for dataset in ("102", "104", "101", "103")
-        for arm in ("stock", "genseg", "genseg_deformation")
+        for arm in ("stock", "genseg", "genseg_random_without_redraw", "genseg_deformation")
     ]
     assert {cell.dataset: cell.iterations for cell in cells.GRIDS["long"]} == {
         "101": 4000,
@@ -161,8 +161,9 @@ def test_every_setting_has_its_line_of_evidence():
 
     page = defaults_report.defaults()
     for key in GenSegConfig().flat():
-        assert key == "seed" or key.startswith("mixing.sources.") or f"| `{key}` |" in page
+        assert key == "seed" or key.startswith(("mixing.sources.", "paste.kinds.")) or f"| `{key}` |" in page
     assert "| `mixing.sources` | deformation 0.5, redraw 0.5 |" in page
+    assert "| `paste.kinds` | box 1 |" in page
 
 
 def test_results_say_by_which_code_they_were_made(monkeypatch, tmp_path):

@@ -35,7 +35,7 @@ IMAGES = ImageKind(("T1",), ("ZScoreNormalization",), (False,), (1.0, 1.0))
 
 
 def sample(setting, share=1.0):
-    return setting.loop.sample(setting.image, setting.labels, share)
+    return setting.loop.sample(setting.image, setting.labels, None, share)
 
 
 @pytest.mark.parametrize("mode", MODES)

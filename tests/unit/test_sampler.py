@@ -159,7 +159,7 @@ def test_everything_is_in_the_state():
 @pytest.mark.parametrize(
     "sections, said",
     [
-        ({"mixing": {"sources": {"paste": 1.0}}}, "mixing.sources: no 'paste'; registered are deformation, redraw"),
+        ({"mixing": {"sources": {"magic": 1.0}}}, "mixing.sources: no 'magic'; registered are deformation, redraw"),
         ({"redraw": {"mode": "differential"}}, "redraw.mode: no 'differential'; registered are mask, residual, tissue"),
         ({"masks": {"source": "learned"}}, "masks.source: no 'learned'; registered are real, shape_vae"),
         ({"generator": {"name": "gans"}}, "generator.name: no 'gans'; registered are diffusion, gan, gmm, vae"),

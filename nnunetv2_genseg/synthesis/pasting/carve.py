@@ -1,0 +1,48 @@
+"""The donor's structures at their place, with a random margin.
+
+CarveMix (Zhang et al., NeuroImage 2023, doi 10.1016/j.neuroimage.2023.120041).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nnunetv2_genseg.synthesis.distance import distance_to
+from nnunetv2_genseg.synthesis.pasting.base import PASTES, PasteContext
+
+
+@PASTES.register("carve")
+class Carve:
+    """All structures of the donor, cut out within half of their depth inside their surface to their whole depth outside of it."""
+
+    def __init__(self, context: PasteContext) -> None:
+        self.context = context
+
+    def __call__(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Paste`."""
+        return image, labels, carved(self.context.foreground(labels), rng)
+
+
+def carved(structure: Tensor, rng: torch.Generator) -> Tensor:
+    """The structure, grown or shrunk by a random margin.
+
+    With d the signed distance, negative inside, and c uniform in [-1, 1]: d < c / 2 * min d for c above 0, that is smaller than
+    the structure, else d < c * min d, a margin at most as wide as the structure is deep.
+
+    Args:
+        structure: (B, *spatial) booleans.
+        rng: on its device.
+
+    Returns:
+        (B, *spatial) booleans; False all over where there is no structure.
+    """
+    reach = max(2, max(structure.shape[1:]) // 4)
+    inside, outside = distance_to(~structure, reach), distance_to(structure, reach)
+    depth = inside.flatten(1).amax(dim=1)
+    margin = 2 * torch.rand(len(structure), generator=rng, device=rng.device) - 1
+    limit = -depth * torch.where(margin > 0, margin / 2, margin)
+    signed = torch.where(structure, -inside, outside)
+    return (signed < limit.view(-1, *(1,) * (structure.ndim - 1))) & (depth.view_as(limit) > 0).view(
+        -1, *(1,) * (structure.ndim - 1)
+    )
