@@ -36,6 +36,7 @@ def build_trainer(
     settings: Settings | None = None,
     batch_factor: int = 1,
     rate_factor: int = 1,
+    planned_as: Path | None = None,
 ) -> Any:
     """One of the package's trainers of any length, everything seeded; on the CPU one thread, and no process loads data.
 
@@ -51,6 +52,7 @@ def build_trainer(
         settings: GenSeg's, where they differ from the defaults.
         batch_factor: times nnU-Net's planned batch size.
         rate_factor: times nnU-Net's learning rate.
+        planned_as: folder as `dataset`, whose plans give batch, patch and network.
     """
     workers = "0" if device == "cpu" else os.environ.get("nnUNet_n_proc_DA", "12")
     os.environ.update(nnunet_folders(dataset, model) | {"nnUNet_n_proc_DA": workers})
@@ -73,7 +75,12 @@ def build_trainer(
     preprocessed = next((dataset / "preprocessed").glob(f"Dataset{number}_*"))
     plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
     plans["continue_training"] = False
-    plans["configurations"][configuration]["batch_size"] *= batch_factor
+    plan = plans["configurations"][configuration]
+    if planned_as is not None:
+        other = next((planned_as / "preprocessed").glob(f"Dataset{number}_*")) / "nnUNetPlans.json"
+        rival = json.loads(other.read_text())["configurations"][configuration]
+        plan |= {key: rival[key] for key in ("batch_size", "patch_size", "architecture")}
+    plan["batch_size"] *= batch_factor
     trainer = getattr(trainers, kind)(
         plans=plans,
         configuration=configuration,
@@ -98,3 +105,28 @@ def without_pictures(trainer: Any) -> None:
             refresh(folder, epoch, epochs, *others)
 
     recorder.refresh = last_alone
+
+
+AVERAGED = 0.015
+"""Time constant of the averaged weights, as a fraction of the iterations."""
+
+
+def deliver_average(trainer: Any, iterations: int) -> None:
+    """Makes a trainer save, at its end, an exponential moving average of its weights in place of the last ones."""
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    trainer.initialize()
+    average = AveragedModel(trainer.network, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / (AVERAGED * iterations)))
+    step, save = trainer.train_step, trainer.save_checkpoint
+
+    def train_step(batch: dict[str, Any]) -> dict[str, Any]:
+        result: dict[str, Any] = step(batch)
+        average.update_parameters(trainer.network)
+        return result
+
+    def save_checkpoint(filename: str) -> None:
+        if Path(filename).name == "checkpoint_final.pth":
+            trainer.network.load_state_dict(average.module.state_dict())
+        save(filename)
+
+    trainer.train_step, trainer.save_checkpoint = train_step, save_checkpoint

@@ -8,8 +8,8 @@ nothing else happen. Prediction and evaluation are nnU-Net's own, without test-t
 `validation` is a part of the training pool (ranks from 40 on), and settings are chosen by it; `test` is for final figures. A
 finished cell is never run again; one that was interrupted starts again.
 
-Scales: `mini` for CPU, 2D images resampled to a longer side of 64 pixels, 3D images as they are; `full` for a GPU, everything
-as it is.
+Scales: `mini` and `small` for CPU, 2D images resampled to a longer side of 64 and 128 pixels, 3D images as they are; `full` for
+a GPU, everything as it is.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from building import build_trainer, nnunet_folders, without_pictures
+from building import build_trainer, deliver_average, nnunet_folders, without_pictures
 from cells import ARMS, GRIDS, Cell
 from provenance import provenance
-from raw_datasets import budgeted_dataset, part_of, source_of
+from raw_datasets import budgeted_dataset, groups_of, part_of, source_of
 from surface import hausdorff95
 
 RESULTS = Path(__file__).parent / "results" / "gain"
@@ -55,6 +55,8 @@ class Place:
 
 def prepare(cell: Cell, place: Place) -> None:
     """Makes and plans the dataset of a cell, and the images that it is judged on, unless they are there."""
+    if cell.planned_for:
+        prepare(replace(cell, budget=cell.planned_for, planned_for=0), place)
     folder = place.dataset(cell)
     for part in cell.parts:
         part_of(cell, part, place.raw, place.work / cell.scale / "parts")
@@ -101,6 +103,7 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
         **{key: value for key, value in asdict(cell).items() if key != "parts"},
         **asdict(ARMS[cell.arm]),
         "parts": parts,
+        "groups": grouped(parts, groups_of(source_of(cell.dataset, place.raw))),
         **trained,
         "command": command,
     }
@@ -111,6 +114,12 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(measured, indent=1) + "\n")
     temporary.replace(path)
+
+
+def grouped(parts: dict[str, Any], groups: dict[str, str]) -> dict[str, str]:
+    """The groups of the cases that were judged, without those that are a group alone."""
+    judged_on = {case for part in parts.values() for case in part["cases"]}
+    return {case: group for case, group in sorted(groups.items()) if case in judged_on and case != group}
 
 
 def train(cell: Cell, place: Place, model: Path) -> dict[str, Any]:
@@ -128,7 +137,10 @@ def train(cell: Cell, place: Place, model: Path) -> dict[str, Any]:
         settings=arm.settings,
         batch_factor=arm.batch_factor,
         rate_factor=arm.rate_factor,
+        planned_as=place.dataset(replace(cell, budget=cell.planned_for)) if cell.planned_for else None,
     )
+    if arm.averaged:
+        deliver_average(trainer, cell.iterations)
     plan = trainer.configuration_manager
     made_of = {
         "folder": trainer.output_folder,

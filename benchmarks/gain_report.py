@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import BUDGET, length
+from cells import BUDGET, POOL, SCALE, length
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 Result = dict[str, Any]
-Setting = tuple[str, int, str, str, int]
-"""dataset, budget, configuration, scale, iterations"""
+Setting = tuple[str, int, str, str, int, int]
+"""dataset, budget, configuration, scale, iterations, budget of the plans if another"""
 
 STOCK = "stock"
-NAMES = {"101": "foot ulcer", "102": "breast ultrasound", "103": "chest X-ray", "104": "hippocampus"}
+NAMES = {"101": "foot ulcer", "102": "breast ultrasound", "103": "chest X-ray", "104": "hippocampus", "105": "polyp"}
 SHOWN = {
     "genseg": "GenSeg (default)",
-    "genseg_deformation": "deformation alone",
     "genseg_random": "GenSeg without feedback",
+    "genseg_random_without_redraw": "without generator",
+    "genseg_deformation": "deformation alone",
+    "stock_ema": "stock, averaged weights",
     "stock_doubled_batch_and_rate": "stock, batch and learning rate doubled",
 }
 """Arms in the order of the figure's legend, and their names there."""
@@ -35,14 +37,15 @@ def load(folder: Path) -> list[Result]:
 
 def setting_of(result: Result) -> Setting:
     """What two results must have in common to be compared."""
-    return (result["dataset"], result["budget"], result["configuration"], result["scale"], result["iterations"])
+    keys = ("dataset", "budget", "configuration", "scale", "iterations")
+    return (*(result[key] for key in keys), result.get("planned_for", 0))
 
 
 def is_compared(result: Result) -> bool:
-    """Whether a result is of the comparison that the figure shows: 2D images at the scale `mini`, usual budget and length."""
-    dataset, budget, configuration, scale, iterations = setting_of(result)
-    usual = BUDGET.get(dataset), length(dataset, configuration, scale)
-    return (configuration, scale) == ("2d", "mini") and (budget, iterations) == usual
+    """Whether a result is of the comparison that the figure shows: 2D images at each dataset's scale, usual budget and length."""
+    dataset, budget, configuration, scale, iterations, planned_for = setting_of(result)
+    usual = "2d", SCALE.get(dataset), BUDGET.get(dataset), length(dataset, configuration, scale), 0
+    return (configuration, scale, budget, iterations, planned_for) == usual
 
 
 def case_dice(result: Result, part: str) -> dict[str, float]:
@@ -56,25 +59,40 @@ def case_dice(result: Result, part: str) -> dict[str, float]:
 
 
 def paired_difference(arm: list[Result], rival: list[Result], part: str) -> tuple[float, float, float] | None:
-    """Mean difference over the cases, each the mean over the seeds that both have, and its 95 % bootstrap interval."""
+    """Mean difference over the cases, each the mean over the seeds that both have, and its 95 % bootstrap interval.
+
+    Cases that belong together, such as pictures of one sequence, are drawn together.
+    """
     by_seed = {result["seed"]: case_dice(result, part) for result in rival}
     differences = defaultdict(list)
+    groups: dict[str, str] = {}
     for result in arm:
+        groups |= result.get("groups", {})
         for case, dice in case_dice(result, part).items():
             if case in by_seed.get(result["seed"], {}):
                 differences[case].append(dice - by_seed[result["seed"]][case])
     if not differences:
         return None
-    values = np.array([np.mean(each) for each in differences.values()])
-    drawn = np.random.default_rng(0).integers(len(values), size=(BOOTSTRAPS, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), (2.5, 97.5))
-    return float(values.mean()), float(low), float(high)
+    together = defaultdict(list)
+    for case, each in differences.items():
+        together[groups.get(case, case)].append(np.mean(each))
+    sums, counts = (np.array([measure(values) for values in together.values()]) for measure in (np.sum, len))
+    drawn = np.random.default_rng(0).integers(len(sums), size=(BOOTSTRAPS, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (2.5, 97.5))
+    return float(sums.sum() / counts.sum()), float(low), float(high)
 
 
 def seed_differences(arm: list[Result], rival: list[Result], part: str) -> dict[int, float]:
     """Mean difference over the cases, by seed, for the seeds that both have."""
     found = {result["seed"]: paired_difference([result], rival, part) for result in arm}
     return {seed: difference[0] for seed, difference in sorted(found.items()) if difference}
+
+
+def gain_over_seeds(arm: list[Result], rival: list[Result], part: str) -> tuple[float, float, int]:
+    """Mean of the seeds' differences, its standard error, and the number of seeds; the error of fewer than two is NaN."""
+    values = list(seed_differences(arm, rival, part).values())
+    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return (float(np.mean(values)) if values else float("nan")), error, len(values)
 
 
 def by_setting(results: list[Result], part: str) -> dict[Setting, dict[str, list[Result]]]:
@@ -87,29 +105,77 @@ def by_setting(results: list[Result], part: str) -> dict[Setting, dict[str, list
     return groups
 
 
+def summary(results: list[Result], part: str) -> str:
+    """Markdown: points over stock ± standard error over the seeds, a line an arm and a column a dataset of the comparison."""
+    groups = {setting[0]: arms for setting, arms in by_setting(list(filter(is_compared, results)), part).items()}
+    groups = {dataset: arms for dataset, arms in groups.items() if STOCK in arms and len(arms) > 1}
+    names = [arm for arm in SHOWN if any(arm in arms for arms in groups.values())]
+    head = ["arm", *(f"{NAMES[dataset]}, N = {BUDGET[dataset]}" for dataset in groups), "mean"]
+    lines = [head, ["---"] * len(head)]
+    for name in names:
+        found = {dataset: gain_over_seeds(arms[name], arms[STOCK], part) for dataset, arms in groups.items() if name in arms}
+        cells = [_points(*found[dataset]) if dataset in found else "" for dataset in groups]
+        means, errors, _ = zip(*found.values(), strict=True)
+        mean = _points(float(np.mean(means)), float(np.sqrt(np.square(errors).sum()) / len(errors)))
+        lines.append([SHOWN[name], *cells, mean if len(found) == len(groups) else ""])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _points(gain: float, error: float, seeds: int = 0) -> str:
+    """A gain in Dice points with its standard error; bold where it is at least two of them."""
+    text = f"{100 * gain:+.1f}" + ("" if np.isnan(error) else f" ± {100 * error:.1f}")
+    text = f"**{text}**" if gain >= 2 * error else text
+    return f"{text} ({seeds})" if seeds else text
+
+
 def table(results: list[Result], part: str) -> str:
-    """Markdown: one line a setting and arm; below them an arm's mean over the datasets of the comparison that it was run on."""
+    """Markdown: one line a setting and arm."""
     lines = [
         "| dataset | N | plan | scale | iterations | arm | Dice (seeds) | points over stock [95 %] | seed by seed | HD95, mm |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    gains: dict[str, list[float]] = defaultdict(list)
     for setting, arms in by_setting(results, part).items():
         stock = arms.get(STOCK, [])
         for name, runs in arms.items():
             found = paired_difference(runs, stock, part) if name != STOCK else None
-            if found and all(map(is_compared, runs)):
-                gains[name].append(found[0])
             lines.append(f"| {_described(setting)} | {name} | {_figures(runs, stock if found else [], found, part)} |")
-    for name, values in gains.items():
-        cells = (f"mean of {len(values)}", *[""] * 4, name, "", f"{100 * np.mean(values):+.1f}", "", "")
-        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def headroom(results: list[Result], part: str) -> str:
+    """Markdown: stock with more labels and the plans of N, and which share of the gap from N to 4N GenSeg closes.
+
+    Empty as long as no dataset of the comparison has results with more labels.
+    """
+    lines = []
+    for dataset, budget in BUDGET.items():
+        own = [result for result in results if result["dataset"] == dataset and part in result["parts"]]
+        of_comparison = list(filter(is_compared, own))
+        stock = [result for result in of_comparison if result["arm"] == STOCK]
+        more = defaultdict(list)
+        for result in own:
+            if result["arm"] == STOCK and result.get("planned_for") == budget:
+                more[result["budget"]].append(result)
+        if not more or not stock:
+            continue
+        cells = [f"{dataset} {NAMES[dataset]}, N = {budget}", _mean_dice(stock, part)]
+        cells += [_mean_dice(more[cases], part) for cases in (2 * budget, 4 * budget, POOL)]
+        gap, _, _ = gain_over_seeds(more[4 * budget], stock, part)
+        gain, _, _ = gain_over_seeds([result for result in of_comparison if result["arm"] == "genseg"], stock, part)
+        cells += ["" if np.isnan(gap) else f"{100 * gap:.1f}", "" if np.isnan(gap + gain) else f"{100 * gain / gap:.0f} %"]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    head = f"| dataset | N | 2N | 4N | {POOL} | points from N to 4N | closed by GenSeg |\n" + "| --- " * 7 + "|\n"
+    return head + "".join(lines) if lines else ""
+
+
+def _mean_dice(runs: list[Result], part: str) -> str:
+    return f"{np.mean([run['parts'][part]['dice'] for run in runs]):.3f} ({len(runs)})" if runs else ""
+
+
 def _described(setting: Setting) -> str:
-    dataset, budget, configuration, scale, iterations = setting
-    return f"{dataset} {NAMES[dataset]} | {budget} | {configuration} | {scale} | {iterations}"
+    dataset, budget, configuration, scale, iterations, planned_for = setting
+    cases = f"{budget}" + (f", planned as {planned_for}" if planned_for else "")
+    return f"{dataset} {NAMES[dataset]} | {cases} | {configuration} | {scale} | {iterations}"
 
 
 def _figures(runs: list[Result], stock: list[Result], found: tuple[float, float, float] | None, part: str) -> str:

@@ -45,7 +45,7 @@ from speed import measured, record, show  # noqa: E402
 
 from nnunetv2_genseg.phantoms import PhantomDataset  # noqa: E402
 
-CELLS = comparison(COMPARED, seeds=range(1), datasets="102 104 101")
+CELLS = comparison(COMPARED, "102 104 101", seeds=range(1))
 DRY_CELLS = [Cell("102", 4, "2d", "genseg", 0, 20, ("test",))]
 DRY_TESTS = "(2d or gan) and not (vae or gmm or diffusion)"
 SHARES = {"tests": 0.42, "speed": 0.28, "gain": 1.0}

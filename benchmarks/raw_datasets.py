@@ -12,8 +12,8 @@ from cells import Cell
 from skimage.io import imread, imsave
 from skimage.transform import resize
 
-MINI_SIDE = 64
-"""Longer side of 2D images at the scale `mini`, pixels."""
+SIDES = {"mini": 64, "small": 128}
+"""Longer side of 2D images by scale, pixels; at `full` they are as they are."""
 VALIDATION_RANKS = range(40, 100)
 """Cases of the training pool that no budget up to 40 uses: settings are chosen by them."""
 
@@ -23,6 +23,12 @@ def ranked_cases(dataset: Path) -> list[str]:
     with open(dataset / "cases.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["part"] == "Tr"]
     return [row["case"] for row in sorted(rows, key=lambda row: int(row["rank"]))]
+
+
+def groups_of(dataset: Path) -> dict[str, str]:
+    """What belongs together, such as the pictures of one sequence, by case; a case alone is a group."""
+    with open(dataset / "cases.csv", newline="") as file:
+        return {row["case"]: row.get("group") or row["case"] for row in csv.DictReader(file)}
 
 
 def source_of(number: str, raw: Path) -> Path:
@@ -58,7 +64,7 @@ def part_of(cell: Cell, part: str, raw: Path, into: Path) -> tuple[Path, Path]:
 
 
 def copy_cases(source: Path, suffix: str, cases: list[str], images: Path, labels: Path, scale: str) -> None:
-    """Copies cases of one part of a dataset, 2D images resampled at the scale `mini`; `labels` appears last and whole."""
+    """Copies cases of one part of a dataset, 2D images resampled to the scale's side; `labels` appears last and whole."""
     ending = json.loads((source / "dataset.json").read_text())["file_ending"]
     unfinished = labels.with_name(f"{labels.name}_unfinished")
     for folder in (images, unfinished):
@@ -72,13 +78,13 @@ def copy_cases(source: Path, suffix: str, cases: list[str], images: Path, labels
 
 
 def copy_image(path: Path, folder: Path, scale: str, order: int) -> None:
-    """Copies an image, or resamples a PNG to `MINI_SIDE`: order 1 for images, smoothed before, 0 for labels."""
-    if scale != "mini" or path.suffix != ".png":
+    """Copies an image, or resamples a PNG to the scale's side: order 1 for images, smoothed before, 0 for labels."""
+    if scale not in SIDES or path.suffix != ".png":
         shutil.copy(path, folder)
         return
     image = imread(path)
     height, width = image.shape[:2]
-    factor = MINI_SIDE / max(height, width)
+    factor = SIDES[scale] / max(height, width)
     shape = (max(1, round(height * factor)), max(1, round(width * factor)), *image.shape[2:])
     small = resize(image, shape, order=order, anti_aliasing=order > 0, preserve_range=True)
     imsave(folder / path.name, np.rint(small).astype(image.dtype), check_contrast=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cells import ARMS
 from defaults_report import defaults
-from gain_report import Result, figure, load, table
+from gain_report import Result, figure, headroom, load, summary, table
 from generators_report import merged
 from generators_report import page as generators_page
 from speed_report import speed
@@ -22,10 +22,11 @@ HEAD = """# Benchmarks
 *Dice points over stock nnU-Net with equal cases, plans and iterations. Dots: trainings that differ by their seed alone. Bars:
 their mean.*
 
-{table}
-Dice is nnU-Net's own, on the test part, without test-time mirroring. The interval is a bootstrap over the test cases; **it does
-not hold the spread between trainings**, which the seeds show. 2D images are resampled to 64 pixels (scale `mini`). Every training
-has the first N cases by rank and the plans that nnU-Net makes of them; GenSeg's held-out cases belong to the same N.
+{summary}
+Points over stock ± standard error over the seeds (their number). Bold: at least two standard errors. Dice is nnU-Net's own, on
+the test part, without test-time mirroring. 2D images are resampled to a longer side of 64 pixels, foot ulcers and polyps of 128.
+Every training has the first N cases by rank and the plans that nnU-Net makes of them; GenSeg's held-out cases belong to the same
+N.
 
 | arm | trainer | batch | settings that are not the defaults |
 | --- | --- | --- | --- |
@@ -39,7 +40,20 @@ python benchmarks/gain.py --raw PATH/TO/nnUNet_raw --work FOLDER full --device c
 python benchmarks/report.py
 ```
 
+## Every comparison
+
+The interval is a bootstrap over the test cases, or their sequences where there are some; **it does not hold the spread between
+trainings**, which the seeds show. Scales: `mini`, 64 pixels, `small`, 128 pixels.
+
+{table}
 Results of older code are in [benchmarks/results/archive](../benchmarks/results/archive/README.md).
+"""
+HEADROOM = """
+## Headroom
+
+Stock nnU-Net with more labels, and the batch, patch and network that are planned for N: nnU-Net plans larger batches for more
+cases, which gains by itself.
+
 """
 HOSPITAL = """
 ## Chest X-ray, the other hospital
@@ -71,9 +85,10 @@ def arm_lines() -> str:
     """Markdown: one line an arm."""
     lines = []
     for name, arm in ARMS.items():
+        judged = " (averaged weights)" if arm.averaged else ""
         settings = f"`{json.dumps(arm.settings)}`" if arm.settings else ""
         batch = f"× {arm.batch_factor}" + (f", learning rate × {arm.rate_factor}" if arm.rate_factor != 1 else "")
-        lines.append(f"| {name} | {arm.trainer.replace('Short', '')} | {batch} | {settings} |\n")
+        lines.append(f"| {name} | {arm.trainer.replace('Short', '')}{judged} | {batch} | {settings} |\n")
     return "".join(lines)
 
 
@@ -91,7 +106,10 @@ def benchmarks_page(results: Path) -> str:
         results: folder of all results; what is not there is left out of the page.
     """
     final, screened = load(results / "gain"), load(results / "gain" / "screening")
-    page = HEAD.format(table=table(final, "test"), arms=arm_lines())
+    page = HEAD.format(summary=summary(final, "test"), table=table(final, "test"), arms=arm_lines())
+    more_labels = headroom(final, "test")
+    if more_labels:
+        page += HEADROOM + more_labels
     if any("montgomery" in result["parts"] for result in final):
         page += HOSPITAL + table(final, "montgomery")
     if (results / "speed.json").is_file():

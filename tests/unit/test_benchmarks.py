@@ -101,21 +101,46 @@ def test_cases_without_any_foreground_are_left_out_and_an_arm_without_stock_has_
         ("101 foot ulcer", "stock", ""),
         ("101 foot ulcer", "genseg", "+25.0 [+25.0, +25.0]"),
         ("102 breast ultrasound", "genseg", ""),
-        ("mean of 1", "genseg", "+25.0"),
     ]
 
 
-def test_the_table_says_what_each_seed_differs_by_and_the_mean_over_datasets():
+def test_the_table_says_what_each_seed_differs_by_and_the_summary_the_mean_over_datasets():
     import gain_report
 
-    every = [result("stock", seed, [0.5], name) for seed in range(3) for name in ("101", "102")]
-    every += [result("genseg", seed, [0.6 + seed / 10], "101") for seed in (0, 2, 5)] + [result("genseg", 1, [0.4], "102")]
+    every = [result("stock", seed, [0.5], name) for seed in range(3) for name in ("102", "103")]
+    every += [result("genseg", seed, [0.6 + seed / 20], "102") for seed in (0, 2, 5)] + [result("genseg", 1, [0.4], "103")]
     lines = [line.split(" | ") for line in gain_report.table(every, "test").splitlines()[2:]]
-    assert [line[6:9] for line in lines if line[5] == "genseg" and "mean" not in line[0]] == [
-        ["0.833 ± 0.252 (3)", "+20.0 [+20.0, +20.0]", "+10.0, +30.0"],
+    assert [line[6:9] for line in lines if line[5] == "genseg"] == [
+        ["0.717 ± 0.126 (3)", "+15.0 [+15.0, +15.0]", "+10.0, +20.0"],
         ["0.400 (1)", "-10.0 [-10.0, -10.0]", "-10.0"],
     ]
-    assert [line[7] for line in lines if "mean of 2" in line[0]] == ["+5.0"]
+    head, _, line = gain_report.summary(every, "test").splitlines()
+    assert head == "| arm | breast ultrasound, N = 20 | chest X-ray, N = 20 | mean |"
+    assert line == "| GenSeg (default) | **+15.0 ± 5.0** (2) | -10.0 (1) | +2.5 |"
+    assert "mean | |" not in gain_report.summary(every[:4], "test"), "an arm that lacks a dataset has no mean"
+
+
+def test_cases_of_one_group_are_drawn_together():
+    import gain_report
+
+    stock = [result("stock", 0, [0.5] * 40)]
+    alone = result("ours", 0, [0.4] * 20 + [0.8] * 20)
+    together = alone | {"groups": {f"case{i}": f"seq{i // 10}" for i in range(40)}}
+    (mean, low, high), (same, lower, higher) = (gain_report.paired_difference([one], stock, "test") for one in (alone, together))
+    assert np.isclose(mean, same)
+    assert higher - lower > 2 * (high - low)
+
+
+def test_the_headroom_is_that_of_the_same_plans_and_a_gain_is_its_share():
+    import gain_report
+
+    every = [result("stock", seed, [0.5 + seed / 100], "102") for seed in range(2)]
+    every += [result("stock", seed, [0.7 + seed / 100], "102") | {"budget": 80, "planned_for": 20} for seed in range(2)]
+    every += [result("stock", 0, [0.9], "102") | {"budget": 80}]
+    every += [result("genseg", 0, [0.55], "102")]
+    line = gain_report.headroom(every, "test").splitlines()[2]
+    assert line == "| 102 breast ultrasound, N = 20 | 0.505 (2) |  | 0.705 (2) |  | 20.0 | 25 % |"
+    assert not gain_report.headroom(every[:2], "test")
 
 
 def test_trainings_of_other_lengths_are_told_apart():
@@ -129,7 +154,7 @@ def test_trainings_of_other_lengths_are_told_apart():
         for arm, dice in (("stock", 0.5), ("genseg", 0.5 + gain))
     ]
     lines = [line.split(" | ") for line in gain_report.table(every, "test").splitlines()[2:]]
-    assert [line[7][:5] for line in lines if line[5] == "genseg"] == ["+10.0", "+30.0", "+10.0"]
+    assert [line[7][:5] for line in lines if line[5] == "genseg"] == ["+10.0", "+30.0"]
     kept = list(filter(gain_report.is_compared, [*every, every[0] | {"budget": 40}, every[0] | {"configuration": "3d_fullres"}]))
     assert kept == every[:2]
 
@@ -137,7 +162,11 @@ def test_trainings_of_other_lengths_are_told_apart():
 def test_the_figure_shows_a_bar_and_a_dot_a_seed_for_every_arm(tmp_path):
     import gain_report
 
-    every = [result(arm, seed, [0.5 + gain + seed / 100]) for seed in range(2) for arm, gain in (("stock", 0.0), ("genseg", 0.2))]
+    every = [
+        result(arm, seed, [0.5 + gain + seed / 100], "102")
+        for seed in range(2)
+        for arm, gain in (("stock", 0.0), ("genseg", 0.2))
+    ]
     gain_report.figure(every, "test", tmp_path / "gain.png")
     gain_report.figure(every[::2], "test", tmp_path / "stock.png")  # stock alone
     shown, empty = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("gain.png", "stock.png"))
@@ -177,8 +206,9 @@ def test_results_say_by_which_code_they_were_made(monkeypatch, tmp_path):
     assert provenance.commit() == "abc"
 
 
+@pytest.mark.parametrize("scale, side", [("mini", 64), ("small", 128)])
 @pytest.mark.parametrize("shape", [(120, 256, 3), (256, 120)])
-def test_images_and_labels_are_resampled_alike_and_labels_stay_labels(tmp_path, shape):
+def test_images_and_labels_are_resampled_alike_and_labels_stay_labels(tmp_path, shape, scale, side):
     import raw_datasets
 
     image, label = np.zeros(shape, np.uint8), np.zeros(shape[:2], np.uint8)
@@ -188,10 +218,10 @@ def test_images_and_labels_are_resampled_alike_and_labels_stay_labels(tmp_path, 
         imsave(tmp_path / name, values, check_contrast=False)
     out = tmp_path / "out"
     out.mkdir()
-    raw_datasets.copy_image(tmp_path / "image.png", out, "mini", order=1)
-    raw_datasets.copy_image(tmp_path / "label.png", out, "mini", order=0)
+    raw_datasets.copy_image(tmp_path / "image.png", out, scale, order=1)
+    raw_datasets.copy_image(tmp_path / "label.png", out, scale, order=0)
     small, small_label = imread(out / "image.png"), imread(out / "label.png")
-    assert max(small.shape[:2]) == raw_datasets.MINI_SIDE
+    assert max(small.shape[:2]) == side
     assert small.shape[:2] == small_label.shape
     assert small.shape[2:] == shape[2:]
     assert set(np.unique(small_label)) == {0, 1}
