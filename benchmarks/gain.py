@@ -122,8 +122,8 @@ def grouped(parts: dict[str, Any], groups: dict[str, str]) -> dict[str, str]:
     return {case: group for case, group in sorted(groups.items()) if case in judged_on and case != group}
 
 
-def train(cell: Cell, place: Place, model: Path) -> dict[str, Any]:
-    """Trains, unless a finished training by the same code with the same settings is there; what was measured."""
+def build_cell(cell: Cell, place: Place, model: Path) -> Any:
+    """The trainer of a cell, with its results in the folder `model`."""
     arm = ARMS[cell.arm]
     trainer = build_trainer(
         arm.trainer,
@@ -141,6 +141,12 @@ def train(cell: Cell, place: Place, model: Path) -> dict[str, Any]:
     )
     if arm.averaged:
         deliver_average(trainer, cell.iterations)
+    return trainer
+
+
+def train(cell: Cell, place: Place, model: Path) -> dict[str, Any]:
+    """Trains, unless a finished training by the same code with the same settings is there; what was measured."""
+    trainer = build_cell(cell, place, model)
     plan = trainer.configuration_manager
     made_of = {
         "folder": trainer.output_folder,

@@ -351,3 +351,28 @@ def test_surface_distance_leaves_out_the_farthest_twentieth():
     speck = first.copy()
     speck[60, 60] = True
     assert surface.hausdorff95(first, speck, (1.0, 1.0)) == 0
+
+
+def test_the_average_of_the_weights_is_delivered_at_the_end_alone():
+    import building
+    import torch
+
+    class Trainer:
+        def initialize(self):
+            self.network = torch.nn.Linear(1, 1, bias=False)
+            self.saved = []
+
+        def train_step(self, batch):
+            torch.nn.init.constant_(self.network.weight, batch["value"])
+            return {"loss": 0.0}
+
+        def save_checkpoint(self, filename):
+            self.saved.append(self.network.weight.item())
+
+    trainer = Trainer()
+    building.deliver_average(trainer, iterations=200)  # a time constant of three iterations
+    for value in (3.0, 0.0, 0.0):
+        trainer.train_step({"value": value})
+    for name in ("checkpoint_latest.pth", "checkpoint_final.pth"):
+        trainer.save_checkpoint(name)
+    assert trainer.saved == pytest.approx([0.0, 3 * (2 / 3) ** 2])

@@ -1,0 +1,246 @@
+"""Does any cheap value tell which synthetic pair is worth training on? results/gate/, one JSON a dataset and seed.
+
+    python benchmarks/gate.py --raw PATH/TO/nnUNet_raw --work FOLDER [--dataset 102] [--candidates 200] [--device cpu]
+
+Trains half of the usual length with all sources and without feedback; then draws candidates of every kind. The true value of a
+candidate is by how much one SGD step on it alone lowers the loss on the validation part, cases that the training never sees. It
+is rank-correlated with values that a training can afford:
+
+- `loss`: the segmentation network's loss on the candidate;
+- `hard`: that loss less the loss of the averaged weights (the teacher), so that a wrong label is not preferred;
+- `agreement_heldout`: product of the candidate's gradient with that of two held-out patches, drawn anew for every candidate;
+- `agreement_training`: the same with the gradient of 32 real training patches;
+- `agreement_validation`: the same with the gradient on the validation part itself, the most that an agreement could tell;
+- `random`.
+
+`best_of_4` is what choosing the best of four at random by each value gains over taking any, as a share of what choosing by the
+true value gains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from building import moving_average, without_pictures
+from cells import BUDGET, SCALE, Cell, length
+from gain import Place, build_cell, prepare
+from provenance import provenance
+from raw_datasets import part_of
+
+RESULTS = Path(__file__).parent / "results" / "gate"
+REAL = "real"
+VALUES = ("loss", "hard", "agreement_heldout", "agreement_training", "agreement_validation", "random")
+HELD_OUT = 2
+"""Patches that `agreement_heldout` judges by."""
+TRAINING = 32
+"""Patches that `agreement_training` judges by."""
+DRAWS = 2000
+BOOTSTRAPS = 1000
+
+
+def half_trained(cell: Cell, place: Place) -> tuple[Any, Any]:
+    """A trainer in the middle of its training, and the moving average of its network."""
+    trainer = build_cell(cell, place, place.work / "models" / f"gate_{cell.training}")
+    without_pictures(trainer)
+    trainer.on_train_start()
+    teacher = moving_average(trainer.network, cell.iterations)
+    for epoch in range(trainer.num_epochs // 2):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        for _ in range(trainer.num_iterations_per_epoch):
+            trainer.train_step(next(trainer.dataloader_train))
+            teacher.update_parameters(trainer.network)
+    return trainer, teacher.module
+
+
+def validation_patches(trainer: Any, cell: Cell, place: Place) -> tuple[Any, Any]:
+    """(B, C, *spatial) images and (B, *spatial) class maps: a patch from the middle of each validation case."""
+    import torch
+
+    images, labels = part_of(cell, "validation", place.raw, place.work / cell.scale / "parts")
+    preprocessor = trainer.configuration_manager.preprocessor_class(verbose=False)
+    ending, size = trainer.dataset_json["file_ending"], trainer.configuration_manager.patch_size
+    found = []
+    for path in sorted(labels.glob(f"*{ending}")):
+        case = path.name.removesuffix(ending)
+        channels = sorted(map(str, images.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}")))
+        plans = (trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json)
+        data, segmentation, _ = preprocessor.run_case(channels, str(path), *plans)
+        flat = zip(data.swapaxes(0, 1), segmentation.swapaxes(0, 1), strict=True)
+        for values in flat if len(size) == 2 else [(data, segmentation)]:
+            found.append([torch.from_numpy(np.ascontiguousarray(centred(part, size))) for part in values])
+    return torch.stack([image for image, _ in found]).float(), torch.stack([label[0] for _, label in found]).clamp(min=0).long()
+
+
+def centred(values: Any, size: list[int]) -> Any:
+    """The middle of (C, *spatial) values, padded by zeros where it is smaller."""
+    short = [max(0, n - have) for n, have in zip(size, values.shape[1:], strict=True)]
+    values = np.pad(values, [(0, 0), *((n // 2, n - n // 2) for n in short)])
+    start = [(have - n) // 2 for n, have in zip(size, values.shape[1:], strict=True)]
+    return values[(slice(None), *(slice(first, first + n) for first, n in zip(start, size, strict=True)))]
+
+
+class Judge:
+    """Losses, gradients and single steps of the network at the trainer's present weights, which stay as they are."""
+
+    def __init__(self, trainer: Any, teacher: Any) -> None:
+        self.network, self.teacher = trainer._plain_network().eval(), teacher.eval()
+        self.loss, self.to_target, self.size = trainer._feedback_loss, trainer._batches.to_target, trainer.batch_size
+        self.rate = trainer.optimizer.param_groups[0]["lr"]
+
+    def value(self, network: Any, image: Any, labels: Any) -> Any:
+        """Mean loss over patches, a batch of nnU-Net's size at a time."""
+        import torch
+
+        parts = zip(torch.split(image, self.size), torch.split(labels, self.size), strict=True)
+        losses = [self.loss(network(part), self.to_target(own)) * len(part) for part, own in parts]
+        return torch.stack(losses).sum() / len(image)
+
+    def gradient(self, image: Any, labels: Any) -> list[Any]:
+        """Of the loss by the weights."""
+        import torch
+
+        weights = list(self.network.parameters())
+        value = self.value(self.network, image, labels)
+        return list(torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True))
+
+    def gain_of_a_step(self, gradient: list[Any], image: Any, labels: Any, before: float) -> float:
+        """By how much a step along a gradient lowers the loss on some patches."""
+        import torch
+
+        weights = list(self.network.parameters())
+        kept = [weight.detach().clone() for weight in weights]
+        with torch.no_grad():
+            torch._foreach_add_(weights, gradient, alpha=-self.rate)
+            after = float(self.value(self.network, image, labels))
+            torch._foreach_copy_(weights, kept)
+        return before - after
+
+
+def product(first: list[Any], second: list[Any]) -> float:
+    """Of two gradients."""
+    return float(sum((a * b).sum() for a, b in zip(first, second, strict=True)))
+
+
+def draw(trainer: Any, kind: str, parts: Any) -> tuple[Any, Any]:
+    """A candidate made from the last patch of a batch: (1, C, *spatial) image and (1, *spatial) class map."""
+    loop, slot = trainer.loop, len(parts.image) - 1
+    image, labels = parts.image, parts.labels
+    loop.sampler.paster.remember(image, labels, parts.cases)
+    source, *pasted = kind.split(" + ")
+    if pasted:
+        image, labels = loop.sampler.paster.paste(image, labels, parts.cases, [slot], loop.rng, loop.slot_rng)
+    if source == REAL:
+        return image[slot:], labels[slot:]
+    pairs = loop.sampler.replace(image, labels, {source: [slot]}, loop.rng).pairs
+    return pairs.image, pairs.labels
+
+
+def candidates(trainer: Any, teacher: Any, cell: Cell, place: Place, count: int) -> list[dict[str, Any]]:
+    """The kind, the true value and the cheap values of every candidate."""
+    import torch
+
+    judge, device = Judge(trainer, teacher), trainer.device
+    rng = np.random.default_rng(cell.seed)
+    image, labels = (values.to(device) for values in validation_patches(trainer, cell, place))
+    with torch.no_grad():
+        before = float(judge.value(judge.network, image, labels))
+    of_validation = judge.gradient(image, labels)
+    real = [trainer._batches.parts(next(trainer.dataloader_train)) for _ in range(-(-TRAINING // trainer.batch_size))]
+    of_training = judge.gradient(torch.cat([parts.image for parts in real]), torch.cat([parts.labels for parts in real]))
+    kinds = [REAL, *(f"{name}{pasted}" for name in trainer.loop.sampler.sources for pasted in ("", " + paste"))]
+    found = []
+    for number in range(count):
+        kind = kinds[number % len(kinds)]
+        with torch.no_grad():
+            pair = draw(trainer, kind, trainer._batches.parts(next(trainer.dataloader_train)))
+            loss, of_teacher = (float(judge.value(network, *pair)) for network in (judge.network, judge.teacher))
+        gradient = judge.gradient(*pair)
+        held_out = rng.choice(len(image), HELD_OUT, replace=False)
+        values = {
+            "loss": loss,
+            "hard": loss - of_teacher,
+            "agreement_heldout": product(gradient, judge.gradient(image[held_out], labels[held_out])),
+            "agreement_training": product(gradient, of_training),
+            "agreement_validation": product(gradient, of_validation),
+            "random": float(rng.random()),
+        }
+        true = judge.gain_of_a_step(gradient, image, labels, before)
+        foreground = float((pair[1] > 0).float().mean())
+        found.append({"kind": kind, "true": true, "foreground": foreground, **values})
+    return found
+
+
+def rank_correlation(first: Any, second: Any) -> dict[str, float]:
+    """Spearman's, with its 95 % bootstrap interval."""
+    from scipy.stats import spearmanr
+
+    first, second = np.asarray(first), np.asarray(second)
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(len(first), size=len(first)) for _ in range(BOOTSTRAPS)]
+    low, high = np.nanpercentile([spearmanr(first[index], second[index])[0] for index in drawn], (2.5, 97.5))
+    return {"rank_correlation": round(float(spearmanr(first, second)[0]), 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def best_of_4(values: Any, true: Any) -> float:
+    """What choosing the best of four gains in the mean, as a share of what the true value would gain."""
+    values, true = np.asarray(values), np.asarray(true)
+    rng = np.random.default_rng(0)
+    fours = np.stack([rng.choice(len(true), 4, replace=False) for _ in range(DRAWS)])
+    chosen = true[fours[np.arange(DRAWS), values[fours].argmax(axis=1)]].mean()
+    return round(float((chosen - true.mean()) / (true[fours].max(axis=1).mean() - true.mean())), 3)
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the values tell of the true one over all synthetic candidates, and the mean true value by kind."""
+    synthetic = [candidate for candidate in found if candidate["kind"] != REAL]
+    true = [candidate["true"] for candidate in synthetic]
+    told = {}
+    for name in VALUES:
+        values = [candidate[name] for candidate in synthetic]
+        told[name] = rank_correlation(values, true) | {"best_of_4": best_of_4(values, true)}
+        told[name]["with_foreground"] = rank_correlation(values, [one["foreground"] for one in synthetic])["rank_correlation"]
+    kinds = {}
+    for kind in dict.fromkeys(candidate["kind"] for candidate in found):
+        own = [candidate["true"] for candidate in found if candidate["kind"] == kind]
+        kinds[kind] = {
+            "mean_true": float(np.mean(own)),
+            "standard_error": float(np.std(own, ddof=1) / np.sqrt(len(own))) if len(own) > 1 else None,
+            "positive": round(float(np.mean(np.array(own) > 0)), 3),
+            "count": len(own),
+        }
+    return {"values": told, "kinds": kinds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--raw", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--dataset", default="102")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--candidates", type=int, default=200)
+    parser.add_argument("--iterations", type=int, default=0, help="of the whole training, of which half is run; the usual one")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    given = parser.parse_args()
+    place = Place(given.raw.resolve(), given.work.resolve(), given.device)
+    number, scale = given.dataset, SCALE[given.dataset]
+    iterations = given.iterations or length(number, "2d", scale)
+    cell = Cell(number, BUDGET[number], "2d", "genseg_random", given.seed, iterations, ("validation",), scale)
+    prepare(cell, place)
+    found = candidates(*half_trained(cell, place), cell, place, given.candidates)
+    command = f"python benchmarks/gate.py --dataset {number} --seed {given.seed} --candidates {given.candidates}"
+    told = summary(found)
+    result = {**asdict(cell), **told, "candidates": found, "command": command, **provenance(given.device)}
+    given.results.mkdir(parents=True, exist_ok=True)
+    (given.results / f"{cell.training}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main()
