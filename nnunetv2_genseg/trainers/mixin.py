@@ -135,9 +135,9 @@ class GenSegMixin(nnUNetTrainer):
         """Loads from the cases that train from this iteration on."""
         if self._held_out.move_to(self._progress_of(self._global_iteration())):
             self._finish_loaders()
+            self.loop.sampler.paster.donors.clear()  # of cases that are held out now as well
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
-            cases = self._held_out.described()
-            self.print_to_log_file(f"GenSeg: training continues with these cases of the fold held out: {cases}")
+            self.print_to_log_file(f"GenSeg: training continues with these cases held out: {self._held_out.described()}")
 
     def _finish_loaders(self) -> None:
         """Ends the processes that load and augment."""

@@ -269,11 +269,12 @@ def test_named_cases_are_held_out(nnunet, settings):
 
 
 def watch(trainer: nnUNetTrainer) -> list[tuple[int, str, set[str]]]:
-    """Epochs and cases: `train`, those of a batch; `held out`, those of a feedback step."""
+    """Epochs and cases: `train`, those of a batch and those whose parts may have been pasted; `held out`, of a feedback step."""
     step, next_batch, seen = trainer.host_step, trainer._held_out.next_batch, []
 
     def watched_step(batch: dict[str, Any]) -> Any:
-        seen.append((trainer.current_epoch, "train", set(batch["keys"])))
+        donors = {case for case, _, _ in trainer.loop.sampler.paster.donors}
+        seen.append((trainer.current_epoch, "train", set(batch["keys"]) | donors))
         return step(batch)
 
     def watched_batch() -> Any:

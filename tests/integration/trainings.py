@@ -20,6 +20,7 @@ STOP = 3
 STAGES = {
     "schedule": {"warmup": 0.2, "ramp": 0.2, "tail": 0.2},
     "mixing": {"share": 0.8},
+    "paste": {"probability": 0.8, "kinds": {"box": 1.0, "carve": 1.0, "lesion": 1.0}},
     "generator": {"interval": 1},
     "feedback": {"interval": 1, "start": 0.4},
 }
