@@ -33,6 +33,11 @@ def announce(trainer: Any, held_out: HeldOut | None) -> None:
     cases = f"{len(held_out.held_out)} of its training cases held out" if held_out else "no feedback"
     sources = ", ".join(f"{name} {weight:g}" for name, weight in trainer.genseg.mixing.sources.items())
     trainer.print_to_log_file(f"GenSeg {__version__}: pairs from {sources}; {cases}; {trainer.num_epochs} epochs")
+    if trainer.genseg.feedback.enabled:
+        trainer.print_to_log_file(
+            f"GenSeg: the feedback models a step of {type(trainer.optimizer).__name__} as learning rate times gradient, for the "
+            "weights that move; momentum, adaptive scaling and weight decay are left out"
+        )
 
 
 def require_same_configuration(folder: Path, config: GenSegConfig) -> None:
