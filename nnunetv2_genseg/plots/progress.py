@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nnunetv2_genseg.checkpoint import replacing
 from nnunetv2_genseg.plots import own_style
 
 EPOCH, SHARE = "epoch", "share"
@@ -69,7 +70,8 @@ class ProgressRecord:
             if panel.lines:
                 panel.legend(loc="best")
         panels[-1].set_xlabel("epoch")
-        figure.savefig(path, dpi=80)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=80)
 
     def _draw(self, axis: Any, *names: str, **style: Any) -> None:
         for name in names:

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -44,14 +44,17 @@ def alone_in(folder: Path) -> Iterator[None]:
     file = _locked(path)
     _held.add(folder)
     try:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
-        file.flush()
+        with suppress(OSError):  # a disk that is full
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+            file.flush()
         yield
     finally:
         _held.discard(folder)
-        path.unlink(missing_ok=True)
-        file.close()
+        with suppress(OSError):  # what ended the block is what is to be told
+            path.unlink()
+        with suppress(OSError):
+            file.close()
 
 
 def _locked(path: Path) -> IO[str]:

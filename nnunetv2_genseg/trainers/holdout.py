@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 
 FILE_NAME = "genseg_split.json"
@@ -39,7 +40,7 @@ class HeldOut:
         content: dict[str, Any] = {"held_out": self.held_out, "training": self.training, "seed": seed, "cases": len(cases)}
         if rotations > 1:
             content["rotations"] = [hold_out(cases, chosen, seed, rotation).held_out for rotation in range(rotations)]
-        (folder / FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text_atomically(json.dumps(content, indent=2) + "\n", folder / FILE_NAME)
 
 
 def hold_out(cases: Sequence[str], chosen: float | Sequence[str], seed: int, rotation: int = 0) -> HeldOut:

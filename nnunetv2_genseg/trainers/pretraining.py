@@ -17,12 +17,16 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tqdm import tqdm
 
+from nnunetv2_genseg.checkpoint import PARTIAL, remove_partial
 from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig
+from nnunetv2_genseg.generators.pretrained import strangers_in
 from nnunetv2_genseg.synthesis.modes import MODES
 from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop, start_from_pretrained
+from nnunetv2_genseg.trainers.folder_lock import FILE_NAME as LOCK
+from nnunetv2_genseg.trainers.folder_lock import alone_in
 from nnunetv2_genseg.trainers.mixin import GenSegMixin
 from nnunetv2_genseg.trainers.planning import image_kind
-from nnunetv2_genseg.trainers.preflight import read_json
+from nnunetv2_genseg.trainers.preflight import first_of, read_json
 from nnunetv2_genseg.trainers.recording import SAMPLES_FILE, draw_samples
 from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
 
@@ -41,7 +45,7 @@ class Pretraining:
     fold: str
     """`all` for all cases, or the number of a fold, whose training cases alone are used."""
     output: Path
-    """Folder for the generator and a picture of samples; a generator that is already in it is overwritten."""
+    """Folder for the generator and a picture of samples; a generator that is already in it is replaced."""
     trainer: str
     """Name of the trainer whose preset, and whose augmentation, is used."""
     plans: str
@@ -65,6 +69,7 @@ def pretrain(settings: Pretraining) -> None:
     if settings.iterations < 1:
         raise GenSegError(f"--iterations must be 1 or more, found {settings.iterations}")
     _require_writable(settings.output)
+    _require_own(settings.output)
     dataset = Path(os.environ["nnUNet_preprocessed"]) / maybe_convert_to_dataset_name(settings.dataset)
     with TemporaryDirectory(prefix="genseg_pretrain_") as temporary, _trainers_write_to(temporary):
         trainer = _trainer(settings, dataset)
@@ -78,6 +83,16 @@ def _require_writable(folder: Path) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise GenSegFileError(
             f"{folder} cannot be written, since {place} is no folder or not writable; name another output folder"
+        )
+
+
+def _require_own(folder: Path) -> None:
+    """Refuses a folder with files that this command did not write, which it might replace."""
+    strangers = [name for name in strangers_in(folder) if name not in (SAMPLES_FILE, LOCK) and not name.endswith(PARTIAL)]
+    if strangers:
+        raise GenSegError(
+            f"{folder} holds files that `genseg pretrain` did not write ({first_of(strangers)}); name a new folder, an empty one, or "
+            "one of an earlier generator"
         )
 
 
@@ -145,10 +160,12 @@ class PretrainingMixin(GenSegMixin):
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
             output.mkdir(parents=True, exist_ok=True)
             bounds = [iterations * i // REPORTS for i in range(REPORTS + 1)]
-            for first, end in pairwise(bounds):
-                if end > first:
-                    self._train_generator(first, end, iterations)
-                    self._keep_generator(output, end)
+            with alone_in(output):
+                remove_partial(output)
+                for first, end in pairwise(bounds):
+                    if end > first:
+                        self._train_generator(first, end, iterations)
+                        self._keep_generator(output, end)
         finally:
             self._finish_loaders()
 

@@ -14,6 +14,7 @@ import torch
 
 from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.checkpoint import FORMAT
+from nnunetv2_genseg.trainers.folder_lock import alone_in
 
 from .conftest import Workspace
 from .kills import SIBLING
@@ -42,7 +43,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("file", ["checkpoint_latest.pth", SIBLING.format("latest")])
 def test_a_disk_that_is_full_leaves_the_older_checkpoint_and_the_training_goes_on(workspace, tmp_path, undisturbed, file):
     training = Training(workspace, tmp_path)
-    outcome = training.run(Moment(f"open {file}.partial", 2, "disk full", 50_000))
+    outcome = training.run(Moment(f"open {file}.[0-9]*.partial", 2, "disk full", 50_000))
     assert outcome.exit_status == 2
     assert outcome.error.startswith(f"GenSegFileError: could not write {training.folder / file.replace('*', '0004')}: [Errno 27]")
     assert "free space" in outcome.error
@@ -71,9 +72,22 @@ def test_a_read_only_folder_is_named_and_once_writable_the_training_goes_on(copy
     assert list(differences(undisturbed, copy.final_state())) == []
 
 
+def test_a_fold_folder_in_which_another_process_trains_is_refused_and_left_alone(copy):
+    before = content_of(copy.folder)
+    unfinished = copy.folder / "checkpoint_latest.pth.1.partial"
+    with alone_in(copy.folder):
+        unfinished.write_bytes(b"half of what the other one writes")
+        for resume in (False, True):
+            outcome = copy.run(resume=resume)
+            assert outcome.exit_status == 2
+            assert outcome.error.startswith(f"GenSegError: {copy.folder} is in use by process {os.getpid()} on ")
+            assert outcome.epochs == []
+    assert content_of(copy.folder) == before | {unfinished.name: unfinished.read_bytes()}
+
+
 def test_a_folder_that_becomes_read_only_is_named_when_saving(workspace, tmp_path, undisturbed):
     training = Training(workspace, tmp_path, unprivileged=True)
-    outcome = training.run(Moment("open checkpoint_latest.genseg-*.pt.partial", 2, "read-only folder"))
+    outcome = training.run(Moment("open checkpoint_latest.genseg-*.pt.[0-9]*.partial", 2, "read-only folder"))
     training.folder.chmod(0o755)
     assert outcome.exit_status == 2
     assert "could not write" in outcome.error
