@@ -28,7 +28,7 @@ from torch import Tensor
 
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
 
-FORMAT = 5
+FORMAT = 6
 UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 """What reading a damaged file raises."""
@@ -170,16 +170,64 @@ def load_sibling(identity: dict[str, Any], checkpoint: Path, epoch: int) -> dict
             f"generator state {path} has format {form}, this version reads {FORMAT}; go on with the version of "
             "nnunetv2-genseg that wrote it, or start anew without --c"
         )
-    different = [key for key in identity if found.get(key) != identity[key]]
-    if different or found_epoch != epoch:
-        key = different[0] if different else "epoch"
-        there, here = (found.get(key), identity[key]) if different else (found_epoch, epoch)
-        raise GenSegError(
-            f"generator state {path} belongs to another training: {key} is {there!r} there, {here!r} here; {REMEDY}"
-        )
-    if not isinstance(state, dict):
+    if not (isinstance(found, dict) and isinstance(state, dict)):
         raise GenSegError(f"generator state {path} is corrupt; {REMEDY}")
+    for key, here in [*identity.items(), ("epoch", epoch)]:
+        there = found_epoch if key == "epoch" else found.get(key)
+        if there != here:
+            raise GenSegError(f"generator state {path} belongs to another training: {_told(key, there, here)}; {REMEDY}")
     return state
+
+
+def _told(key: str, there: Any, here: Any) -> str:
+    """A difference in words; of lists of names what is in one of them alone."""
+    if isinstance(there, list) and isinstance(here, list) and all(isinstance(name, str) for name in there + here):
+        gone, new = (sorted(set(one) - set(other)) for one, other in ((there, here), (here, there)))
+        parts = [
+            f"{', '.join(names[:5])}{', ...' * (len(names) > 5)} {only}"
+            for names, only in ((gone, "only there"), (new, "only here"))
+            if names
+        ]
+        return f"{key} differ, {', '.join(parts)}" if parts else f"{key} differ in their order"
+    return f"{key} is {there!r} there, {here!r} here"
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Inside the block, what a state of another form raises becomes a message with the path."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise GenSegError(f"generator state of {path} does not fit ({type(error).__name__}: {error}); {REMEDY}") from error
+
+
+def first_difference(own: Any, there: Any, place: str = "") -> str | None:
+    """Where a state does not have the form of another one: names, types, shapes of tensors; None if it has.
+
+    Args:
+        own: the state of what shall load the other one. An empty dictionary or list stands for any, and None for everything.
+        there: the state to be loaded.
+        place: of both in a larger state.
+    """
+    if own is None or there is None:
+        return None
+    if isinstance(own, Tensor):
+        return None if isinstance(there, Tensor) and (own.shape, own.dtype) == (there.shape, there.dtype) else place
+    if isinstance(own, (dict, list, tuple)):
+        kind = dict if isinstance(own, dict) else (list, tuple)
+        if not isinstance(there, kind) or (own and len(own) != len(there)):
+            return place
+        items = own.items() if isinstance(own, dict) else enumerate(own)
+        for key, value in items:
+            if isinstance(own, dict) and key not in there:
+                return f"{place}.{key}"
+            found = first_difference(value, there[key], f"{place}.{key}")
+            if found is not None:
+                return found
+        return None
+    numbers = (int, float)
+    alike = isinstance(there, numbers) if isinstance(own, numbers) else isinstance(there, type(own))
+    return None if alike else place
 
 
 def global_random_state(device: torch.device) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from nnunetv2_genseg import cli
+from nnunetv2_genseg.checkpoint import FORMAT
 
 TRAIN = ("train", "{id}", "2d", "0", "-tr", "GenSegTrainerShort", "-p", "nnUNetPlansTiny", "-device", "cpu")
 RESUME = (*TRAIN, "--c")
@@ -241,7 +242,7 @@ def foreign(path: Path) -> None:
 
 def of_an_older_version(path: Path) -> None:
     content = torch.load(path, weights_only=True)
-    content["format"] = 4
+    content["format"] = FORMAT - 1
     torch.save(content, path)
 
 
@@ -441,7 +442,10 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("generator state missing", "checkpoint_latest.genseg-0004.pt is missing", damage(Path.unlink, SIBLING), RESUME),
     BadInput("generator state truncated", "checkpoint_latest.genseg-0004.pt is corrupt", damage(truncate, SIBLING), RESUME),
     BadInput(
-        "generator state of an older version", "has format 4, this version reads 5", damage(of_an_older_version, SIBLING), RESUME
+        "generator state of an older version",
+        f"has format {FORMAT - 1}, this version reads {FORMAT}",
+        damage(of_an_older_version, SIBLING),
+        RESUME,
     ),
     BadInput("generator state of another dataset", "dataset is 'Dataset777_Other' there", damage(foreign, SIBLING), RESUME),
     BadInput(

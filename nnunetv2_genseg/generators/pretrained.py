@@ -12,12 +12,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from safetensors import SafetensorError
 
 from nnunetv2_genseg.checkpoint import replacing, write_text_atomically, writing
 from nnunetv2_genseg.config import GeneratorConfig, GenSegError
+from nnunetv2_genseg.config.reading import in_form, read_json
 from nnunetv2_genseg.generators.base import Generator
 from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.generators.networks import NetworkPlan
@@ -135,10 +136,9 @@ def strangers_in(folder: Path) -> list[str]:
 def _described(folder: Path) -> dict[str, Any]:
     """What `config.json` holds; nothing if it holds no description of a generator."""
     try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return dict(read_json(folder / CONFIG, dict[str, Any], "a mapping"))
+    except (OSError, GenSegError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> Cases:
@@ -158,8 +158,8 @@ def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
     """
     receiver = pretrainable(generator, own["family"])
     try:
-        there = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        there = read_json(folder / CONFIG, dict[str, Any], "a mapping")
+    except (OSError, GenSegError) as error:
         raise GenSegError(
             f"{folder} is not the folder of a trained generator: {CONFIG} cannot be read ({error}); name one that `genseg "
             "pretrain` wrote"
@@ -169,6 +169,10 @@ def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
             f"the trained generator in {folder} has format {there.get('format')!r}, this version reads {FORMAT}; train it "
             "again with `genseg pretrain`"
         )
+    place = in_form(there.get("weights"), Literal[PLACES], f"one of {', '.join(PLACES)}", f"`weights` in {folder / CONFIG}")
+    trained_on: Cases = in_form(
+        there.get(TRAINED_ON), dict[str, list[str]], "a mapping of datasets to cases", f"`{TRAINED_ON}` in {folder / CONFIG}"
+    )
     for key, here in own.items():
         if not _agree(key, there.get(key), here):
             raise GenSegError(
@@ -176,14 +180,13 @@ def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
                 "was trained with the same"
             )
     try:
-        receiver.load_weights(folder / PLACES[there["weights"] == PLACES[1]])
-    except (OSError, RuntimeError, SafetensorError) as error:
+        receiver.load_weights(folder / place)
+    except (OSError, LookupError, RuntimeError, SafetensorError) as error:
         raise GenSegError(
             f"the weights in {folder} are missing, damaged or of other shapes: {error}; train that generator again"
         ) from error
     if not all(bool(weight.isfinite().all()) for weight in generator.weights()):
         raise GenSegError(f"the weights in {folder} hold NaN or infinity; train that generator again")
-    trained_on: Cases = there.get(TRAINED_ON, {})
     return trained_on
 
 

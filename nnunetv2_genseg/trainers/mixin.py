@@ -60,6 +60,7 @@ class GenSegMixin(GuardedTraining):
         if self.preset_epochs is not None:
             self.num_epochs = self.preset_epochs
         self.recorder = Recorder(self.print_to_log_file, self.local_rank == 0)
+        self.logger.plot_progress_png = self.recorder.by_product("progress.png", self.logger.plot_progress_png)
         self._held_out = HeldOutCases(self)
         self._generator_saw: Cases = {}
         self._building_feedback_loss = False
@@ -111,7 +112,7 @@ class GenSegMixin(GuardedTraining):
             base = Path(self.preprocessed_dataset_folder_base)
             preflight.require_cases(base, list(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)))
         training, validation = super().do_split()
-        return self._held_out.split(training), validation
+        return self._held_out.split(training, validation), list(dict.fromkeys(validation))
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's datasets, after a look at every training case before the training begins.
@@ -159,19 +160,21 @@ class GenSegMixin(GuardedTraining):
         # as before the first epoch began: if cases are exchanged now, that happens after the random state is restored
         before = max(0, self.current_epoch * self.num_iterations_per_epoch - 1)
         self._held_out.move_to(self._progress_of(before))
-        if self.is_ddp:  # all processes would make and read splits_final.json at once
-            if self.local_rank == 0:
-                self.do_split()
+        if self.local_rank == 0 and (self.is_ddp or resumed):  # all processes would make and read splits_final.json at once
+            self.do_split()
+        if self.is_ddp:
             dist.barrier()
-        state = resuming.load_state(self, *self._resume_from) if self._resume_from is not None else None
-        if state is None:
+            self.do_split()
+        if self._resume_from is None:
             self._generator_saw = start_from_pretrained(self)
-        super().on_train_start()
-        if state is not None:
-            resuming.restore(self, state)
+            super().on_train_start()
+        else:
+            state = resuming.load_state(self, *self._resume_from)
+            super().on_train_start()
+            resuming.restore(self, state, self._resume_from[0])
         if self.local_rank == 0:
-            resuming.record(self, self._held_out.cases if not resumed else None)
-        resuming.announce(self, self._held_out.cases)
+            resuming.record(self, resumed)
+        resuming.announce(self)
         (try_largest_steps if self.device.type == "cuda" else try_feedback)(self)
 
     def on_train_epoch_start(self) -> None:

@@ -15,10 +15,10 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from tqdm import tqdm
 
 from nnunetv2_genseg.checkpoint import PARTIAL, remove_partial
 from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig
+from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.generators.pretrained import strangers_in
 from nnunetv2_genseg.synthesis.modes import MODES
 from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop, start_from_pretrained
@@ -26,7 +26,8 @@ from nnunetv2_genseg.trainers.folder_lock import FILE_NAME as LOCK
 from nnunetv2_genseg.trainers.folder_lock import alone_in
 from nnunetv2_genseg.trainers.mixin import GenSegMixin
 from nnunetv2_genseg.trainers.planning import image_kind
-from nnunetv2_genseg.trainers.preflight import first_of, read_json
+from nnunetv2_genseg.trainers.preflight import first_of
+from nnunetv2_genseg.trainers.progress_bar import with_progress
 from nnunetv2_genseg.trainers.recording import SAMPLES_FILE, draw_samples
 from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
 
@@ -91,8 +92,8 @@ def _require_own(folder: Path) -> None:
     strangers = [name for name in strangers_in(folder) if name not in (SAMPLES_FILE, LOCK) and not name.endswith(PARTIAL)]
     if strangers:
         raise GenSegError(
-            f"{folder} holds files that `genseg pretrain` did not write ({first_of(strangers)}); name a new folder, an empty one, or "
-            "one of an earlier generator"
+            f"{folder} holds files that `genseg pretrain` did not write ({first_of(strangers)}); name a new folder, an empty "
+            "one, or that of an earlier generator"
         )
 
 
@@ -113,7 +114,7 @@ def _trainers_write_to(folder: str) -> Iterator[None]:
 
 
 def _trainer(settings: Pretraining, dataset: Path) -> PretrainingMixin:
-    plans = read_json(dataset / f"{settings.plans}.json")
+    plans = read_json(dataset / f"{settings.plans}.json", dict[str, Any], "a mapping")
     description = read_json(dataset / "dataset.json")
     host = recursive_find_trainer_class_by_name(settings.trainer)
     if not issubclass(host, GenSegMixin):
@@ -193,7 +194,7 @@ class PretrainingMixin(GenSegMixin):
 
     def _train_generator(self, first: int, end: int, iterations: int) -> None:
         steps = range(first, end)
-        for self._iteration in tqdm(steps, desc=f"iterations {first + 1} to {end} of {iterations}", disable=None, leave=False):
+        for self._iteration in with_progress(steps, f"iterations {first + 1} to {end} of {iterations}"):
             parts = self._batches.parts(next(self.dataloader_train))
             self._log(self.loop.check())  # of the step before this one, whose result is there by now
             self.loop.training_step(parts.image, parts.labels)
@@ -207,4 +208,5 @@ class PretrainingMixin(GenSegMixin):
         seen = {*self._generator_saw.get(dataset, ()), *self._labelled}
         images = image_kind(self.dataset_json, self.configuration_manager)
         self.loop.keep_generator(output, images, {**self._generator_saw, dataset: sorted(seen)})
-        draw_samples(output / SAMPLES_FILE, f"iteration {iteration}", *self._real_patches(), self.loop)
+        draw = self.recorder.by_product(SAMPLES_FILE, draw_samples)
+        draw(output / SAMPLES_FILE, f"iteration {iteration}", *self._real_patches(), self.loop)

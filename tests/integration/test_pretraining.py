@@ -303,7 +303,9 @@ def test_in_3d_and_in_a_cascade(pretrained, settings, monkeypatch, tmp_path, wor
     assert json.loads((again / "config.json").read_text())["normalization"] == ["ZScoreNormalization"]
 
 
-@pytest.mark.parametrize(("trainer", "network"), [("GenSegTrainerVAE", "weights_1"), ("GenSegTrainerDiffusion", "weights_1/unet")])
+@pytest.mark.parametrize(
+    ("trainer", "network"), [("GenSegTrainerVAE", "weights_1"), ("GenSegTrainerDiffusion", "weights_1/unet")]
+)
 def test_a_trainers_preset_is_followed(trainer, network, pretrained, settings):
     folder = pretrained(*PHANTOM_2D, trainer=trainer, iterations=2)
     (weights,) = folder.rglob("*.safetensors")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -366,4 +368,24 @@ def test_a_picture_that_cannot_be_written_is_logged_and_the_training_goes_on(nnu
     (Path(trainer.output_folder) / name).mkdir(parents=True)
     trainer.run_training()
     assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
-    assert "GenSeg: no pictures of epoch 0: " in log_of(trainer)
+    assert log_of(trainer).count(f"GenSeg: {name} cannot be made (GenSegFileError: ") == 1
+
+
+class Gone(io.StringIO):
+    """A terminal whose connection is broken."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_training_outlives_its_terminal(nnunet, settings, monkeypatch):
+    settings({"feedback": {"enabled": False}})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "2,1,1,1,0", plans_name=TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None)
+        patch.setattr(sys, "stdout", Gone())
+        trainer.run_training()
+    assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
+    log = log_of(trainer)
+    assert log.count("nothing more is printed, because printing failed: [Errno 32] Broken pipe") == 1
+    assert "Training done." in log
