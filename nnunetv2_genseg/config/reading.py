@@ -125,8 +125,6 @@ def _refuse_twice(keys: list[Any]) -> None:
 class _Loader(yaml.SafeLoader):
     """PyYAML keeps to version 1.1; here are the types of version 1.2, limits, and a look for keys that are there twice."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
-
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._nodes = 0
@@ -170,6 +168,7 @@ _CORE_SCHEMA = {
     ),
 }
 """Types of plain scalars (YAML 1.2.2, section 10.3.2): a pattern, and the characters that they begin with."""
+_Loader.yaml_implicit_resolvers = {}  # of version 1.1
 for _type, (_pattern, _first) in _CORE_SCHEMA.items():
     _begin = [*_first, *([""] if _type == "null" else [])]
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(rf"(?:{_pattern})$"), _begin)
