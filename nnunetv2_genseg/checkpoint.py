@@ -198,7 +198,7 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        raise GenSegError(f"generator state of {path} does not fit ({type(error).__name__}: {error}); {REMEDY}") from error
+        raise GenSegError(f"generator state {path} does not fit ({type(error).__name__}: {error}); {REMEDY}") from error
 
 
 def first_difference(own: Any, there: Any, place: str = "") -> str | None:

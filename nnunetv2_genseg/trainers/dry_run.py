@@ -80,6 +80,8 @@ def try_feedback(trainer: Any) -> None:
     progress = trainer._progress_of(trainer._global_iteration())
     if not trainer.genseg.feedback.enabled or progress >= trainer.genseg.feedback_span[1]:
         return
-    with restored_afterwards(trainer.loop, trainer.device, trainer._plain_network()), feedback_explained(trainer):
+    with restored_afterwards(trainer.loop, trainer.device, trainer._plain_network()):
         held_out = trainer._held_out.next_batch()
-        trainer._feedback_step(held_out.network_input[:, : trainer._batches.image_channels], held_out.labels)
+        image = held_out.network_input[:, : trainer._batches.image_channels]
+        with feedback_explained(trainer):
+            trainer._feedback_step(image, held_out.labels)

@@ -93,12 +93,12 @@ def load_state(trainer: Any, path: Path, epoch: int) -> dict[str, Any]:
 
 
 def restore(trainer: Any, state: dict[str, Any], path: Path) -> None:
-    """Continues from what `load_state` returned for the checkpoint at `path`.
+    """Continues from what `load_state` returned for the checkpoint at `path`, whose epoch the trainer has by now.
 
     Raises:
         GenSegError: it does not have the form of a state.
     """
-    with checkpoint.explained(path):
+    with checkpoint.explained(checkpoint.sibling(path, trainer.current_epoch)):
         place = checkpoint.first_difference(trainer.loop.state_dict(), state["loop"])
         if place is not None:
             raise ValueError(f"{place or 'it'} has another form")

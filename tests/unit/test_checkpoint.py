@@ -346,7 +346,7 @@ def test_the_place_where_a_state_has_another_form_is_found(change, place):
 
 
 def test_a_state_that_does_not_fit_is_a_message_with_the_path(tmp_path):
-    message = r"generator state of .*latest\.pth does not fit \(KeyError: 'x'\); restore that file"
+    message = r"generator state .*latest\.pth does not fit \(KeyError: 'x'\); restore that file"
     with pytest.raises(GenSegError, match=message), checkpoint.explained(tmp_path / "latest.pth"):
         raise KeyError("x")
     with pytest.raises(ZeroDivisionError), checkpoint.explained(tmp_path):
