@@ -1,4 +1,4 @@
-"""Atomic save and restore: nnU-Net's checkpoint and, in a sibling file, the generator's state.
+"""Atomic writing of every file, and save and restore: nnU-Net's checkpoint and, in a sibling file, the generator's state.
 
 The sibling `checkpoint_latest.genseg-0050.pt` belongs to the `checkpoint_latest.pth` of epoch 50. It is written first.
 Siblings of other epochs are removed when nnU-Net's file is in place. So the newest complete `.pth` has its sibling,
@@ -13,6 +13,7 @@ import lzma
 import os
 import pickle
 import random
+import shutil
 import struct
 import zipfile
 import zlib
@@ -22,11 +23,12 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
 
-FORMAT = 5
+FORMAT = 6
 UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 """What reading a damaged file raises."""
@@ -34,50 +36,34 @@ CPU = torch.device("cpu")
 REMEDY = "restore that file, or start anew without --c"
 PARTIAL = ".partial"
 """Ending of a file that is being written."""
+_in_progress: set[Path] = set()
+"""What this process is writing."""
 OF_WRITING = ("inline_container", "PytorchStreamWriter", "iostream")
 """What torch's RuntimeErrors about a file that it cannot write contain."""
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """`torch.save` to a temporary name beside `path`, flushed to the disk, then renamed over it.
-
-    Raises:
-        GenSegFileError: it could not be written (disk full, no permission); what was at `path` before is intact.
-    """
-    with _replacing(path) as file:
+    """`torch.save` through `replacing`."""
+    with replacing(path) as file:
         torch.save(content, file)
 
 
 def write_text_atomically(text: str, path: Path) -> None:
-    """As `save_atomically`, for text in UTF-8."""
-    with _replacing(path) as file:
+    """Writes text in UTF-8 through `replacing`."""
+    with replacing(path) as file:
         file.write(text.encode())
 
 
 @contextlib.contextmanager
-def writing(path: Path, partial: Path) -> Iterator[None]:
-    """Inside the block `partial` is written, which shall replace `path`; after an error `partial` is removed.
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which replaces `path` when the block ends.
+
+    It has a temporary name beside `path`, is flushed to the disk and then renamed. Its mode follows the umask.
 
     Raises:
-        GenSegFileError: a file could not be written.
+        GenSegFileError: it could not be written (disk full, no permission); what was at `path` before is intact.
     """
-    try:
-        yield
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        of_writing = isinstance(error, RuntimeError) and any(words in str(error) for words in OF_WRITING)
-        if not (isinstance(error, OSError) or of_writing) or isinstance(error, GenSegFileError):
-            raise
-        raise GenSegFileError(
-            f"could not write {path}: {error}. What was saved there before is intact; free space or correct the "
-            "permissions and continue with --c"
-        ) from error
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    partial = path.with_name(path.name + PARTIAL)
+    partial = partial_of(path)
     with writing(path, partial):
         with open(partial, "wb") as file:
             yield file
@@ -86,10 +72,44 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(partial, path)
 
 
+@contextlib.contextmanager
+def writing(path: Path, partial: Path) -> Iterator[None]:
+    """Inside the block `partial`, a file or folder, is written, which shall replace `path`; after an error it is removed.
+
+    Raises:
+        GenSegFileError: a file could not be written.
+    """
+    _in_progress.add(partial)
+    try:
+        yield
+    except BaseException as error:
+        _remove(partial)
+        of_writing = isinstance(error, RuntimeError) and any(words in str(error) for words in OF_WRITING)
+        if not (isinstance(error, (OSError, SafetensorError)) or of_writing) or isinstance(error, GenSegFileError):
+            raise
+        raise GenSegFileError(
+            f"could not write {path}: {error}. What was saved there before is intact; free space or correct the "
+            "permissions and continue (a training with --c)"
+        ) from error
+    finally:
+        _in_progress.discard(partial)
+
+
+def partial_of(path: Path) -> Path:
+    """Where this process writes a file that shall replace `path`."""
+    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+
+
 def remove_partial(folder: Path) -> None:
-    """Removes what a killed process had begun to write."""
+    """Removes what processes had begun to write that are no longer there. No other one may write into the folder."""
     for path in folder.glob(f"*{PARTIAL}"):
-        path.unlink(missing_ok=True)
+        if path not in _in_progress:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def sibling(checkpoint: Path, epoch: int) -> Path:
@@ -150,16 +170,64 @@ def load_sibling(identity: dict[str, Any], checkpoint: Path, epoch: int) -> dict
             f"generator state {path} has format {form}, this version reads {FORMAT}; go on with the version of "
             "nnunetv2-genseg that wrote it, or start anew without --c"
         )
-    different = [key for key in identity if found.get(key) != identity[key]]
-    if different or found_epoch != epoch:
-        key = different[0] if different else "epoch"
-        there, here = (found.get(key), identity[key]) if different else (found_epoch, epoch)
-        raise GenSegError(
-            f"generator state {path} belongs to another training: {key} is {there!r} there, {here!r} here; {REMEDY}"
-        )
-    if not isinstance(state, dict):
+    if not (isinstance(found, dict) and isinstance(state, dict)):
         raise GenSegError(f"generator state {path} is corrupt; {REMEDY}")
+    for key, here in [*identity.items(), ("epoch", epoch)]:
+        there = found_epoch if key == "epoch" else found.get(key)
+        if there != here:
+            raise GenSegError(f"generator state {path} belongs to another training: {_told(key, there, here)}; {REMEDY}")
     return state
+
+
+def _told(key: str, there: Any, here: Any) -> str:
+    """A difference in words; of lists of names what is in one of them alone."""
+    if isinstance(there, list) and isinstance(here, list) and all(isinstance(name, str) for name in there + here):
+        gone, new = (sorted(set(one) - set(other)) for one, other in ((there, here), (here, there)))
+        parts = [
+            f"{', '.join(names[:5])}{', ...' * (len(names) > 5)} {only}"
+            for names, only in ((gone, "only there"), (new, "only here"))
+            if names
+        ]
+        return f"{key} differ, {', '.join(parts)}" if parts else f"{key} differ in their order"
+    return f"{key} is {there!r} there, {here!r} here"
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Inside the block, what a state of another form raises becomes a message with the path."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise GenSegError(f"generator state {path} does not fit ({type(error).__name__}: {error}); {REMEDY}") from error
+
+
+def first_difference(own: Any, there: Any, place: str = "") -> str | None:
+    """Where a state does not have the form of another one: names, types, shapes of tensors; None if it has.
+
+    Args:
+        own: the state of what shall load the other one. An empty dictionary or list stands for any, and None for everything.
+        there: the state to be loaded.
+        place: of both in a larger state.
+    """
+    if own is None or there is None:
+        return None
+    if isinstance(own, Tensor):
+        return None if isinstance(there, Tensor) and (own.shape, own.dtype) == (there.shape, there.dtype) else place
+    if isinstance(own, (dict, list, tuple)):
+        kind = dict if isinstance(own, dict) else (list, tuple)
+        if not isinstance(there, kind) or (own and len(own) != len(there)):
+            return place
+        items = own.items() if isinstance(own, dict) else enumerate(own)
+        for key, value in items:
+            if isinstance(own, dict) and key not in there:
+                return f"{place}.{key}"
+            found = first_difference(value, there[key], f"{place}.{key}")
+            if found is not None:
+                return found
+        return None
+    numbers = (int, float)
+    alike = isinstance(there, numbers) if isinstance(own, numbers) else isinstance(there, type(own))
+    return None if alike else place
 
 
 def global_random_state(device: torch.device) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +15,10 @@ from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
 
 DEFAULT_TRAINER = "GenSegTrainer"
+DEMO_FOLDER = "demo_output"
 FOLDERS = ("nnUNet_preprocessed", "nnUNet_results")
-USERS_ERRORS = (GenSegError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, NotImplementedError)
-"""Errors that a user can correct: this package's own, and those about paths and about what is not supported."""
+OF_PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
+"""Errors that a user can correct if they are about a path in a folder that the user named."""
 NNUNETS_CHECKS = (
     "nnunetv2.paths",
     "nnunetv2.run.load_pretrained_weights",
@@ -54,8 +54,10 @@ def train(arguments: Sequence[str]) -> None:
     os.environ[EXTERNAL_TRAINERS] = external_trainers()
     from nnunetv2.run.run_training import run_training_entry
 
+    from nnunetv2_genseg.trainers.guarding import ending_on_sigterm
+
     sys.argv = ["nnUNetv2_train", *arguments, *([] if known.tr else ["-tr", DEFAULT_TRAINER])]
-    with _preprocessed(known.positional[0] if known.positional else ""):
+    with ending_on_sigterm(), _preprocessed(known.positional[0] if known.positional else ""):
         run_training_entry()
 
 
@@ -89,6 +91,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     _require_device(chosen.device, "-device cpu")
     os.environ[EXTERNAL_TRAINERS] = external_trainers()
     from nnunetv2_genseg.trainers import pretraining
+    from nnunetv2_genseg.trainers.guarding import ending_on_sigterm
 
     settings = pretraining.Pretraining(
         dataset=chosen.dataset,
@@ -101,9 +104,8 @@ def pretrain(arguments: Sequence[str]) -> None:
         images=tuple(chosen.images),
         device=chosen.device,
     )
-    # a scheduler's SIGTERM ends it as an error does, so that the temporary folder of preprocessed images is removed
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with _preprocessed(chosen.dataset):
+    # after SIGTERM the temporary folder of preprocessed images is removed, as after an error
+    with ending_on_sigterm(), _preprocessed(chosen.dataset):
         pretraining.pretrain(settings)
 
 
@@ -162,7 +164,7 @@ def demo(arguments: Sequence[str]) -> None:
     from nnunetv2_genseg.demo import DemoSettings, run_demo
 
     parser = argparse.ArgumentParser(prog="genseg demo", description=_summary(demo))
-    parser.add_argument("--folder", type=Path, default=Path("demo_output"), help="where everything is written")
+    parser.add_argument("--folder", type=Path, default=Path(DEMO_FOLDER), help="where everything is written")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
     parser.add_argument("--full", action="store_true", help="train ten times longer")
     chosen = parser.parse_args(arguments)
@@ -201,21 +203,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             demo(rest)
     except Exception as error:
-        if not _is_the_users(error):
+        if not _is_the_users(error, rest):
             raise
         print(f"genseg: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _is_the_users(error: Exception) -> bool:
-    """Whether the user can correct an error: one of `USERS_ERRORS`, or one that a check of nnU-Net raised itself."""
-    if isinstance(error, USERS_ERRORS):
+def _is_the_users(error: Exception, arguments: Sequence[str]) -> bool:
+    """Whether the user can correct an error: one of this package's own, one about a path in a folder that an argument or one of
+    nnU-Net's variables names, or one that a check of nnU-Net raised itself."""
+    if isinstance(error, GenSegError):
         return True
+    if isinstance(error, OF_PATHS):
+        named = [*arguments, DEMO_FOLDER, *(value for name, value in os.environ.items() if name.startswith("nnUNet_"))]
+        return any(Path(os.path.abspath(str(error.filename))).is_relative_to(os.path.abspath(folder)) for folder in named)
     raised = error.__traceback__
     while raised is not None and raised.tb_next is not None:
         raised = raised.tb_next
     where = raised.tb_frame.f_globals.get("__name__") if raised is not None else None
-    return isinstance(error, (AssertionError, RuntimeError, ValueError)) and where in NNUNETS_CHECKS
+    return isinstance(error, (AssertionError, NotImplementedError, RuntimeError, ValueError)) and where in NNUNETS_CHECKS
 
 
 if __name__ == "__main__":

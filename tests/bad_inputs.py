@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from nnunetv2_genseg import cli
+from nnunetv2_genseg.checkpoint import FORMAT
 
 TRAIN = ("train", "{id}", "2d", "0", "-tr", "GenSegTrainerShort", "-p", "nnUNetPlansTiny", "-device", "cpu")
 RESUME = (*TRAIN, "--c")
@@ -148,7 +149,8 @@ def garbage(path: Path) -> None:
 def pretrained(**differing: Any) -> Preparation:
     """Names the folder of a trained generator that fits the planned dataset except for `differing`, and holds no weights."""
     own = {
-        "format": 2,
+        "format": 3,
+        "weights": "weights_0",
         "family": "gan",
         "channels": ["R", "G", "B"],
         "normalization": ["ZScoreNormalization"] * 3,
@@ -184,6 +186,13 @@ def images(**files: Any) -> Preparation:
                 Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)).convert(content).save(path)
 
     return prepare
+
+
+def strangers_model(place: Place) -> None:
+    folder = place.folder / "generator"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "model.safetensors").write_bytes(b"precious")
 
 
 def all_training(place: Place, names: list[str]) -> None:
@@ -233,7 +242,7 @@ def foreign(path: Path) -> None:
 
 def of_an_older_version(path: Path) -> None:
     content = torch.load(path, weights_only=True)
-    content["format"] = 4
+    content["format"] = FORMAT - 1
     torch.save(content, path)
 
 
@@ -433,7 +442,10 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("generator state missing", "checkpoint_latest.genseg-0004.pt is missing", damage(Path.unlink, SIBLING), RESUME),
     BadInput("generator state truncated", "checkpoint_latest.genseg-0004.pt is corrupt", damage(truncate, SIBLING), RESUME),
     BadInput(
-        "generator state of an older version", "has format 4, this version reads 5", damage(of_an_older_version, SIBLING), RESUME
+        "generator state of an older version",
+        f"has format {FORMAT - 1}, this version reads {FORMAT}",
+        damage(of_an_older_version, SIBLING),
+        RESUME,
     ),
     BadInput("generator state of another dataset", "dataset is 'Dataset777_Other' there", damage(foreign, SIBLING), RESUME),
     BadInput(
@@ -450,7 +462,7 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("pretrained in 3D", "spacing is [1.0, 1.0, 1.0] there", pretrained(spacing=[1.0, 1.0, 1.0])),
     BadInput("pretrained of another family", "family is 'vae' there, 'gan' here", pretrained(family="vae")),
     BadInput("pretrained of another width", "features is [8, 8, 8] there, [4, 4, 4] here", pretrained(features=[8, 8, 8])),
-    BadInput("pretrained by an older version", "has format 1, this version reads 2; train it again", pretrained(format=1)),
+    BadInput("pretrained by an older version", "has format 1, this version reads 3; train it again", pretrained(format=1)),
     BadInput("pretrained weights missing", "are missing, damaged or of other shapes", pretrained()),
     BadInput(
         "pretrained of a family without weights",
@@ -497,6 +509,12 @@ TABLE: tuple[BadInput, ...] = (
         "file is no folder or not writable; name another",
         nothing,
         (*PRETRAIN[:3], "{folder}/nnUNet_preprocessed/file", *PRETRAIN[4:]),
+    ),
+    BadInput(
+        "pretrain into another program's model",
+        "holds files that `genseg pretrain` did not write (config.json, model.safetensors); name a new folder",
+        strangers_model,
+        PRETRAIN,
     ),
     BadInput("pretrain without the data", "nnUNet_preprocessed is not set", variable("nnUNet_preprocessed", None), PRETRAIN),
     BadInput("pretrain on a corrupt image", "case tr_001 cannot be read", damage(garbage, case("tr_001.b2nd")), PRETRAIN),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,15 @@ class Segmenter:
     """(B, C, *spatial) images and (B, *spatial) class maps to the network's input, which holds more channels in a cascade."""
     to_target: Callable[[Tensor], Any]
     """(B, *spatial) class maps to the target of the loss, a list with deep supervision."""
+    shares: Mapping[str, float] | None = None
+    """Learning rate of each weight relative to the step size, by name; a weight that is not there makes no step. None: all
+    weights that require a gradient have the same rate."""
+
+    def of_the_step(self, gradient: hypergradient.Parameters) -> hypergradient.Parameters:
+        """A gradient by name, scaled to the step that the weights make."""
+        if self.shares is None:
+            return gradient
+        return {name: share * gradient[name] for name, share in self.shares.items()}
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ class Feedback:
             image: (B, C, *spatial) real training patches, from which synthetic pairs are made.
             labels: (B, *spatial) int64 their class maps.
             held_out: patches of held-out cases.
-            step_size: the segmentation network's learning rate, η.
+            step_size: the segmentation network's largest learning rate, η.
             chosen: from `choose`.
             rng: on the device.
 
@@ -162,8 +171,11 @@ class Feedback:
 
         with torch.enable_grad():
             network_input, loss = _task(segmenter, self.sampler.replace(image, labels, chosen, rng).pairs)
-            direction = hypergradient.segmenter_gradient(network, theta, held_out.network_input, on_held_out)
+            direction: hypergradient.Parameters = hypergradient.segmenter_gradient(
+                network, theta, held_out.network_input, on_held_out
+            )
             self.synchronise(direction.values())
+            direction = segmenter.of_the_step(direction)
             gradient = self.method(network, theta, direction, self.phi, network_input, loss, step_size)
             if self.config.parameters == "policy" and self._moves_deformation:
                 slope = self._deformation_slope(segmenter, image, labels, direction, chosen, rng, before)

@@ -6,20 +6,22 @@ The settings file, which the environment variable `nnUNet_genseg_config` names, 
 from __future__ import annotations
 
 import difflib
-import json
 import os
-import re
-from collections.abc import Hashable
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from nnunetv2_genseg.config.environment import SETTINGS
 from nnunetv2_genseg.config.errors import GenSegError
+from nnunetv2_genseg.config.reading import parse_json, parse_yaml, read_text
 from nnunetv2_genseg.config.schema import GenSegConfig, Section, Settings
 
+LARGEST = 2**16
+"""Bytes that a settings file may have."""
+MOST_FAULTS = 10
+"""Faults of a settings file that are listed."""
 _ConfigT = TypeVar("_ConfigT", bound=Section)
 
 
@@ -48,7 +50,9 @@ def checked(model: type[_ConfigT], settings: Settings, origin: str) -> _ConfigT:
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        lines = [_explain(model, dict(fault)) for fault in error.errors()]
+        faults = error.errors(include_url=False)
+        lines = [_explain(model, dict(fault)) for fault in faults[:MOST_FAULTS]]
+        lines += [f"and {len(faults) - MOST_FAULTS} more"] * (len(faults) > MOST_FAULTS)
         raise GenSegError(f"GenSeg configuration ({origin}) is not valid:\n  " + "\n  ".join(lines)) from None
 
 
@@ -56,11 +60,11 @@ def _explain(model: type[BaseModel], fault: dict[str, Any]) -> str:
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path) or "configuration"
     if fault["type"] != "extra_forbidden":
-        return f"{key}: {fault['msg']}; found {fault['input']!r}"
+        return f"{key}: {fault['msg']}; found {reprlib.repr(fault['input'])}"
     for part in path[:-1]:
         annotation = model.model_fields[part].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return f"{key}: {fault['msg']}; found {fault['input']!r}"
+            return f"{key}: {fault['msg']}; found {reprlib.repr(fault['input'])}"
         model = annotation
     known = list(model.model_fields)
     near = difflib.get_close_matches(path[-1], known, n=3)
@@ -71,44 +75,16 @@ def _explain(model: type[BaseModel], fault: dict[str, Any]) -> str:
 def _read(path: Path) -> Settings:
     if not path.is_file():
         raise GenSegError(f"{SETTINGS} names {path}, which is not a file; correct or unset it")
+    text = read_text(path, LARGEST)
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise GenSegError(f"{path} is not a text file in UTF-8: {error}") from None
-    try:
-        settings = json.loads(text, object_pairs_hook=_mapping) if path.suffix == ".json" else yaml.load(text, _Loader)
-    except (ValueError, yaml.YAMLError) as error:
+        settings = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+    except ValueError as error:
         raise GenSegError(f"{path} is neither valid JSON nor YAML: {error}") from None
     if settings is None:
         return {}
     if not isinstance(settings, dict):
         raise GenSegError(f"{path} must hold a mapping of sections to settings, found {type(settings).__name__}")
     return settings
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as its version 1.2 has it where PyYAML keeps to an older one: 1e-4 is a number, and no key is there twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        _refuse_twice([self.construct_object(key, deep=True) for key, _ in node.value])
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
-
-
-def _mapping(items: list[tuple[str, Any]]) -> Settings:
-    _refuse_twice([key for key, _ in items])
-    return dict(items)
-
-
-def _refuse_twice(keys: list[Any]) -> None:
-    """Python's readers of JSON and YAML would keep the last value and say nothing."""
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"{key} is there twice; join the two")
 
 
 def _merged(first: Settings, second: Settings) -> Settings:

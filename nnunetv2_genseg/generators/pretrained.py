@@ -1,17 +1,24 @@
-"""A trained generator as a folder: `config.json` says what it fits, safetensors hold the weights that images are drawn with."""
+"""A trained generator as a folder: `config.json` says what it fits and which sub-folder holds its weights, as safetensors.
+
+A generator that is written again takes the other sub-folder and is there when `config.json` names it: whenever the process ends,
+the folder holds a whole generator, the one before or the new one.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from safetensors import SafetensorError
 
+from nnunetv2_genseg.checkpoint import replacing, write_text_atomically, writing
 from nnunetv2_genseg.config import GeneratorConfig, GenSegError
+from nnunetv2_genseg.config.reading import in_form, read_json
 from nnunetv2_genseg.generators.base import Generator
 from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.generators.networks import NetworkPlan
@@ -19,8 +26,10 @@ from nnunetv2_genseg.generators.networks import NetworkPlan
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TRAINED_ON = "trained_on"
-FORMAT = 2
-"""Of the folder. In 2 the GAN has noise inputs and its weights are averaged; folders before that have no number."""
+PLACES = ("weights_0", "weights_1")
+"""Sub-folders that the weights take in turn."""
+FORMAT = 3
+"""Of the folder. In 2 the GAN has noise inputs and its weights are averaged, in 3 the weights lie in a sub-folder."""
 SPACING_TOLERANCE = 0.05
 """Relative difference of spacings that are taken for the same."""
 Cases = Mapping[str, Sequence[str]]
@@ -91,16 +100,45 @@ def save_pretrained(generator: Generator, folder: Path, own: dict[str, Any], cas
 
     Args:
         generator: of a family that has weights.
-        folder: made if need be; what is in it of a generator is overwritten.
+        folder: made if need be; a generator that is in it is replaced.
         own: the generator's `identity`.
         cases: what it was trained on.
 
     Raises:
         GenSegError: the family has no weights to save.
+        GenSegFileError: it could not be written; a generator that was there before is intact.
     """
-    pretrainable(generator, own["family"]).save_weights(_made(folder))
-    described = {"format": FORMAT} | own | {TRAINED_ON: {dataset: sorted(names) for dataset, names in cases.items()}}
-    (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    saver = pretrainable(generator, own["family"])
+    folder.mkdir(parents=True, exist_ok=True)
+    former = _described(folder).get("weights")
+    place = PLACES[former == PLACES[0]]
+    with writing(folder, folder / place):
+        shutil.rmtree(folder / place, ignore_errors=True)
+        (folder / place).mkdir()
+        saver.save_weights(folder / place)
+        for path in [path for path in (folder / place).rglob("*") if path.is_file()]:
+            content = path.read_bytes()
+            with replacing(path) as file:  # safetensors neither flushes its file nor gives it the umask's mode
+                file.write(content)
+    described = {"format": FORMAT, "weights": place} | own | {TRAINED_ON: {name: sorted(part) for name, part in cases.items()}}
+    write_text_atomically(json.dumps(described, indent=2) + "\n", folder / CONFIG)
+    if former in PLACES:
+        shutil.rmtree(folder / former, ignore_errors=True)
+
+
+def strangers_in(folder: Path) -> list[str]:
+    """Names in a folder that no generator of ours has; `config.json` too if it is another program's."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    ours = {*PLACES, *([CONFIG] if {"format", "weights", TRAINED_ON} <= _described(folder).keys() else [])}
+    return sorted(names - ours)
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What `config.json` holds; nothing if it holds no description of a generator."""
+    try:
+        return dict(read_json(folder / CONFIG, dict[str, Any], "a mapping"))
+    except (OSError, GenSegError):
+        return {}
 
 
 def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> Cases:
@@ -120,8 +158,8 @@ def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
     """
     receiver = pretrainable(generator, own["family"])
     try:
-        there = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        there = read_json(folder / CONFIG, dict[str, Any], "a mapping")
+    except (OSError, GenSegError) as error:
         raise GenSegError(
             f"{folder} is not the folder of a trained generator: {CONFIG} cannot be read ({error}); name one that `genseg "
             "pretrain` wrote"
@@ -131,6 +169,10 @@ def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
             f"the trained generator in {folder} has format {there.get('format')!r}, this version reads {FORMAT}; train it "
             "again with `genseg pretrain`"
         )
+    place = in_form(there.get("weights"), Literal[PLACES], f"one of {', '.join(PLACES)}", f"`weights` in {folder / CONFIG}")
+    trained_on: Cases = in_form(
+        there.get(TRAINED_ON), dict[str, list[str]], "a mapping of datasets to cases", f"`{TRAINED_ON}` in {folder / CONFIG}"
+    )
     for key, here in own.items():
         if not _agree(key, there.get(key), here):
             raise GenSegError(
@@ -138,14 +180,13 @@ def load_pretrained(generator: Generator, folder: Path, own: dict[str, Any]) -> 
                 "was trained with the same"
             )
     try:
-        receiver.load_weights(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
+        receiver.load_weights(folder / place)
+    except (OSError, LookupError, RuntimeError, SafetensorError) as error:
         raise GenSegError(
             f"the weights in {folder} are missing, damaged or of other shapes: {error}; train that generator again"
         ) from error
     if not all(bool(weight.isfinite().all()) for weight in generator.weights()):
         raise GenSegError(f"the weights in {folder} hold NaN or infinity; train that generator again")
-    trained_on: Cases = there.get(TRAINED_ON, {})
     return trained_on
 
 
@@ -154,9 +195,3 @@ def _agree(key: str, there: Any, here: Any) -> bool:
     if key != "spacing" or not comparable:
         return bool(there == here)
     return all(math.isclose(one, other, rel_tol=SPACING_TOLERANCE) for one, other in zip(there, here, strict=True))
-
-
-def _made(folder: Path) -> Path:
-    (folder / CONFIG).unlink(missing_ok=True)  # a folder that is half overwritten must not look complete
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

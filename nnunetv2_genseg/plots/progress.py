@@ -7,7 +7,9 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pydantic import TypeAdapter
 
+from nnunetv2_genseg.checkpoint import replacing
 from nnunetv2_genseg.plots import own_style
 
 EPOCH, SHARE = "epoch", "share"
@@ -38,8 +40,15 @@ class ProgressRecord:
         return {"rows": [dict(row) for row in self.rows]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.rows = [dict(row) for row in state["rows"]]
+        """The inverse of `state_dict`.
+
+        Raises:
+            ValueError: the rows are not of numbers by name.
+        """
+        rows: list[dict[str, float]] = TypeAdapter(list[dict[str, float]]).validate_python(state["rows"])
+        if not all(EPOCH in row and SHARE in row for row in rows):
+            raise ValueError(f"an epoch without {EPOCH} or {SHARE}")
+        self.rows = rows
 
     @own_style
     def plot(self, path: Path, num_epochs: int) -> None:
@@ -69,7 +78,8 @@ class ProgressRecord:
             if panel.lines:
                 panel.legend(loc="best")
         panels[-1].set_xlabel("epoch")
-        figure.savefig(path, dpi=80)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=80)
 
     def _draw(self, axis: Any, *names: str, **style: Any) -> None:
         for name in names:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from nnunetv2_genseg.checkpoint import replacing
 from nnunetv2_genseg.plots import own_style
 
 COLUMNS = ("real image", "its mask", "new mask", "synthetic image", "synthetic, mask outlined")
@@ -44,12 +45,13 @@ def save_samples(
         for axis, picture in zip(axes[row], (*cells, cells[3]), strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
-        if new.max() > 0:
+        if new.max() > 0 and min(new.shape) > 1:  # around a line of voxels no outline can be drawn
             axes[row][-1].contour(new, levels=np.arange(0.5, foreground + 1), colors="red", linewidths=0.8)
     for axis, name in zip(axes[0], COLUMNS, strict=True):
         axis.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=80)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=80)
 
 
 def middle_slice(image: Tensor, labels: Tensor) -> tuple[Picture, npt.NDArray[np.int64]]:

@@ -29,8 +29,11 @@ def within_sizes(
     largest: Tensor,
     frozen_class: int | None = None,
     may_leave: Tensor | None = None,
+    tolerated: float = 0.0,
 ) -> Tensor:
-    """Whether new masks lose no class, shrink none too far and show none larger than any seen.
+    """Whether new masks lose no class, shrink none too far and show none larger than any seen, but for some of many classes.
+
+    Each class is judged by itself: with many classes, one or another is out of bounds in nearly every new mask.
 
     Args:
         labels: (B, *spatial) int64, the real masks.
@@ -39,6 +42,7 @@ def within_sizes(
         largest: (classes,) most voxels of every class seen in one real patch.
         frozen_class: the last class, whose size does not matter (the ignore label).
         may_leave: (B, classes) booleans, of which it is enough that `smallest` of all classes together stays; none by default.
+        tolerated: fraction of the real mask's classes that may be out of bounds, rounded down to a number of classes.
 
     Returns:
         (B,) booleans.
@@ -52,7 +56,8 @@ def within_sizes(
     keeps = stays(size, real)
     if may_leave is not None:
         keeps |= may_leave[:, counted]
-    bounded = (keeps & (size <= torch.maximum(largest[counted], real))).all(dim=1)
+    out = (~(keeps & (size <= torch.maximum(largest[counted], real)))).sum(dim=1)
+    bounded = out <= (tolerated * (real > 0).sum(dim=1)).floor()
     return bounded & stays(size.sum(dim=1), real.sum(dim=1))
 
 
@@ -112,10 +117,10 @@ class ComponentBounds:
         self.most = torch.maximum(self.most, torch.where(shown, counts, self.most).amax(dim=0))
 
     def admit(self, labels: Tensor) -> Tensor:
-        """(B,) booleans: whether every class that a map, of (B, *spatial), shows is within the bounds."""
+        """(B, foreground) booleans: whether a class is within the bounds, or not shown, in maps of (B, *spatial)."""
         counts = connected_components_and_holes(labels, len(self.most))
         within = (self.fewest <= counts) & (counts <= self.most)
-        return (within | (counts[..., :1] == 0)).flatten(1).all(dim=1)
+        return (within | (counts[..., :1] == 0)).all(dim=2)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The bounds, for a checkpoint."""

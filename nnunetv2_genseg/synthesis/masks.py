@@ -18,6 +18,9 @@ from nnunetv2_genseg.synthesis.spatial import affine, displacement_field, identi
 SMALLEST = 0.3
 """A class that keeps less than this fraction of its voxels makes the new mask be rejected; of classes that the patch's border
 cuts, only if all classes together keep less."""
+TOLERATED = 0.25
+"""Fraction of a patch's classes that may be out of bounds: none of three, 16 of 65. With 65 small structures and the default
+settings, 2 % of new masks have all classes within the bounds, 73 % at least three quarters of them."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class MaskChange:
 
 
 class MaskDeformer:
-    """Deforms masks; rejects those that would lose a class, shrink one too far or show one larger than any seen.
+    """Deforms masks; rejects those that would lose a class, shrink one too far or show one larger than any seen, or do so to more
+    than `TOLERATED` of many classes.
 
     Args:
         config: how far.
@@ -83,7 +87,7 @@ class MaskDeformer:
 
     def admits(self, labels: Tensor, new: Tensor, may_leave: Tensor | None = None) -> Tensor:
         """(B,) booleans: whether new masks, (B, *spatial), are within the bounds, given the real ones."""
-        return within_sizes(labels, new, SMALLEST, self.largest, self.ignored, may_leave)
+        return within_sizes(labels, new, SMALLEST, self.largest, self.ignored, may_leave, TOLERATED)
 
     def unbound(self) -> None:
         """Admits classes of any size from now on."""

@@ -32,8 +32,13 @@ def linear(maps: Tensor, grid: Tensor) -> Tensor:
     return warp_image(maps, grid)
 
 
+def unchanged(maps: Tensor, grid: Tensor) -> Tensor:
+    """Rule for what does not lie in the space of the patch; the entry may be of any type."""
+    return maps
+
+
 SPATIAL_ENTRIES: dict[str, Rule] = {}
-"""How further maps of a batch follow the deformation of its image, by key. A trainer whose batches hold some adds its own."""
+"""How further entries of a batch follow the deformation of its image, by key. A trainer whose batches hold some adds its own."""
 KNOWN = ("data", "target", "keys", "properties")
 
 
@@ -111,8 +116,10 @@ class BatchCodec:
             "target": _with(parts.target, slots, self.to_target(pairs.labels)),
         }
         for key in _further_maps(batch):
-            own = batch[key].to(self.device)
-            inserted[key] = _with(own, slots, SPATIAL_ENTRIES[key](own.index_select(0, slots), pairs.grid))
+            rule = SPATIAL_ENTRIES[key]
+            if rule is not unchanged:
+                own = batch[key].to(self.device)
+                inserted[key] = _with(own, slots, rule(own.index_select(0, slots), pairs.grid))
         return batch | inserted
 
     def require_known(self, batch: dict[str, Any]) -> None:
@@ -122,24 +129,29 @@ class BatchCodec:
             GenSegError: one cannot.
         """
         for key in _further_maps(batch):
-            if key not in SPATIAL_ENTRIES or not isinstance(batch[key], Tensor):
+            rule, value = SPATIAL_ENTRIES.get(key), batch[key]
+            as_the_patch = isinstance(value, Tensor) and value.shape[2:] == batch["data"].shape[2:]
+            if rule is None or (rule is not unchanged and not as_the_patch):
                 raise GenSegError(
                     f"this trainer's batches hold the map {key!r}, and GenSeg does not know how it follows the deformation of "
                     f"its image; set nnunetv2_genseg.trainers.batches.SPATIAL_ENTRIES[{key!r}] to `nearest` or `linear` (for one "
-                    "tensor of shape (B, channels, *spatial)), or use another trainer"
+                    "tensor of shape (B, channels, *spatial)), to `unchanged` if it does not lie in the space of the image, or "
+                    "use another trainer"
                 )
 
 
 def _further_maps(batch: dict[str, Any]) -> list[str]:
-    """Keys of entries beside image and target that are maps of the patch: tensors, or lists of them, of its extent."""
-    extent = batch["data"].shape[2:]
+    """Keys of entries beside image and target that may lie in the space of the patch, such as maps, points and boxes: those
+    of three or more axes, one of which is that of the batch."""
+    return [key for key, value in batch.items() if key not in KNOWN and _axes(value) > 2]
 
-    def is_map(value: Any) -> bool:
-        first = value[0] if isinstance(value, (list, tuple)) and len(value) else value
-        shape = tuple(getattr(first, "shape", ()))
-        return len(shape) >= len(extent) and shape[-len(extent) :] == tuple(extent)
 
-    return [key for key, value in batch.items() if key not in KNOWN and is_map(value)]
+def _axes(value: Any) -> int:
+    """Axes of a tensor or array; around them a list or mapping is another one."""
+    if isinstance(value, (list, tuple, dict)):
+        inner = max(map(_axes, value.values() if isinstance(value, dict) else value), default=0)
+        return inner and inner + 1
+    return int(getattr(value, "ndim", 0))
 
 
 def _mapped(target: Any, function: Callable[[Tensor], Tensor]) -> Target:

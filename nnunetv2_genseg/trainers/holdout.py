@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 
 FILE_NAME = "genseg_split.json"
@@ -26,48 +27,63 @@ class HeldOut:
     training: list[str]
     held_out: list[str]
 
-    def write(self, folder: Path, chosen: float | Sequence[str], seed: int, rotations: int) -> None:
+    def write(self, folder: Path, seed: int, rotations: Sequence[Sequence[str]]) -> None:
         """Records the parts in `genseg_split.json`, with more than one rotation the held-out cases of each.
 
         Args:
             folder: an existing folder.
-            chosen: as in `hold_out`.
             seed: as in `hold_out`.
-            rotations: in how many parts of the training other cases are held out.
+            rotations: the cases that are held out in each.
         """
-        cases = sorted(self.training + self.held_out)
-        content: dict[str, Any] = {"held_out": self.held_out, "training": self.training, "seed": seed, "cases": len(cases)}
-        if rotations > 1:
-            content["rotations"] = [hold_out(cases, chosen, seed, rotation).held_out for rotation in range(rotations)]
-        (folder / FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        cases = len(self.training) + len(self.held_out)
+        content: dict[str, Any] = {"held_out": self.held_out, "training": self.training, "seed": seed, "cases": cases}
+        if len(rotations) > 1:
+            content["rotations"] = rotations
+        write_text_atomically(json.dumps(content, indent=2) + "\n", folder / FILE_NAME)
 
 
-def hold_out(cases: Sequence[str], chosen: float | Sequence[str], seed: int, rotation: int = 0) -> HeldOut:
+def hold_out(
+    cases: Collection[str],
+    chosen: float | Sequence[str],
+    seed: int,
+    rotation: int = 0,
+    with_foreground: Collection[str] | None = None,
+) -> HeldOut:
     """Holds cases out: those that are named, or a fraction of all, at least one, drawn from the sorted names.
 
     Args:
-        cases: names of the fold's training cases.
+        cases: names of the fold's training cases; a name that is there twice counts once.
         chosen: names of cases, or a fraction in (0, 0.5].
         seed: of the draw.
         rotation: number of the draw. Each takes the next cases of the drawn order, from the start again after the last.
+        with_foreground: names of the cases that show a foreground class; None: all. Where two or more do, a rotation without
+            any takes the next one of them in place of its last case.
 
     Raises:
         GenSegError: fewer than two cases would remain to train on, or a name is none of the fold's training cases.
     """
-    ordered = sorted(str(case) for case in cases)
-    held_out = _drawn(ordered, chosen, seed, rotation) if isinstance(chosen, float | int) else _named(ordered, chosen)
+    ordered = sorted({str(case) for case in cases})
+    if isinstance(chosen, float | int):
+        shown = set(ordered if with_foreground is None else with_foreground)
+        held_out = _drawn(ordered, chosen, seed, rotation, shown)
+    else:
+        held_out = _named(ordered, chosen)
     return HeldOut([case for case in ordered if case not in held_out], [case for case in ordered if case in held_out])
 
 
-def _drawn(cases: list[str], fraction: float, seed: int, rotation: int) -> set[str]:
+def _drawn(cases: list[str], fraction: float, seed: int, rotation: int, with_foreground: set[str]) -> set[str]:
     if len(cases) <= FEWEST_TRAINING:
         raise GenSegError(
             f"this fold has {len(cases)} training case{'s' * (len(cases) != 1)}, but feedback holds cases out and needs at "
             f"least {FEWEST_TRAINING + 1}. Train with more cases, or without feedback: {WITHOUT_FEEDBACK}"
         )
     count = min(max(1, round(fraction * len(cases))), len(cases) - FEWEST_TRAINING)
-    drawn = np.random.default_rng(seed).permutation(len(cases)).tolist()
-    return {cases[drawn[(rotation * count + i) % len(cases)]] for i in range(count)}
+    drawn = [cases[i] for i in np.random.default_rng(seed).permutation(len(cases))]
+    following = [drawn[(rotation * count + i) % len(cases)] for i in range(len(cases))]
+    shown = [case for case in following if case in with_foreground]
+    if len(shown) > 1 and not with_foreground.intersection(following[:count]):
+        return {*following[: count - 1], shown[0]}
+    return set(following[:count])
 
 
 def _named(cases: list[str], names: Sequence[str]) -> set[str]:

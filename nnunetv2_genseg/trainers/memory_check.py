@@ -8,7 +8,7 @@ from nnunetv2.utilities.helpers import empty_cache
 
 from nnunetv2_genseg.bilevel.schedule import stage_at
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.trainers.dry_run import memory_is_full, restored_afterwards
+from nnunetv2_genseg.trainers.dry_run import feedback_explained, memory_is_full, restored_afterwards
 
 
 def try_largest_steps(trainer: Any) -> None:
@@ -34,7 +34,8 @@ def try_largest_steps(trainer: Any) -> None:
             trainer.loop.training_step(parts.image, parts.labels)
             if trainer.genseg.feedback.enabled and progress < trainer.genseg.feedback_span[1]:
                 remedy = "feedback: {patches: 1} and {method: last_layers} need less"
-                trainer._feedback_step(parts)
+                with feedback_explained(trainer):
+                    trainer._feedback_step(parts.image, parts.labels)
             trainer.loop.check()
         except FloatingPointError as error:
             trainer.print_to_log_file(f"GenSeg: not all of the largest steps could be tried: {error}")

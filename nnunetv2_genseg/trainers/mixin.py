@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch._dynamo import OptimizedModule
@@ -22,14 +20,17 @@ from nnunetv2_genseg.generators.pretrained import Cases
 from nnunetv2_genseg.trainers import preflight, resuming
 from nnunetv2_genseg.trainers.batches import Parts
 from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop, start_from_pretrained
+from nnunetv2_genseg.trainers.dry_run import try_feedback
+from nnunetv2_genseg.trainers.guarding import GuardedTraining
 from nnunetv2_genseg.trainers.heldout_cases import HeldOutCases
 from nnunetv2_genseg.trainers.inspection import inspect_cases
 from nnunetv2_genseg.trainers.memory_check import try_largest_steps
+from nnunetv2_genseg.trainers.optimiser_step import modelled_step
 from nnunetv2_genseg.trainers.recording import Recorder
 from nnunetv2_genseg.trainers.saving import host_trainer
 
 
-class GenSegMixin(nnUNetTrainer):
+class GenSegMixin(GuardedTraining):
     """Adds GenSeg to a trainer of nnU-Net: `class MyTrainer(GenSegMixin, AnyTrainer)`.
 
     The trainer's own step gets batches like any other; some of their patches are synthetic. Until the warm-up is over, the
@@ -60,6 +61,7 @@ class GenSegMixin(nnUNetTrainer):
         if self.preset_epochs is not None:
             self.num_epochs = self.preset_epochs
         self.recorder = Recorder(self.print_to_log_file, self.local_rank == 0)
+        self.logger.plot_progress_png = self.recorder.by_product("progress.png", self.logger.plot_progress_png)
         self._held_out = HeldOutCases(self)
         self._generator_saw: Cases = {}
         self._building_feedback_loss = False
@@ -111,7 +113,7 @@ class GenSegMixin(nnUNetTrainer):
             base = Path(self.preprocessed_dataset_folder_base)
             preflight.require_cases(base, list(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)))
         training, validation = super().do_split()
-        return self._held_out.split(training), validation
+        return self._held_out.split(training, validation), list(dict.fromkeys(validation))
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's datasets, after a look at every training case before the training begins.
@@ -139,12 +141,6 @@ class GenSegMixin(nnUNetTrainer):
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
             self.print_to_log_file(f"GenSeg: training continues with these cases held out: {self._held_out.described()}")
 
-    def _finish_loaders(self) -> None:
-        """Ends the processes that load and augment."""
-        for loader in (self.dataloader_train, self.dataloader_val):
-            if isinstance(loader, NonDetMultiThreadedAugmenter):
-                loader._finish()
-
     def _own_random_state(self) -> Any:
         return checkpoint.own_random_state(self.genseg.seed + self._global_iteration() * 131 + self.local_rank)
 
@@ -164,21 +160,22 @@ class GenSegMixin(nnUNetTrainer):
         # as before the first epoch began: if cases are exchanged now, that happens after the random state is restored
         before = max(0, self.current_epoch * self.num_iterations_per_epoch - 1)
         self._held_out.move_to(self._progress_of(before))
-        if self.is_ddp:  # all processes would make and read splits_final.json at once
-            if self.local_rank == 0:
-                self.do_split()
+        if self.local_rank == 0 and (self.is_ddp or resumed):  # all processes would make and read splits_final.json at once
+            self.do_split()
+        if self.is_ddp:
             dist.barrier()
-        state = resuming.load_state(self, *self._resume_from) if self._resume_from is not None else None
-        if state is None:
+            self.do_split()
+        if self._resume_from is None:
             self._generator_saw = start_from_pretrained(self)
-        super().on_train_start()
-        if state is not None:
-            resuming.restore(self, state)
+            super().on_train_start()
+        else:
+            state = resuming.load_state(self, *self._resume_from)
+            super().on_train_start()
+            resuming.restore(self, state, self._resume_from[0])
         if self.local_rank == 0:
-            resuming.record(self, self._held_out.cases if not resumed else None)
-        resuming.announce(self, self._held_out.cases)
-        if self.device.type == "cuda":
-            try_largest_steps(self)
+            resuming.record(self, resumed)
+        resuming.announce(self)
+        (try_largest_steps if self.device.type == "cuda" else try_feedback)(self)
 
     def on_train_epoch_start(self) -> None:
         """Exchanges the held-out cases where a rotation, or the feedback, begins or ends."""
@@ -232,14 +229,16 @@ class GenSegMixin(nnUNetTrainer):
         if iteration % self.genseg.generator.interval == 0:
             self.loop.training_step(parts.image, parts.labels)
         if stage.feedback and self._held_out.rotation is not None and iteration % self.genseg.feedback.interval == 0:
-            self._feedback_step(parts)
+            self._feedback_step(parts.image, parts.labels)
 
-    def _feedback_step(self, parts: Parts) -> None:
-        patches = min(self.genseg.feedback.patches, len(parts.image))  # the last ones, which nnU-Net draws around foreground
-        segmenter = Segmenter(self._plain_network(), self._feedback_loss, self._batches.to_input, self._batches.to_target)
-        rate = self.optimizer.param_groups[0]["lr"]
-        held_out = self._held_out.next_batch()
-        self._log(self.loop.feedback_step(segmenter, parts.image[-patches:], parts.labels[-patches:], held_out, rate))
+    def _feedback_step(self, image: Tensor, labels: Tensor) -> None:
+        network, patches = self._plain_network(), self.genseg.feedback.patches
+        rate, shares = modelled_step(network, self.optimizer)
+        if rate > 0:  # else the segmentation network does not move, whatever the pairs are
+            segmenter = Segmenter(network, self._feedback_loss, self._batches.to_input, self._batches.to_target, shares)
+            held_out = self._held_out.next_batch()
+            # the last patches, which nnU-Net draws around foreground
+            self._log(self.loop.feedback_step(segmenter, image[-patches:], labels[-patches:], held_out, rate))
 
     def _log(self, text: str) -> None:
         self.recorder.message(text, self.current_epoch, self._iteration)

@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from nnunetv2_genseg.checkpoint import UNREADABLE
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config.reading import in_form, read_json
 
 PREPROCESS = "nnUNetv2_plan_and_preprocess -d DATASET --verify_dataset_integrity"
 OUTSIDE = -1
 """What nnU-Net's preprocessing writes into a segmentation where the image is empty; its augmentation makes it background."""
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+class Fold(BaseModel):
+    """A fold in splits_final.json."""
 
-    Raises:
-        GenSegError: it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise GenSegError(f"{path} is not valid JSON ({error}); restore or correct it") from None
+    train: list[str]
+    val: list[str]
 
 
-def require_description(description: dict[str, Any]) -> None:
+def require_description(description: Any) -> None:
     """Checks that dataset.json holds what nnU-Net needs.
 
     Raises:
         GenSegError: it does not.
     """
-    for key in ("labels", "channel_names"):
-        if key not in description and not (key == "channel_names" and "modality" in description):
+    in_form(description, dict[str, Any], "a mapping", "dataset.json")
+    for key, form, described in (
+        ("labels", dict[str, int | list[int]], "a mapping of names to labels or lists of labels"),
+        ("channel_names", dict[str, str], "a mapping of numbers to names"),
+    ):
+        present = "modality" if key == "channel_names" and "modality" in description else key
+        if present not in description:
             found = ", ".join(description) or "nothing"
             raise GenSegError(f"dataset.json has no `{key}`, found {found}; add it and run {PREPROCESS}")
+        in_form(description[present], form, described, f"`{present}` in dataset.json")
 
 
 def require_splits(path: Path, cases: Collection[str]) -> None:
@@ -51,11 +53,8 @@ def require_splits(path: Path, cases: Collection[str]) -> None:
     Raises:
         GenSegError: it is not.
     """
-    splits = read_json(path)
-    keys = {"train", "val"}
-    if not isinstance(splits, list) or not all(isinstance(fold, dict) and keys <= fold.keys() for fold in splits):
-        raise GenSegError(f'{path} must be a list with a mapping {{"train": [cases], "val": [cases]}} a fold; correct it')
-    unknown = sorted({str(case) for fold in splits for key in keys for case in fold[key]} - set(cases))
+    splits = read_json(path, list[Fold], 'a list with a mapping {"train": [cases], "val": [cases]} a fold')
+    unknown = sorted({case for fold in splits for case in fold.train + fold.val} - set(cases))
     if unknown:
         names = ", ".join(unknown[:5])
         raise GenSegError(f"{path} names cases that are not preprocessed: {names}; correct it, or run {PREPROCESS}")
@@ -113,6 +112,27 @@ def require_labels(dataset: Any, cases: Sequence[str], labels: Any) -> bool:
                 f"case {case} holds labels that dataset.json does not declare: {', '.join(map(str, undeclared))}; declared are "
                 f"{', '.join(map(str, sorted(declared)))}. Correct labelsTr or dataset.json and run {PREPROCESS}"
             )
+    return shown
+
+
+def shown_classes(dataset: Any, cases: Sequence[str], classes: dict[str, Any]) -> dict[str, set[str]]:
+    """Names of the classes of which each case holds a voxel.
+
+    Args:
+        dataset: one of nnU-Net's datasets of preprocessed cases.
+        cases: names of cases in it.
+        classes: labels or regions as nnU-Net's preprocessing lists them, by name.
+
+    Raises:
+        GenSegError: a case cannot be read.
+    """
+    shown = {}
+    for case in cases:
+        try:
+            locations = dataset.load_case(case)[3]["class_locations"]
+            shown[case] = {name for name, key in classes.items() if len(locations.get(key, ())) > 0}
+        except UNREADABLE as error:
+            raise GenSegError(f"preprocessed case {case} cannot be read ({error}); run {PREPROCESS}") from error
     return shown
 
 

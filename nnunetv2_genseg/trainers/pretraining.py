@@ -15,14 +15,19 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from tqdm import tqdm
 
+from nnunetv2_genseg.checkpoint import PARTIAL, remove_partial
 from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig
+from nnunetv2_genseg.config.reading import read_json
+from nnunetv2_genseg.generators.pretrained import strangers_in
 from nnunetv2_genseg.synthesis.modes import MODES
 from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop, start_from_pretrained
+from nnunetv2_genseg.trainers.folder_lock import FILE_NAME as LOCK
+from nnunetv2_genseg.trainers.folder_lock import alone_in
 from nnunetv2_genseg.trainers.mixin import GenSegMixin
 from nnunetv2_genseg.trainers.planning import image_kind
-from nnunetv2_genseg.trainers.preflight import read_json
+from nnunetv2_genseg.trainers.preflight import first_of
+from nnunetv2_genseg.trainers.progress_bar import with_progress
 from nnunetv2_genseg.trainers.recording import SAMPLES_FILE, draw_samples
 from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
 
@@ -41,7 +46,7 @@ class Pretraining:
     fold: str
     """`all` for all cases, or the number of a fold, whose training cases alone are used."""
     output: Path
-    """Folder for the generator and a picture of samples; a generator that is already in it is overwritten."""
+    """Folder for the generator and a picture of samples; a generator that is already in it is replaced."""
     trainer: str
     """Name of the trainer whose preset, and whose augmentation, is used."""
     plans: str
@@ -65,6 +70,7 @@ def pretrain(settings: Pretraining) -> None:
     if settings.iterations < 1:
         raise GenSegError(f"--iterations must be 1 or more, found {settings.iterations}")
     _require_writable(settings.output)
+    _require_own(settings.output)
     dataset = Path(os.environ["nnUNet_preprocessed"]) / maybe_convert_to_dataset_name(settings.dataset)
     with TemporaryDirectory(prefix="genseg_pretrain_") as temporary, _trainers_write_to(temporary):
         trainer = _trainer(settings, dataset)
@@ -78,6 +84,16 @@ def _require_writable(folder: Path) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise GenSegFileError(
             f"{folder} cannot be written, since {place} is no folder or not writable; name another output folder"
+        )
+
+
+def _require_own(folder: Path) -> None:
+    """Refuses a folder with files that this command did not write, which it might replace."""
+    strangers = [name for name in strangers_in(folder) if name not in (SAMPLES_FILE, LOCK) and not name.endswith(PARTIAL)]
+    if strangers:
+        raise GenSegError(
+            f"{folder} holds files that `genseg pretrain` did not write ({first_of(strangers)}); name a new folder, an empty "
+            "one, or that of an earlier generator"
         )
 
 
@@ -98,7 +114,7 @@ def _trainers_write_to(folder: str) -> Iterator[None]:
 
 
 def _trainer(settings: Pretraining, dataset: Path) -> PretrainingMixin:
-    plans = read_json(dataset / f"{settings.plans}.json")
+    plans = read_json(dataset / f"{settings.plans}.json", dict[str, Any], "a mapping")
     description = read_json(dataset / "dataset.json")
     host = recursive_find_trainer_class_by_name(settings.trainer)
     if not issubclass(host, GenSegMixin):
@@ -145,10 +161,12 @@ class PretrainingMixin(GenSegMixin):
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
             output.mkdir(parents=True, exist_ok=True)
             bounds = [iterations * i // REPORTS for i in range(REPORTS + 1)]
-            for first, end in pairwise(bounds):
-                if end > first:
-                    self._train_generator(first, end, iterations)
-                    self._keep_generator(output, end)
+            with alone_in(output):
+                remove_partial(output)
+                for first, end in pairwise(bounds):
+                    if end > first:
+                        self._train_generator(first, end, iterations)
+                        self._keep_generator(output, end)
         finally:
             self._finish_loaders()
 
@@ -176,7 +194,7 @@ class PretrainingMixin(GenSegMixin):
 
     def _train_generator(self, first: int, end: int, iterations: int) -> None:
         steps = range(first, end)
-        for self._iteration in tqdm(steps, desc=f"iterations {first + 1} to {end} of {iterations}", disable=None, leave=False):
+        for self._iteration in with_progress(steps, f"iterations {first + 1} to {end} of {iterations}"):
             parts = self._batches.parts(next(self.dataloader_train))
             self._log(self.loop.check())  # of the step before this one, whose result is there by now
             self.loop.training_step(parts.image, parts.labels)
@@ -190,4 +208,5 @@ class PretrainingMixin(GenSegMixin):
         seen = {*self._generator_saw.get(dataset, ()), *self._labelled}
         images = image_kind(self.dataset_json, self.configuration_manager)
         self.loop.keep_generator(output, images, {**self._generator_saw, dataset: sorted(seen)})
-        draw_samples(output / SAMPLES_FILE, f"iteration {iteration}", *self._real_patches(), self.loop)
+        draw = self.recorder.by_product(SAMPLES_FILE, draw_samples)
+        draw(output / SAMPLES_FILE, f"iteration {iteration}", *self._real_patches(), self.loop)

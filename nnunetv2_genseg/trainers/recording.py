@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from nnunetv2_genseg.bilevel.loop import BilevelLoop
 from nnunetv2_genseg.plots.progress import ProgressRecord
 from nnunetv2_genseg.plots.samples import save_samples
+from nnunetv2_genseg.trainers.progress_bar import ProgressBar
 
 SAMPLES_FILE = "genseg_samples.png"
 PROGRESS_FILE = "genseg_progress.png"
@@ -33,17 +33,18 @@ class Recorder:
         self.log = log
         self.shown = shown
         self.progress = ProgressRecord()
-        self._bar: tqdm[Any] | None = None
+        self._bar: ProgressBar | None = None
+        self._told: set[str] = set()
 
     def begin_epoch(self, epoch: int, iterations: int) -> None:
         """Shows a bar of an epoch's iterations."""
         if self.shown:
-            self._bar = tqdm(total=iterations, desc=f"epoch {epoch}", disable=None, leave=False)
+            self._bar = ProgressBar(iterations, f"epoch {epoch}")
 
     def step(self) -> None:
         """An iteration is over."""
         if self._bar is not None:
-            self._bar.update()
+            self._bar.step()
 
     def message(self, text: str, epoch: int, iteration: int) -> None:
         """Logs what happened in an iteration; nothing if `text` is empty."""
@@ -62,7 +63,7 @@ class Recorder:
     def refresh(
         self, folder: Path, epoch: int, epochs: int, patches: Callable[[], tuple[Tensor, Tensor]], loop: BilevelLoop
     ) -> None:
-        """Writes both pictures, if they are due. One that cannot be written is logged, and the training goes on.
+        """Writes both pictures, if they are due; see `by_product`.
 
         Args:
             folder: the fold folder.
@@ -73,11 +74,25 @@ class Recorder:
         """
         if not self.shown or not (epoch % max(1, epochs // PICTURES) == 0 or epoch == epochs - 1):
             return
-        try:
-            self.progress.plot(folder / PROGRESS_FILE, epochs)
+
+        def samples() -> None:
             draw_samples(folder / SAMPLES_FILE, f"epoch {epoch}", *patches(), loop)
-        except OSError as error:
-            self.log(f"GenSeg: no pictures of epoch {epoch}: {error}")
+
+        self.by_product(PROGRESS_FILE, self.progress.plot)(folder / PROGRESS_FILE, epochs)
+        self.by_product(SAMPLES_FILE, samples)()
+
+    def by_product(self, what: str, make: Callable[..., object]) -> Callable[..., None]:
+        """A function that does as `make` does, but whose errors do not end the training: the first one is logged."""
+
+        def attempt(*arguments: Any) -> None:
+            try:
+                make(*arguments)
+            except Exception as error:
+                if what not in self._told:
+                    self.log(f"GenSeg: {what} cannot be made ({type(error).__name__}: {error}); this is not told again")
+                self._told.add(what)
+
+        return attempt
 
 
 def draw_samples(path: Path, title: str, image: Tensor, labels: Tensor, loop: BilevelLoop) -> None:

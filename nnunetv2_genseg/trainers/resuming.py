@@ -9,8 +9,7 @@ from typing import Any
 
 from nnunetv2_genseg import __version__, checkpoint
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, checked
-from nnunetv2_genseg.trainers.holdout import HeldOut
-from nnunetv2_genseg.trainers.preflight import read_json
+from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.trainers.saving import save_with_trainer_name
 
 CONFIG_FILE = "genseg_config.json"
@@ -18,21 +17,28 @@ STAMPS = ("genseg_version", "trainer")
 """What the configuration file holds beside the settings."""
 
 
-def record(trainer: Any, held_out: HeldOut | None) -> None:
-    """Writes the configuration of a training into its fold folder, and which cases are held out if they are given."""
-    folder, feedback = Path(trainer.output_folder), trainer.genseg.feedback
+def record(trainer: Any, resumed: bool) -> None:
+    """Writes the configuration of a training into its fold folder, and at its start which cases are held out."""
+    folder = Path(trainer.output_folder)
     settings = dict(zip(STAMPS, (__version__, type(trainer).__name__), strict=True)) | trainer.genseg.to_json()
     checkpoint.remove_partial(folder)
     checkpoint.write_text_atomically(json.dumps(settings, indent=2) + "\n", folder / CONFIG_FILE)
-    if held_out is not None:
-        held_out.write(folder, feedback.cases, trainer.genseg.seed, feedback.parts)
+    if not resumed:
+        trainer._held_out.write(folder)
 
 
-def announce(trainer: Any, held_out: HeldOut | None) -> None:
+def announce(trainer: Any) -> None:
     """Logs what is trained and how."""
+    held_out = trainer._held_out.cases
     cases = f"{len(held_out.held_out)} of its training cases held out" if held_out else "no feedback"
     sources = ", ".join(f"{name} {weight:g}" for name, weight in trainer.genseg.mixing.sources.items())
     trainer.print_to_log_file(f"GenSeg {__version__}: pairs from {sources}; {cases}; {trainer.num_epochs} epochs")
+    if trainer.genseg.feedback.enabled:
+        trainer.print_to_log_file(f"GenSeg: held out at this moment: {trainer._held_out.described()}")
+        trainer.print_to_log_file(
+            f"GenSeg: the feedback models a step of {type(trainer.optimizer).__name__} as learning rate times gradient, for the "
+            "weights that move; momentum, adaptive scaling and weight decay are left out"
+        )
 
 
 def require_same_configuration(folder: Path, config: GenSegConfig) -> None:
@@ -44,7 +50,8 @@ def require_same_configuration(folder: Path, config: GenSegConfig) -> None:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise GenSegError(f"cannot resume: {path} is missing, so this fold was not trained by GenSeg; start without --c")
-    settings = {key: value for key, value in read_json(path).items() if key not in STAMPS}
+    content = read_json(path, dict[str, Any], "a mapping of settings")
+    settings = {key: value for key, value in content.items() if key not in STAMPS}
     differences = checked(GenSegConfig, settings, str(path)).differences(config)
     if differences:
         raise GenSegError(
@@ -85,15 +92,25 @@ def load_state(trainer: Any, path: Path, epoch: int) -> dict[str, Any]:
     return checkpoint.load_sibling(_identity(trainer), path, epoch)
 
 
-def restore(trainer: Any, state: dict[str, Any]) -> None:
-    """Continues from what `load_state` returned."""
-    trainer.loop.load_state_dict(state["loop"])
-    trainer.recorder.progress.load_state_dict(state["progress"])
-    if trainer.local_rank == 0:
-        checkpoint.set_global_random_state(state["random"], trainer.device)
+def restore(trainer: Any, state: dict[str, Any], path: Path) -> None:
+    """Continues from what `load_state` returned for the checkpoint at `path`, whose epoch the trainer has by now.
+
+    Raises:
+        GenSegError: it does not have the form of a state.
+    """
+    with checkpoint.explained(checkpoint.sibling(path, trainer.current_epoch)):
+        place = checkpoint.first_difference(trainer.loop.state_dict(), state["loop"])
+        if place is not None:
+            raise ValueError(f"{place or 'it'} has another form")
+        trainer.loop.load_state_dict(state["loop"])
+        trainer.recorder.progress.load_state_dict(state["progress"])
+        if trainer.local_rank == 0:
+            checkpoint.set_global_random_state(state["random"], trainer.device)
 
 
 def _identity(trainer: Any) -> dict[str, Any]:
+    of_plans = {f"`{key}` of the plans": value for key, value in trainer.configuration_manager.configuration.items()}
+    of_fold = {f"{part} cases": names for part, names in trainer._held_out.of_fold.items()}
     return {
         "dataset": trainer.plans_manager.dataset_name,
         "plans": trainer.plans_manager.plans_name,
@@ -101,5 +118,8 @@ def _identity(trainer: Any) -> dict[str, Any]:
         "fold": str(trainer.fold),
         "image_channels": int(trainer.num_input_channels),
         "classes": trainer.loop.codec.classes,
+        "labels": {name: str(value) for name, value in trainer.dataset_json["labels"].items()},
         "settings": trainer.genseg.lasting(),
+        **of_fold,
+        **json.loads(json.dumps(of_plans)),
     }

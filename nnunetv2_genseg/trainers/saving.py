@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_genseg.checkpoint import PARTIAL, save_atomically, writing
+from nnunetv2_genseg.checkpoint import partial_of, save_atomically, writing
 
 OWN_PACKAGE = __name__.split(".")[0]
 NETWORK = "build_network_architecture"
@@ -51,7 +51,7 @@ def save_with_trainer_name(save: Callable[[str], None], path: Path, trainer_name
     Raises:
         GenSegFileError: it could not be written; the older checkpoint is intact.
     """
-    partial = path.with_name(f"{path.name}.host{PARTIAL}")
+    partial = partial_of(path.with_name(f"host_{path.name}"))
     with writing(path, partial):
         save(str(partial))
         content = torch.load(str(partial), map_location="cpu", mmap=True, weights_only=False)

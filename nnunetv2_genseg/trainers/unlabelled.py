@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
-from tqdm import tqdm
 
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.trainers.progress_bar import with_progress
 
 NAMED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})(?P<ending>\.\w[\w.]*)")
 """How nnU-Net names an image."""
@@ -61,7 +61,7 @@ def preprocess_unlabelled(
     # a number after the name, because nnU-Net takes `..._seg` for the segmentation of another case
     cases = {f"{name}_{i}": files for i, folder in enumerate(folders) for name, files in _cases(folder, readers).items()}
     preprocessor = type("UnlabelledPreprocessor", (_Unlabelled, configuration.preprocessor_class), {})(verbose=False)
-    for name, files in tqdm(cases.items(), desc="preprocessing", disable=None, leave=False):
+    for name, files in with_progress(cases.items(), "preprocessing"):
         preprocessor.run_case_save(str(target / name), files, None, plans, configuration, description)
 
 

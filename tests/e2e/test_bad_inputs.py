@@ -53,7 +53,7 @@ def test_the_same_generator_is_pretrained_when_nothing_is_wrong_with_it(shell: S
     found = answer(good, place_for(good, tmp_path, shell.folder, NAME, killed))
     assert found.status == 0, found.said
     names = {name for name in found.changed if not name.startswith("nnUNet_preprocessed")}
-    assert names == {f"generator/{name}" for name in ("config.json", "model.safetensors", "genseg_samples.png")}
+    assert names == {f"generator/{name}" for name in ("config.json", "weights_1/model.safetensors", "genseg_samples.png")}
 
 
 def test_no_two_rows_have_one_name():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,6 +104,25 @@ def test_a_users_error_is_one_message_and_exit_status_2(shell: Shell, arguments,
     assert status == 2, output
     assert message in output
     assert "Traceback" not in output
+
+
+def test_sigterm_ends_a_training_and_leaves_no_process(shell: Shell):
+    model = shell.folder / "nnUNet_results" / NAME / "GenSegTrainerShort__nnUNetPlans__2d"
+    train = ("genseg", "train", "903", "2d", "1", "-tr", "GenSegTrainerShort", "-device", "cpu")
+    process = shell.start(*train, nnUNet_genseg_short="500,2,1,1,0", nnUNet_n_proc_DA="2")
+    wait_until((model / "fold_1" / "checkpoint_latest.pth").is_file, process)
+    process.terminate()
+    output, _ = process.communicate(timeout=LONGEST)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    for _ in range(300):  # Python's own resource tracker takes a moment
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail(f"a process is left of:\n{ended(process)}")
+    assert not (model / "fold_1" / "genseg.lock").exists()
 
 
 def test_an_error_in_the_code_keeps_its_traceback(shell: Shell):

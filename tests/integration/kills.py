@@ -31,7 +31,7 @@ def _in_steps(rng: random.Random, count: int) -> list[Moment]:
 
 
 def _in_a_write(rng: random.Random, file: str, count: int) -> Moment:
-    return Moment(f"open {file}.partial", rng.randint(1, count), "kill in write", rng.randint(1, 60_000))
+    return Moment(f"open {file}.[0-9]*.partial", rng.randint(1, count), "kill in write", rng.randint(1, 60_000))
 
 
 def _moments() -> list[tuple[Moment, ...]]:
@@ -45,17 +45,17 @@ def _moments() -> list[tuple[Moment, ...]]:
         _in_a_write(rng, SIBLING.format("best"), 2),
         _in_a_write(rng, final, 1),
         _in_a_write(rng, SIBLING.format("final"), 1),
-        Moment(f"fsync {latest}.partial", 2),
-        Moment(f"fsync {SIBLING.format('latest')}.partial", rng.randint(1, 2)),
-        Moment(f"rename {latest}.partial", 2),  # the older checkpoint must still have its state
-        Moment(f"rename {SIBLING.format('latest')}.partial", rng.randint(1, 2)),
-        Moment(f"rename {best}.partial", rng.randint(1, 2)),
-        Moment(f"rename {final}.partial"),
+        Moment(f"fsync {latest}.[0-9]*.partial", 2),
+        Moment(f"fsync {SIBLING.format('latest')}.[0-9]*.partial", rng.randint(1, 2)),
+        Moment(f"rename {latest}.[0-9]*.partial", 2),  # the older checkpoint must still have its state
+        Moment(f"rename {SIBLING.format('latest')}.[0-9]*.partial", rng.randint(1, 2)),
+        Moment(f"rename {best}.[0-9]*.partial", rng.randint(1, 2)),
+        Moment(f"rename {final}.[0-9]*.partial"),
         Moment(f"remove {SIBLING.format('latest')}"),  # the next checkpoint is in place, the older state still there
         Moment(f"remove {latest}"),  # trained to the end, not yet tidied up
     ]
-    resuming = (Moment("train_step", 7), Moment("open genseg_config.json.partial", 1, "kill in write", 100))
-    again_and_again = (Moment("training_step", 3), Moment(f"rename {latest}.partial"), Moment("validation_step"))
+    resuming = (Moment("train_step", 7), Moment("open genseg_config.json.[0-9]*.partial", 1, "kill in write", 100))
+    again_and_again = (Moment("training_step", 3), Moment(f"rename {latest}.[0-9]*.partial"), Moment("validation_step"))
     outside = [replace(moment, fault="kill from outside", seconds=rng.uniform(0.0, 0.3)) for moment in _in_steps(rng, 5)]
     return [*((moment,) for moment in [*_in_steps(rng, 7), *writes, *outside]), resuming, again_and_again]
 

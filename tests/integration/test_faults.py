@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,8 +15,9 @@ import torch
 
 from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.checkpoint import FORMAT
+from nnunetv2_genseg.trainers.folder_lock import alone_in
 
-from .conftest import Workspace
+from .conftest import TINY, Workspace
 from .kills import SIBLING
 from .processes import Moment, Training, differences
 
@@ -42,7 +44,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("file", ["checkpoint_latest.pth", SIBLING.format("latest")])
 def test_a_disk_that_is_full_leaves_the_older_checkpoint_and_the_training_goes_on(workspace, tmp_path, undisturbed, file):
     training = Training(workspace, tmp_path)
-    outcome = training.run(Moment(f"open {file}.partial", 2, "disk full", 50_000))
+    outcome = training.run(Moment(f"open {file}.[0-9]*.partial", 2, "disk full", 50_000))
     assert outcome.exit_status == 2
     assert outcome.error.startswith(f"GenSegFileError: could not write {training.folder / file.replace('*', '0004')}: [Errno 27]")
     assert "free space" in outcome.error
@@ -71,9 +73,22 @@ def test_a_read_only_folder_is_named_and_once_writable_the_training_goes_on(copy
     assert list(differences(undisturbed, copy.final_state())) == []
 
 
+def test_a_fold_folder_in_which_another_process_trains_is_refused_and_left_alone(copy):
+    before = content_of(copy.folder)
+    unfinished = copy.folder / "checkpoint_latest.pth.1.partial"
+    with alone_in(copy.folder):
+        unfinished.write_bytes(b"half of what the other one writes")
+        for resume in (False, True):
+            outcome = copy.run(resume=resume)
+            assert outcome.exit_status == 2
+            assert outcome.error.startswith(f"GenSegError: {copy.folder} is in use by process {os.getpid()} on ")
+            assert outcome.epochs == []
+    assert content_of(copy.folder) == before | {unfinished.name: unfinished.read_bytes()}
+
+
 def test_a_folder_that_becomes_read_only_is_named_when_saving(workspace, tmp_path, undisturbed):
     training = Training(workspace, tmp_path, unprivileged=True)
-    outcome = training.run(Moment("open checkpoint_latest.genseg-*.pt.partial", 2, "read-only folder"))
+    outcome = training.run(Moment("open checkpoint_latest.genseg-*.pt.[0-9]*.partial", 2, "read-only folder"))
     training.folder.chmod(0o755)
     assert outcome.exit_status == 2
     assert "could not write" in outcome.error
@@ -113,6 +128,17 @@ def edited(**changes: Any) -> Callable[[Path], None]:
     return damage
 
 
+def reshaped(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Gives the state another form."""
+
+    def damage(path: Path) -> None:
+        content = torch.load(path, weights_only=True)
+        change(content["state"])
+        torch.save(content, path)
+
+    return damage
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "is corrupt"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "is corrupt"),
@@ -131,6 +157,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "of another epoch": (edited(epoch=3), "epoch is 3 there, 4 here"),
     "of an older format": (edited(format=FORMAT - 1), f"has format {FORMAT - 1}, this version reads {FORMAT}"),
     "of a newer format": (edited(format=FORMAT + 1), f"has format {FORMAT + 1}, this version reads {FORMAT}"),
+    "of other cases": (edited(**{"training cases": ["tr_000"]}), "training cases differ, tr_"),
+    "of another patch size": (edited(**{"`patch_size` of the plans": [8, 8]}), "`patch_size` of the plans is [8, 8] there"),
+    "without a part": (reshaped(lambda state: state["loop"]["learned"].pop("sampler")), "does not fit (ValueError: .learned has"),
+    "with a bound of another shape": (
+        reshaped(lambda state: state["loop"]["learned"]["sampler"]["deformer"].update(largest=torch.zeros(1))),
+        "does not fit (ValueError: .learned.sampler.deformer.largest has another form)",
+    ),
+    "with epochs that are no numbers": (reshaped(lambda state: state["progress"].update(rows=[{"epoch": "a"}])), "does not fit"),
+    "without random states": (reshaped(lambda state: state.pop("random")), "does not fit (KeyError: 'random')"),
     "code": (lambda path: torch.save(Malicious(f"touch {path.parent / 'executed'}"), path), "is corrupt"),
 }
 
@@ -150,6 +185,58 @@ def test_a_generator_file_that_does_not_fit_is_refused_and_nothing_is_changed(co
     assert outcome.epochs == []
     assert content_of(copy.folder) == before
     assert not (copy.folder / "executed").exists()
+
+
+@pytest.fixture
+def preprocessed(workspace: Workspace, tmp_path: Path) -> Workspace:
+    """Preprocessed data of the test's own."""
+    shutil.copytree(workspace.folder / "nnUNet_preprocessed", tmp_path / "own" / "nnUNet_preprocessed")
+    return Workspace(tmp_path / "own")
+
+
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def test_splits_or_plans_that_were_edited_before_it_goes_on_are_refused(copy, preprocessed):
+    """Else cases that were trained on would become validation cases."""
+    folder, again = preprocessed.preprocessed(copy.dataset), Training(preprocessed, copy.results)
+    recorded = (copy.folder / "genseg_split.json").read_text()
+    edit(folder / "splits_final.json", lambda splits: splits[1:] + splits[:1])
+    outcome = again.run(resume=True)
+    assert outcome.exit_status == 2
+    assert "belongs to another training: training cases differ, tr_" in outcome.error
+    assert "only there" in outcome.error
+    edit(folder / "splits_final.json", lambda splits: splits[-1:] + splits[:-1])
+
+    def smaller_batch(plans: Any) -> Any:
+        plans["configurations"]["2d"]["batch_size"] = 2
+        return plans
+
+    edit(folder / f"{TINY}.json", smaller_batch)
+    outcome = again.run(resume=True)
+    assert outcome.exit_status == 2
+    assert "another training: `batch_size` of the plans is " in outcome.error
+    assert "there, 2 here" in outcome.error
+    assert (copy.folder / "genseg_split.json").read_text() == recorded
+
+
+def test_preprocessed_data_may_be_read_only_and_name_a_case_twice(preprocessed, tmp_path):
+    folder = preprocessed.preprocessed("Dataset901_Phantom2D")
+    training = [*(f"tr_{i:03d}" for i in range(6)), "tr_000", "tr_001", "tr_002"]
+    (folder / "splits_final.json").write_text(json.dumps([{"train": training, "val": ["tr_006", "tr_006"]}]))
+    paths = [folder, *folder.rglob("*")]
+    try:
+        for path in paths:
+            path.chmod(0o555)
+        made = Training(preprocessed, tmp_path, length="2,1,1,9,0", unprivileged=True)
+        outcome = made.run()
+    finally:
+        for path in paths:
+            path.chmod(0o755)
+    assert outcome.exit_status == 0, outcome.trace
+    parts = json.loads((made.folder / "genseg_split.json").read_text())
+    assert sorted(parts["training"] + parts["held_out"]) == sorted(set(training))
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "flipped"])

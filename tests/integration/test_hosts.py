@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dynamic_network_architectures.architectures.primus import Primus
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.robust_ce_loss import TopKLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.primus.primus_trainers import AbstractPrimus
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
@@ -24,14 +27,17 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 )
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from skimage.morphology import skeletonize
 
 from nnunetv2_genseg.cli import external_trainers
+from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.trainers import GenSegMixin, GenSegTrainerShort, batches
 from nnunetv2_genseg.trainers.short import ShortTraining
 
-from .conftest import make_trainer
+from .conftest import DATASET_ID, make_trainer
+from .datasets import Kind, plan
 from .test_trainer import AT_ONCE
-from .trainings import LENGTH, checkpoint_of, predict, train_and_resume
+from .trainings import LENGTH, STAGES, checkpoint_of, predict, train_and_resume
 
 
 def with_genseg(host: type[nnUNetTrainer]) -> type[nnUNetTrainer]:
@@ -103,28 +109,115 @@ def test_a_trainer_with_a_step_of_its_own_takes_that_step(phantom, folder):
 class WithMap(nnUNetTrainer):
     """A trainer whose batches hold a further map, the image's first channel: so it is seen whether it follows the image."""
 
+    key = "weight_map"
+
+    def get_dataloaders(self) -> Any:
+        training, validation = super().get_dataloaders()
+        own = type(training).__next__
+        training.__class__ = type("WithMap", (type(training),), {"__next__": lambda loader: self.with_map(own(loader))})
+        return training, validation
+
+    def with_map(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch | {self.key: batch["data"][:, :1].clone()}
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         self.seen: list[tuple[torch.Tensor, torch.Tensor]] = [
             *getattr(self, "seen", []),
-            (batch["data"][:, :1].clone(), batch["weight_map"]),
+            (batch["data"][:, :1].clone(), batch[self.key]),
         ]
         return super().train_step(batch)
 
 
-def add_map(trainer: nnUNetTrainer) -> None:
-    loaded = trainer.get_dataloaders
+class SkeletonRecall(WithMap):
+    """As the trainers of skeleton recall: the skeletons of the labels come with the batch, and the loss takes them too."""
 
-    def with_map() -> Any:
-        training, validation = loaded()
-        own = type(training).__next__
-        kind = type("WithMap", (type(training),), {"__next__": lambda self: added(own(self))})
-        training.__class__ = kind
-        return training, validation
+    key = "skel"
 
-    def added(batch: dict[str, Any]) -> dict[str, Any]:
-        return batch | {"weight_map": batch["data"][:, :1].clone()}
+    def with_map(self, batch: dict[str, Any]) -> dict[str, Any]:
+        labels = batch["target"][0][:, 0].numpy() > 0
+        skeletons = np.stack([skeletonize(patch) for patch in labels])
+        return batch | {self.key: torch.from_numpy(skeletons[:, None].astype(np.int16))}
 
-    trainer.get_dataloaders = with_map
+    def _build_loss(self) -> torch.nn.Module:
+        return SkeletonLoss(super()._build_loss())
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self.seen = [*getattr(self, "seen", []), (batch["target"][0], batch[self.key])]
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self.loss(self.network(batch["data"]), batch["target"], batch[self.key])
+        value.backward()
+        self.optimizer.step()
+        return {"loss": value.detach().numpy()}
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        loss, self.loss = self.loss, self.loss.usual
+        try:
+            return super().validation_step(batch)
+        finally:
+            self.loss = loss
+
+
+class SkeletonLoss(torch.nn.Module):
+    """nnU-Net's loss, and the recall of foreground on the skeletons."""
+
+    def __init__(self, usual: torch.nn.Module) -> None:
+        super().__init__()
+        self.usual = usual
+
+    def forward(self, logits: Any, target: Any, skeletons: torch.Tensor) -> torch.Tensor:
+        foreground = 1 - logits[0].softmax(dim=1)[:, :1]
+        recall = (foreground * skeletons).sum() / skeletons.sum().clamp(min=1)
+        return self.usual(logits, target) + 1 - recall
+
+
+class MeanTeacher(nnUNetTrainer):
+    """Consistency with a moving average of the network: two networks, and the loss is more than one call."""
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.teacher, self.updates = copy.deepcopy(self.network).requires_grad_(False), 0
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        data = batch["data"]
+        self.optimizer.zero_grad(set_to_none=True)
+        student = self.network(data + 0.1 * torch.randn_like(data))
+        consistency = (student[0].softmax(dim=1) - self.teacher(data)[0].softmax(dim=1)).square().mean()
+        value = self.loss(student, batch["target"]) + consistency
+        value.backward()
+        self.optimizer.step()
+        self.updates += 1
+        for average, weight in zip(self.teacher.parameters(), self.network.parameters(), strict=True):
+            average.lerp_(weight.detach(), 0.1)
+        return {"loss": value.detach().numpy()}
+
+
+class TwoConvolutions(torch.nn.Sequential):
+    """A network that is no U-Net, as a user's plans may name one."""
+
+    def __init__(self, input_channels: int, num_classes: int, width: int, deep_supervision: bool) -> None:
+        first, last = torch.nn.Conv2d(input_channels, width, 3, padding=1), torch.nn.Conv2d(width, num_classes, 1)
+        super().__init__(first, torch.nn.SiLU(), last)
+
+
+class WithoutDecoder(nnUNetTrainerNoDeepSupervision):
+    """For networks without a decoder that deep supervision could be set in."""
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """There is none."""
+
+
+class SmallPrimus(AbstractPrimus):
+    """nnU-Net's trainer of the transformer Primus, with a small one."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.warmup_duration_whole_net = 2
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any, configuration: Any, inputs: int, outputs: int, enable_deep_supervision: bool = True
+    ) -> torch.nn.Module:
+        return Primus(inputs, 24, (8, 8, 8), outputs, 2, 2, configuration.patch_size, drop_path_rate=0.2, init_values=0.1)
 
 
 ONLY_DEFORMED = {
@@ -138,7 +231,6 @@ ONLY_DEFORMED = {
 def test_a_map_that_no_rule_is_known_for_is_refused_at_the_first_batch_by_its_name(phantom, settings):
     settings({})
     trainer = make_trainer(with_genseg(WithMap), *phantom, LENGTH)
-    add_map(trainer)
     with pytest.raises(ValueError, match=r"hold the map 'weight_map'.*SPATIAL_ENTRIES\['weight_map'\] to `nearest` or `linear`"):
         trainer.run_training()
     assert trainer.current_epoch == 0
@@ -149,7 +241,6 @@ def test_a_map_follows_the_deformation_of_its_image_by_its_rule(phantom, setting
     settings(ONLY_DEFORMED)
     monkeypatch.setitem(batches.SPATIAL_ENTRIES, "weight_map", batches.linear)
     trainer = make_trainer(with_genseg(WithMap), *phantom, "2,4,1,9,0")
-    add_map(trainer)
     given = []
     step = trainer.train_step
     trainer.train_step = lambda batch: (given.append(batch["data"][:, :1]), step(batch))[1]
@@ -159,6 +250,78 @@ def test_a_map_follows_the_deformation_of_its_image_by_its_rule(phantom, setting
         torch.testing.assert_close(followed, image)
         changed += sum(not torch.equal(one, other) for one, other in zip(before, image, strict=True))
     assert 0 < changed < 8 * trainer.batch_size
+
+
+def test_skeletons_follow_the_deformation_of_their_labels(phantom, settings, monkeypatch):
+    settings(ONLY_DEFORMED)
+    monkeypatch.setitem(batches.SPATIAL_ENTRIES, "skel", batches.nearest)
+    trainer = make_trainer(with_genseg(SkeletonRecall), *phantom, "2,4,1,9,0")
+    trainer.run_training()
+    assert len(trainer.seen) == 8
+    assert all((target[skeletons > 0] > 0).all() for target, skeletons in trainer.seen)
+    assert sum(int(skeletons.sum()) for _, skeletons in trainer.seen) > 100
+
+
+def test_a_loss_that_the_feedback_cannot_call_is_refused_before_the_first_step(phantom, settings, monkeypatch):
+    settings({})
+    monkeypatch.setitem(batches.SPATIAL_ENTRIES, "skel", batches.nearest)
+    trainer = make_trainer(with_genseg(SkeletonRecall), *phantom, LENGTH)
+    with pytest.raises(GenSegError, match=r"a loss of logits and target alone; with Mixed it ends with TypeError: .*'skeletons'"):
+        trainer.run_training()
+    assert not hasattr(trainer, "seen")
+
+
+def trained(host: type[nnUNetTrainer], *arguments: Any) -> nnUNetTrainer:
+    """Trains with GenSeg through all stages, an iteration each; there must be feedback."""
+    trainer = make_trainer(with_genseg(host), *arguments, "5,1,1,9,0")
+    trainer.run_training()
+    rows = trainer.recorder.progress.rows
+    assert [row.get("hypergradient_norm", 0) > 0 for row in rows] == [False, False, True, True, False]
+    return trainer
+
+
+def test_a_mean_teacher_follows_its_student(phantom):
+    assert trained(MeanTeacher, *phantom).updates == 5, "the step that was tried at the start is not among them"
+
+
+def of_two_convolutions(plans: dict[str, Any]) -> None:
+    plans["configurations"]["2d"]["architecture"] = {
+        "network_class_name": f"{__name__}.TwoConvolutions",
+        "arch_kwargs": {"width": 8},
+        "_kw_requires_import": [],
+    }
+
+
+@pytest.fixture
+def own_plans(folder: Path, settings: Callable[[dict[str, Any]], None]) -> tuple[str, str]:
+    """A dataset whose plans name a network without stages."""
+    settings(STAGES | {"generator": {"interval": 1, "width": 0.05}})
+    raw = Kind().write(folder / "nnUNet_raw", DATASET_ID)
+    plan(DATASET_ID, "2d", edit=of_two_convolutions)
+    return raw.name, "2d"
+
+
+def test_a_network_of_ones_own_in_the_plans_is_trained(own_plans):
+    trainer = trained(WithoutDecoder, *own_plans)
+    assert isinstance(trainer.network, TwoConvolutions)
+    assert trainer.loop.plan.features == (32, 64, 128, 256)
+
+
+def test_a_method_that_the_network_has_no_layers_for_is_refused_before_the_first_step(own_plans, settings):
+    settings({"feedback": {"method": "last_layers"}})
+    trainer = make_trainer(with_genseg(WithoutDecoder), *own_plans, LENGTH)
+    with pytest.raises(GenSegError, match="last_layers needs a network with"):
+        trainer.run_training()
+    assert trainer.current_epoch == trainer._iteration == 0
+
+
+def test_nnunets_primus_is_trained(folder, settings):
+    settings(STAGES)
+    raw = Kind(dims=3).write(folder / "nnUNet_raw", DATASET_ID)
+    plan(DATASET_ID, "3d_fullres", edit=lambda plans: plans["configurations"]["3d_fullres"].update(patch_size=[16, 16, 16]))
+    assert isinstance(
+        trained(SmallPrimus, raw.name, "3d_fullres").network, Primus
+    )  # nnU-Net's own --c of it fails from torch 2.6 on
 
 
 class OwnNetwork(GenSegTrainerShort):

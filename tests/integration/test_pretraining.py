@@ -67,7 +67,7 @@ def pretrained(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> Pretrain:
 
 
 def weights_in(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    return load_file(folder / json.loads((folder / "config.json").read_text())["weights"] / "model.safetensors")
 
 
 def weights_of(trainer: Any) -> dict[str, torch.Tensor]:
@@ -303,7 +303,9 @@ def test_in_3d_and_in_a_cascade(pretrained, settings, monkeypatch, tmp_path, wor
     assert json.loads((again / "config.json").read_text())["normalization"] == ["ZScoreNormalization"]
 
 
-@pytest.mark.parametrize(("trainer", "network"), [("GenSegTrainerVAE", "."), ("GenSegTrainerDiffusion", "unet")])
+@pytest.mark.parametrize(
+    ("trainer", "network"), [("GenSegTrainerVAE", "weights_1"), ("GenSegTrainerDiffusion", "weights_1/unet")]
+)
 def test_a_trainers_preset_is_followed(trainer, network, pretrained, settings):
     folder = pretrained(*PHANTOM_2D, trainer=trainer, iterations=2)
     (weights,) = folder.rglob("*.safetensors")

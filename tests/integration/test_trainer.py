@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from PIL import Image
 
+from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.trainers import (
     GenSegTrainer,
     GenSegTrainerDiffusion,
@@ -368,4 +372,37 @@ def test_a_picture_that_cannot_be_written_is_logged_and_the_training_goes_on(nnu
     (Path(trainer.output_folder) / name).mkdir(parents=True)
     trainer.run_training()
     assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
-    assert "GenSeg: no pictures of epoch 0: " in log_of(trainer)
+    assert log_of(trainer).count(f"GenSeg: {name} cannot be made (GenSegFileError: ") == 1
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), GenSegError("a mistake")])
+def test_what_ends_a_training_is_in_its_log(nnunet, settings, error):
+    settings({"feedback": {"enabled": False}})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "2,1,1,9,0", plans_name=TINY)
+    trainer.host_step = Mock(side_effect=error)
+    with pytest.raises(type(error)):
+        trainer.run_training()
+    log = log_of(trainer)
+    assert str(error) in log
+    assert ("Traceback" in log) == isinstance(error, ZeroDivisionError)
+    assert not (Path(trainer.output_folder) / "genseg.lock").exists()
+
+
+class Gone(io.StringIO):
+    """A terminal whose connection is broken."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_training_outlives_its_terminal(nnunet, settings, monkeypatch):
+    settings({"feedback": {"enabled": False}})
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "2,1,1,1,0", plans_name=TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None)
+        patch.setattr(sys, "stdout", Gone())
+        trainer.run_training()
+    assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
+    log = log_of(trainer)
+    assert log.count("nothing more is printed, because printing failed: [Errno 32] Broken pipe") == 1
+    assert "Training done." in log

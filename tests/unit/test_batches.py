@@ -6,7 +6,7 @@ from toy import CODECS, CPU, DEFORMATION, Setting, real_pairs, seeded
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.synthesis.spatial import warp_image, warp_labels
 from nnunetv2_genseg.trainers import batches
-from nnunetv2_genseg.trainers.batches import SPATIAL_ENTRIES, BatchCodec, linear, nearest
+from nnunetv2_genseg.trainers.batches import SPATIAL_ENTRIES, BatchCodec, linear, nearest, unchanged
 
 DIMS = pytest.mark.parametrize("dims", [2, 3])
 CODEC = pytest.mark.parametrize("name", CODECS)
@@ -126,22 +126,40 @@ def rules(monkeypatch):
 
 
 @DIMS
-@pytest.mark.parametrize("shape", ["channels", "no channels", "list", "array"])
+@pytest.mark.parametrize("shape", ["channels", "no channels", "list", "array", "coarser", "by name", "points", "points a patch"])
 def test_a_further_map_without_a_rule_is_refused_by_name(shape, dims):
     made, batch, _ = case(dims)
     skeleton = torch.zeros_like(batch["target"][0])
-    value = {"channels": skeleton, "no channels": skeleton[:, 0], "list": [skeleton, skeleton], "array": skeleton.numpy()}[shape]
+    value = {
+        "channels": skeleton,
+        "no channels": skeleton[:, 0],
+        "list": [skeleton, skeleton],
+        "array": skeleton.numpy(),
+        "coarser": batch["target"][1],
+        "by name": {"of all classes": skeleton[:, 0]},
+        "points": torch.zeros(5, 7, dims),
+        "points a patch": [torch.zeros(i, dims) for i in range(5)],
+    }[shape]
     made.require_known(batch)
     with pytest.raises(GenSegError, match=r"the map 'skeleton'.*SPATIAL_ENTRIES\['skeleton'\] to `nearest` or `linear`"):
         made.require_known(batch | {"skeleton": value})
 
 
-def test_a_list_of_maps_is_refused_in_spite_of_a_rule(rules):
+def test_maps_that_the_rule_does_not_fit_are_refused(rules):
     made, batch, _ = case()
     rules["skeleton"] = nearest
     made.require_known(batch | {"skeleton": batch["target"][0]})
-    with pytest.raises(GenSegError, match=r"one tensor of shape \(B, channels, \*spatial\)"):
-        made.require_known(batch | {"skeleton": batch["target"]})
+    for value in (batch["target"], batch["target"][1], batch["target"][0].numpy(), batch["target"][0][:, 0]):
+        with pytest.raises(GenSegError, match=r"one tensor of shape \(B, channels, \*spatial\)"):
+            made.require_known(batch | {"skeleton": value})
+
+
+def test_what_does_not_lie_in_the_space_of_the_patch_may_be_handed_on(rules):
+    made, batch, replacement = case()
+    rules["embedding"] = unchanged
+    batch["embedding"] = [torch.rand(5, 4, 4)]
+    made.require_known(batch)
+    assert made.replaced(batch, made.parts(batch), replacement)["embedding"] is batch["embedding"]
 
 
 @DIMS

@@ -64,6 +64,18 @@ def test_what_may_leave_leaves_enough_behind(new, may_leave, within):
 
 
 @pytest.mark.parametrize(
+    ("classes", "lost", "within"), [(3, 1, False), (4, 1, True), (4, 2, False), (65, 16, True), (65, 17, False)]
+)
+def test_of_many_classes_a_quarter_may_be_out_of_bounds(classes, lost, within):
+    real = torch.arange(1, classes + 1).repeat(4)[None]
+    for new in (real.masked_fill(real <= lost, 0), torch.cat([real, torch.arange(1, lost + 1)[None]], dim=1)):
+        before = torch.cat([real, torch.zeros(1, new.shape[1] - real.shape[1], dtype=torch.long)], dim=1)
+        assert within_sizes(before, new, 0.3, torch.full((classes + 1,), 4.0), tolerated=0.25).tolist() == [within]
+    absent = torch.where(real > classes - lost, 0, real)  # classes that the patch does not show count for nothing
+    assert within_sizes(absent, absent, 0.3, torch.full((classes + 1,), 4.0), tolerated=0.25).tolist() == [True]
+
+
+@pytest.mark.parametrize(
     ("new", "smallest", "largest", "frozen", "within"),
     [
         ([[1, 1, 0, 0, 2, 0]], 0.5, 4.0, None, True),
@@ -132,13 +144,18 @@ def test_what_was_seen_is_admitted_and_what_is_beyond_is_not(dims):
     one, two = canvas(dims, (1, 1, 3)), canvas(dims, (1, 1, 3), (1, 5, 7))
     three, ring = canvas(dims, (1, 1, 3), (1, 5, 7), (1, 9, 11)), canvas(dims, (1, 1, 6), (0, 3, 4))
     other, empty = canvas(dims, (2, 1, 3)), canvas(dims)
-    assert not bounds.admit(one).any(), "nothing was seen yet"
+
+    def admitted():
+        return bounds.admit(torch.cat([one, two, three, ring, other, empty])).int().tolist()
+
+    assert not bounds.admit(one)[:, 0].any(), "nothing was seen yet"
+    assert bounds.admit(one)[:, 1].all(), "what is not shown is within the bounds"
     bounds.observe(torch.cat([two, empty]))
-    assert bounds.admit(torch.cat([one, two, three, ring, other, empty])).tolist() == [False, True, False, False, False, True]
+    assert admitted() == [[0, 1], [1, 1], [0, 1], [0, 1], [1, 0], [1, 1]]
     bounds.observe(one)
-    assert bounds.admit(torch.cat([one, two, three, ring, other, empty])).tolist() == [True, True, False, False, False, True]
+    assert admitted() == [[1, 1], [1, 1], [0, 1], [0, 1], [1, 0], [1, 1]]
     bounds.observe(ring)
-    assert bounds.admit(torch.cat([one, two, three, ring, other, empty])).tolist() == [True, True, False, True, False, True]
+    assert admitted() == [[1, 1], [1, 1], [0, 1], [1, 1], [1, 0], [1, 1]]
 
 
 def test_bounds_survive_a_checkpoint():
@@ -147,6 +164,6 @@ def test_bounds_survive_a_checkpoint():
     restored.load_state_dict(bounds.state_dict())
     assert torch.equal(restored.fewest, bounds.fewest)
     assert torch.equal(restored.most, bounds.most)
-    assert restored.admit(canvas(2, (1, 1, 3))).tolist() == [False]
+    assert restored.admit(canvas(2, (1, 1, 3)))[:, 0].tolist() == [False]
     restored.observe(canvas(2, (1, 1, 3)))
-    assert bounds.admit(canvas(2, (1, 1, 3))).tolist() == [False], "they share no memory"
+    assert bounds.admit(canvas(2, (1, 1, 3)))[:, 0].tolist() == [False], "they share no memory"

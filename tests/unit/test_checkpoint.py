@@ -208,6 +208,9 @@ def test_state_of_another_epoch_under_this_name_is_refused(saved):
         ({"format": 4, "epoch": 50, "identity": IDENTITY, "state": {}}, r"format 4, .*with the version .* that wrote it"),
         ({"format": checkpoint.FORMAT, "epoch": 50, "identity": IDENTITY}, "corrupt"),
         ({"format": checkpoint.FORMAT, "epoch": 50, "identity": IDENTITY, "state": [1]}, "corrupt"),
+        ({"format": checkpoint.FORMAT, "epoch": 50, "identity": [1], "state": {}}, "corrupt"),
+        ({"format": checkpoint.FORMAT, "epoch": "50", "identity": IDENTITY, "state": {}}, "epoch is '50' there, 50 here"),
+        ([1], "corrupt"),
         ([1, 2], "corrupt"),
         (3, "corrupt"),
     ],
@@ -301,3 +304,50 @@ def test_own_random_state_is_left_also_by_an_error(global_states):
     outside = draws()
     checkpoint.set_global_random_state(before, CPU)
     assert draws() == outside
+
+
+def test_lists_of_cases_that_differ_are_told_by_their_names(saved):
+    checkpoint.save_sibling({}, {"training cases": ["a", "b", "c"]}, saved, 50)
+    for here, told in (
+        (["a", "d"], "b, c only there, d only here"),
+        (["a", "b"], "c only there"),
+        (["c", "b", "a"], "in their order"),
+    ):
+        with pytest.raises(
+            GenSegError, match=f"another training: training cases differ, {told};".replace(", in their", " in their")
+        ):
+            checkpoint.load_sibling({"training cases": here}, saved, 50)
+
+
+OWN = {"weights": torch.zeros(2, 3), "list": [1.0, "a"], "none": None, "empty": {}, "deep": {"count": 3}, "flag": True}
+
+
+@pytest.mark.parametrize(
+    "change, place",
+    [
+        ({}, None),
+        ({"none": torch.ones(1), "empty": {"any": 1}}, None),
+        ({"list": [7, "b"], "deep": {"count": 4.0}}, None),
+        ({"weights": None}, None),
+        ({"weights": torch.zeros(3)}, ".weights"),
+        ({"weights": torch.zeros(2, 3, dtype=torch.long)}, ".weights"),
+        ({"weights": [0.0]}, ".weights"),
+        ({"list": [1.0]}, ".list"),
+        ({"list": [1.0, 2]}, ".list.1"),
+        ({"list": {"0": 1.0, "1": "a"}}, ".list"),
+        ({"empty": [1]}, ".empty"),
+        ({"deep": {"number": 3}}, ".deep.count"),
+        ({"deep": 3}, ".deep"),
+        ({"flag": "yes"}, ".flag"),
+    ],
+)
+def test_the_place_where_a_state_has_another_form_is_found(change, place):
+    assert checkpoint.first_difference(OWN, OWN | change) == place
+
+
+def test_a_state_that_does_not_fit_is_a_message_with_the_path(tmp_path):
+    message = r"generator state .*latest\.pth does not fit \(KeyError: 'x'\); restore that file"
+    with pytest.raises(GenSegError, match=message), checkpoint.explained(tmp_path / "latest.pth"):
+        raise KeyError("x")
+    with pytest.raises(ZeroDivisionError), checkpoint.explained(tmp_path):
+        raise ZeroDivisionError

@@ -1,10 +1,19 @@
 import json
+import time
+from contextlib import contextmanager
 
 import pytest
 from pydantic import ValidationError
 
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, MaskConfig, checked, resolve
 from nnunetv2_genseg.config.environment import SETTINGS, discovery_folder, external_trainers
+
+
+@contextmanager
+def within(seconds):
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < 10 * seconds  # on a busy machine
 
 
 def resolved_from(path, preset=None):
@@ -173,7 +182,7 @@ def test_file_without_a_mapping_is_an_error(tmp_path, name, text):
     [
         ("a.json", '{"mixing": {"share": 1.0}, "feedback": {"enabled": false}}'),
         ("a.yaml", "mixing: {share: 1.0}\nfeedback:\n  enabled: false\n"),
-        ("a.yml", "mixing:\n  share: 1\nfeedback: {enabled: no}\n"),
+        ("a.yml", "mixing:\n  share: 1\nfeedback: {enabled: False}\n"),
     ],
 )
 def test_json_and_yaml_are_read(tmp_path, name, text):
@@ -203,6 +212,28 @@ def test_yaml_takes_numbers_with_exponents(tmp_path, number):
 
 def test_yaml_takes_words_that_begin_like_numbers_for_words(tmp_path):
     assert resolved_from(written(tmp_path, "generator: {pretrained: 1e4_cases}", "a.yaml")).generator.pretrained == "1e4_cases"
+
+
+def test_a_settings_file_that_is_far_too_large_is_refused_at_once(tmp_path):
+    path = written(tmp_path, "".join(f"a{i}: {i}\n" for i in range(20_000)), "a.yaml")
+    with within(seconds=1), pytest.raises(GenSegError, match=r"a\.yaml has \d+ bytes, more than the 65536"):
+        resolved_from(path)
+
+
+def test_faults_of_a_settings_file_are_listed_up_to_a_number_and_shortened(tmp_path):
+    path = written(tmp_path, json.dumps({f"a{i}": "b" * 50 for i in range(900)}))
+    with within(seconds=2), pytest.raises(GenSegError) as raised:
+        resolved_from(path)
+    assert str(raised.value).endswith("and 890 more")
+    deep = "[" * 100 + "]" * 100
+    with pytest.raises(GenSegError, match=r"seed: .*found \[\[\[") as raised:
+        resolved_from(written(tmp_path, f'{{"seed": {deep}}}'))
+    assert len(str(raised.value)) < 400
+
+
+def test_yes_and_no_are_words(tmp_path):
+    with pytest.raises(GenSegError, match=r"feedback\.enabled: .*valid boolean; found 'no'"):
+        resolved_from(written(tmp_path, "feedback: {enabled: no}", "a.yaml"))
 
 
 def test_an_empty_yaml_file_changes_nothing(tmp_path):

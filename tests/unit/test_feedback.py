@@ -1,5 +1,6 @@
 import copy
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from nnunetv2_genseg.bilevel import feedback as feedback_module
 from nnunetv2_genseg.bilevel.feedback import STEP, ZERO_STEPS
 from nnunetv2_genseg.bilevel.loop import OFF, BilevelLoop
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.trainers.optimiser_step import modelled_step
 
 PARAMETERS = ["architecture", "weights", "policy"]
 ONLY_SHIFTED = {"deformation": STILL, "intensity": {"tone": 0.0}}
@@ -34,21 +36,22 @@ def next_pairs(setting):
     return setting.sampler.replace(setting.image, setting.labels, chosen, own).pairs
 
 
-def held_out_loss_after_a_step(setting, pairs, eta):
-    """L_fb after one SGD step of what moves in the segmentation network, with graph to φ."""
+def held_out_loss_after_a_step(setting, pairs, eta, shares=None):
+    """L_fb after one SGD step of what moves in the segmentation network, with graph to φ; `shares` scale η by weight."""
     theta = dict(setting.network.named_parameters())
-    moving = {name: weight for name, weight in theta.items() if weight.requires_grad}
+    moving = {name: weight for name, weight in theta.items() if weight.requires_grad and (shares is None or name in shares)}
     logits = functional_call(setting.network, theta, (pairs.image,), tie_weights=False)
     value = setting.loss(logits, setting.to_target(pairs.labels))
     slopes = torch.autograd.grad(value, list(moving.values()), create_graph=True)
-    ahead = {name: weight - eta * slope for (name, weight), slope in zip(moving.items(), slopes, strict=True)}
+    rates = {name: eta if shares is None else eta * shares[name] for name in moving}
+    ahead = {name: weight - rates[name] * slope for (name, weight), slope in zip(moving.items(), slopes, strict=True)}
     logits = functional_call(setting.network, {**theta, **ahead}, (setting.held_out.network_input,), tie_weights=False)
     return setting.loss(logits, setting.to_target(setting.held_out.labels))
 
 
-def unrolled(setting, eta=1e-5):
+def unrolled(setting, eta=1e-5, shares=None):
     """dL_fb/dφ by autograd through one SGD step, small enough that v is the gradient before it."""
-    loss = held_out_loss_after_a_step(setting, next_pairs(setting), eta)
+    loss = held_out_loss_after_a_step(setting, next_pairs(setting), eta, shares)
     parts = torch.autograd.grad(loss, setting.loop.feedback.phi, allow_unused=True)
     return [
         torch.zeros_like(own) if part is None else ETA / eta * part
@@ -259,6 +262,32 @@ def test_frozen_weights_of_the_segmentation_network_take_no_part(parameters):
     assert cosine(taken(setting), expected) > 0.9999
     assert relative_error(taken(setting), expected) < 0.005
     assert relative_error(taken(whole), expected) > 0.05
+
+
+def test_the_step_is_that_of_the_optimisers_groups():
+    """Groups with other rates, with none, and weights that are in no group."""
+    setting = Setting(mixing=REDRAW, feedback={"parameters": "weights"}, deformation=STILL)
+    heads, encoder, decoder, _ = (
+        [weight for name, weight in setting.network.named_parameters() if name.startswith(prefix)]
+        for prefix in ("decoder.seg_layers", "encoder.stages.0", "decoder.stages", "encoder.stages.1")
+    )
+    groups = [{"params": heads}, {"params": encoder, "lr": ETA / 10}, {"params": decoder, "lr": 0.0}]
+    rate, shares = modelled_step(setting.network, torch.optim.AdamW(groups, lr=ETA))
+    assert rate == ETA
+    assert {name.split(".")[1]: share for name, share in shares.items()} == {"seg_layers": 1.0, "stages": pytest.approx(0.1)}
+    expected, ignoring = unrolled(setting, shares=shares), unrolled(setting)
+    segmenter = replace(setting.segmenter, shares=shares)
+    setting.loop.feedback_step(segmenter, setting.image, setting.labels, setting.held_out, rate)
+    assert cosine(taken(setting), expected) > 0.9999
+    assert relative_error(taken(setting), expected) < 0.005
+    assert relative_error(ignoring, expected) > 0.5
+
+
+def test_an_optimiser_that_moves_nothing_has_no_step():
+    network = torch.nn.Linear(2, 2)
+    assert modelled_step(network, torch.optim.SGD(network.parameters(), 0.0)) == (0.0, {})
+    rate, shares = modelled_step(network.requires_grad_(False), torch.optim.SGD(network.parameters(), 0.1))
+    assert (rate, shares) == (0.0, {})
 
 
 @pytest.mark.parametrize("parameters", ["architecture", "weights"])

@@ -64,7 +64,7 @@ def test_two_cases_must_remain_to_train_on():
 
 def test_the_split_is_recorded(tmp_path):
     parts = hold_out(CASES[:10], 0.2, 5)
-    parts.write(tmp_path, 0.2, 5, 1)
+    parts.write(tmp_path, 5, [parts.held_out])
     content = json.loads((tmp_path / FILE_NAME).read_text(encoding="utf-8"))
     assert content == {"held_out": parts.held_out, "training": parts.training, "seed": 5, "cases": 10}
 
@@ -74,6 +74,32 @@ def test_rotations_hold_all_cases_out_one_after_the_other(tmp_path):
     assert sorted(case for parts in rotations[:5] for case in parts.held_out) == CASES[:10]
     assert rotations[5] == rotations[0] == hold_out(CASES[:10], 0.2, 5)
     assert all(sorted(parts.training + parts.held_out) == CASES[:10] for parts in rotations)
-    rotations[0].write(tmp_path, 0.2, 5, 5)
+    rotations[0].write(tmp_path, 5, [parts.held_out for parts in rotations[:5]])
     content = json.loads((tmp_path / FILE_NAME).read_text(encoding="utf-8"))
     assert content["rotations"] == [parts.held_out for parts in rotations[:5]]
+
+
+def test_a_case_that_is_named_twice_is_one_case():
+    assert hold_out(CASES + CASES[:7], 0.2, 3) == hold_out(CASES, 0.2, 3)
+    with pytest.raises(GenSegError, match="2 training cases,"):
+        hold_out(["a", "b", "a", "b"], 0.2, 0)
+
+
+@pytest.mark.parametrize("count, fraction", [(10, 0.1), (10, 0.2), (13, 0.3)])
+@pytest.mark.parametrize("shown", [2, 3, 5])
+def test_no_rotation_is_without_foreground_where_others_have_it(count, fraction, shown):
+    for seed in range(10):
+        foreground = CASES[:shown]
+        for rotation in range(6):
+            plain = hold_out(CASES[:count], fraction, seed, rotation)
+            parts = hold_out(CASES[:count], fraction, seed, rotation, foreground)
+            assert set(parts.held_out) & set(foreground)
+            assert set(parts.training) & set(foreground) or len(plain.held_out) > 1
+            assert len(parts.held_out) == len(plain.held_out)
+            if set(plain.held_out) & set(foreground):
+                assert parts == plain, "no other change"
+
+
+def test_the_only_case_with_foreground_is_not_held_out_all_the_time():
+    held = [hold_out(CASES[:10], 0.1, 0, rotation, CASES[:1]).held_out for rotation in range(10)]
+    assert held.count(CASES[:1]) == 1

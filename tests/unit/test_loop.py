@@ -25,6 +25,7 @@ from toy import (
 
 from nnunetv2_genseg.bilevel.loop import CAUSES, BilevelLoop
 from nnunetv2_genseg.bilevel.rollback import LIMIT
+from nnunetv2_genseg.checkpoint import first_difference
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.generators.pretrained import ImageKind
 from nnunetv2_genseg.synthesis import conditioning
@@ -412,3 +413,26 @@ def test_nothing_is_kept_where_nothing_draws(tmp_path):
     with pytest.raises(GenSegError, match="generator 'gmm' has no weights to save or load"):
         loop.keep_generator(tmp_path / "generator", IMAGES, {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    "family, parameters", [("gan", "architecture"), ("vae", "architecture"), ("diffusion", "weights"), ("gmm", "policy")]
+)
+def test_the_state_of_a_training_has_the_form_of_a_fresh_one(family, parameters, dims):
+    """By which a state of another form is told before it is loaded."""
+    sections = {
+        "generator": {"name": family},
+        "redraw": {"mode": "tissue"},
+        "masks": {"source": "shape_vae"},
+        "mixing": {"sources": {"deformation": 0.5, "redraw": 0.5}},
+        "feedback": {"parameters": parameters},
+    }
+    fresh, trained = Setting(dims, **sections), Setting(dims, **sections)
+    trained.learn(2)
+    trained.loop.sample(trained.image, trained.labels, 1.0)
+    trained.feedback()
+    state = through_a_file(trained.loop.state_dict())
+    assert first_difference(fresh.loop.state_dict(), state) is None
+    state["learned"]["sampler"]["deformer"]["largest"] = torch.zeros(1)
+    assert first_difference(fresh.loop.state_dict(), state) == ".learned.sampler.deformer.largest"

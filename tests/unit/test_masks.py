@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nnunetv2_genseg.config import DeformationConfig
-from nnunetv2_genseg.synthesis.bounds import class_sizes
+from nnunetv2_genseg.synthesis.bounds import class_sizes, within_sizes
 from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.synthesis.masks import SMALLEST, MaskDeformer
 from nnunetv2_genseg.synthesis.spatial import identity_grid
@@ -181,3 +181,23 @@ def test_bounds_survive_a_checkpoint():
     assert first.largest.any()
     resumed.unbound()
     assert first.largest.isfinite().all(), "they share no memory"
+
+
+def test_with_65_small_structures_most_new_masks_are_accepted():
+    """Each class is judged by itself: as a whole, hardly a mask would be."""
+    classes = 65
+    rows, columns = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
+    centres = 4 + 88 * torch.rand(classes, 2, generator=seeded())
+    labels = torch.zeros(24, 96, 96, dtype=torch.long)
+    for patch, wobble in zip(labels, torch.rand(24, classes, 3, generator=seeded(1)), strict=True):
+        for i in range(classes):
+            (y, x), radius = centres[i] + 3 * wobble[i, :2], 1.5 + 3 * wobble[i, 2]
+            patch[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = i + 1
+    made = deformer(2, DeformationConfig(), classes)
+    made.largest.zero_()
+    made.observe(labels)
+    found = torch.cat([made.sample(labels, seeded(i)).accepted for i in range(4)])
+    assert found.float().mean() > 0.4
+    made.admits = lambda real, new, may_leave=None: within_sizes(real, new, SMALLEST, made.largest, None, may_leave)
+    found = torch.cat([made.sample(labels, seeded(i)).accepted for i in range(4)])
+    assert found.float().mean() < 0.1

@@ -14,6 +14,7 @@ from nnunetv2_genseg.trainers.preflight import (
     require_labels,
     require_previous_stage,
     require_splits,
+    shown_classes,
     warn_of_seen,
 )
 
@@ -131,11 +132,33 @@ def test_a_description_without_what_nnunet_needs_is_refused(missing):
 
 
 @pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"labels": ["a"]}, r"`labels` in dataset\.json must be a mapping of names to labels .*found \['a'\]"),
+        ({"labels": {"0": "background"}}, r"`labels` .*found 'background'"),
+        ({"channel_names": ["MRI"]}, r"`channel_names` in dataset\.json must be a mapping of numbers to names"),
+        ({"channel_names": {"0": 3}}, r"`channel_names` .*0: .*found 3"),
+    ],
+)
+def test_a_description_of_another_form_is_refused(change, message):
+    with pytest.raises(GenSegError, match=message):
+        require_description({"labels": {"background": 0, "a": [1, 2]}, "channel_names": {"0": "MRI"}} | change)
+    with pytest.raises(GenSegError, match=r"dataset\.json must be a mapping"):
+        require_description([change])
+
+
+@pytest.mark.parametrize(
     "content, message",
     [
         ("{", "is not valid JSON"),
         ({"train": [], "val": []}, "must be a list"),
         ([{"train": ["case_2"]}], "must be a list"),
+        ([{"train": "case_2", "val": []}], r"must be a list .*0\.train: .*found 'case_2'"),
+        ([{"train": [["case_2"]], "val": []}], r"must be a list .*0\.train\.0: .*found \['case_2'\]"),
+        ([{"train": [3], "val": []}], r"0\.train\.0: .*found 3"),
+        (["case_2"], "must be a list"),
+        (3, "must be a list"),
+        ("[" * 100_000, "is not valid JSON"),
         ([{"train": ["case_2", "other"], "val": ["strange"]}], "cases that are not preprocessed: other, strange"),
     ],
 )
@@ -184,3 +207,16 @@ def test_cases_that_the_first_stage_did_not_segment_are_named(tmp_path):
         require(tmp_path)
     with pytest.raises(GenSegError, match=rf"{tmp_path}/none, the previous stage's segmentations, is missing; {REMEDY}"):
         require(tmp_path / "none")
+
+
+def test_the_classes_that_a_case_shows_are_found(tmp_path):
+    save(tmp_path, "both", labelled((1, 6, 7), 1, 2))
+    save(tmp_path, "none", labelled((1, 6, 7), -1))
+    save(tmp_path, "regions", labelled((1, 6, 7), 2), {(1, 2): [[0, 0, 0]], 2: []})
+    dataset = nnUNetDatasetBlosc2(str(tmp_path))
+    classes = {"a": 1, "b": 2, "whole": (1, 2)}
+    found = shown_classes(dataset, ["both", "none", "regions"], classes)
+    assert found == {"both": {"a", "b"}, "none": set(), "regions": {"whole"}}
+    (tmp_path / "both.pkl").write_bytes(b"no pickle")
+    with pytest.raises(GenSegError, match="preprocessed case both cannot be read"):
+        shown_classes(dataset, ["both"], classes)

@@ -1,17 +1,23 @@
 """Trained generators as folders: what is written, what is refused and why."""
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from nnunetv2_genseg.config import GeneratorConfig, GenSegError
+from nnunetv2_genseg.config import GeneratorConfig, GenSegError, GenSegFileError
 from nnunetv2_genseg.generators import NetworkPlan, build_generator
 from nnunetv2_genseg.generators.diffusion import TimedUNet
-from nnunetv2_genseg.generators.pretrained import ImageKind, identity, load_pretrained, save_pretrained
+from nnunetv2_genseg.generators.pretrained import ImageKind, identity, load_pretrained, save_pretrained, strangers_in
 from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 LAYOUT = ConditionLayout(2, 3, 1)
@@ -68,8 +74,8 @@ def test_diffusers_own_classes_draw_the_same_from_the_folder(dims, folder):
         generator.training_step(condition, image, style)
     save_pretrained(generator, folder, own, CASES)
 
-    network = (UNet2DModel if dims == 2 else TimedUNet).from_pretrained(folder, subfolder="unet")
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+    network = (UNet2DModel if dims == 2 else TimedUNet).from_pretrained(folder / "weights_0", subfolder="unet")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "weights_0", subfolder="scheduler")
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 2, 2))
     sample = style
     with torch.no_grad():
@@ -147,15 +153,94 @@ def test_another_folder_is_refused(content, tmp_path):
         load_pretrained(generator, tmp_path, own)
 
 
-def test_a_folder_that_was_left_half_written_does_not_look_whole(folder, monkeypatch):
+class Full:
+    """A generator whose weights cannot all be written: the disk is full."""
+
+    def __init__(self, generator, spoil):
+        self.generator, self.spoil = generator, spoil
+
+    def save_weights(self, folder):
+        self.generator.save_weights(folder)
+        self.spoil()
+
+    def load_weights(self, folder):
+        self.generator.load_weights(folder)
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), SafetensorError("No space left"), KeyboardInterrupt()])
+def test_a_generator_that_cannot_be_written_leaves_the_one_before_it(fault, folder):
+    def spoil():
+        raise fault
+
     generator, own = build("gan")
     save_pretrained(generator, folder, own, CASES)
-    assert json.loads((folder / "config.json").read_text()).items() > own.items()
-    monkeypatch.setattr(generator, "save_weights", lambda folder: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    newer, _ = build("gan", seed=1)
+    raised = KeyboardInterrupt if isinstance(fault, KeyboardInterrupt) else GenSegFileError
+    for _ in range(2):
+        with pytest.raises(raised, match=None if raised is KeyboardInterrupt else r"could not write .*No space left.*intact"):
+            save_pretrained(Full(newer, spoil), folder, own, CASES)
+        assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights_0"]
+        receiver, _ = build("gan", seed=2)
+        load_pretrained(receiver, folder, own)
+        assert all(map(torch.equal, receiver.weights(), generator.average.weights().values()))
+    save_pretrained(newer, folder, own, CASES)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights_1"]
+
+
+@pytest.mark.parametrize("moment", ["weights", "rename config", "remove weights"])
+def test_a_process_killed_while_it_writes_leaves_a_whole_generator(moment, folder):
+    """And the next one tidies up."""
+    generator, own = build("gan")
+    save_pretrained(generator, folder, own, CASES)
+    program = f"""
+        import os, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        from test_pretrained import CASES, Full, build
+        from nnunetv2_genseg.generators.pretrained import save_pretrained
+        generator, own = build("gan", seed=1)
+        def audit(event, arguments):
+            name = os.path.basename(str(arguments[0])) if arguments else ""
+            if {moment!r} == "rename config" and event == "os.rename" and name.startswith("config.json"):
+                os._exit(7)
+            if {moment!r} == "remove weights" and event == "shutil.rmtree" and name == "weights_0":
+                os._exit(7)
+        sys.addaudithook(audit)
+        spoil = (lambda: os._exit(7)) if {moment!r} == "weights" else (lambda: None)
+        save_pretrained(Full(generator, spoil), Path({str(folder)!r}), own, CASES)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    receiver, _ = build("gan", seed=2)
+    load_pretrained(receiver, folder, own)
+    written = build("gan", seed=1)[0] if moment == "remove weights" else generator
+    assert all(map(torch.equal, receiver.weights(), written.average.weights().values()))
+    assert strangers_in(folder) == ([] if moment != "rename config" else [next(folder.glob("*.partial")).name])
+    save_pretrained(generator, folder, own, CASES)
+    load_pretrained(receiver, folder, own)
+    assert all(map(torch.equal, receiver.weights(), generator.average.weights().values()))
+
+
+@FAMILY
+def test_modes_of_the_files_follow_the_umask(family, folder):
+    generator, own = build(family)
+    before = os.umask(0o027)
+    try:
         save_pretrained(generator, folder, own, CASES)
-    with pytest.raises(GenSegError, match="not the folder"):
-        load_pretrained(generator, folder, own)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o640}
+
+
+def test_files_of_others_are_told_from_ours(folder):
+    assert strangers_in(folder) == []
+    generator, own = build("gan")
+    save_pretrained(generator, folder, own, CASES)
+    assert strangers_in(folder) == []
+    (folder / "notes.txt").touch()
+    assert strangers_in(folder) == ["notes.txt"]
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    assert strangers_in(folder) == ["config.json", "notes.txt"]
 
 
 def test_a_family_without_weights_has_nothing_to_save(folder):
@@ -172,7 +257,7 @@ def test_a_folder_of_another_format_is_refused_with_the_remedy(number, folder):
     described = json.loads((folder / "config.json").read_text())
     del described["format"]
     (folder / "config.json").write_text(json.dumps(described if number is None else described | {"format": number}))
-    with pytest.raises(GenSegError, match=rf"has format {number!r}, this version reads 2; train it again with `genseg pretrain`"):
+    with pytest.raises(GenSegError, match=rf"has format {number!r}, this version reads 3; train it again with `genseg pretrain`"):
         load_pretrained(generator, folder, own)
 
 
@@ -182,7 +267,7 @@ def test_the_weights_that_are_kept_are_the_averaged_ones(dims, folder):
     for _ in range(5):
         generator.training_step(*inputs(generator, dims))
     save_pretrained(generator, folder, own, CASES)
-    kept, average = load_file(folder / "model.safetensors"), generator.average.weights()
+    kept, average = load_file(folder / "weights_0" / "model.safetensors"), generator.average.weights()
     assert kept.keys() == average.keys()
     assert all(torch.equal(kept[name], average[name]) for name in kept)
     assert not all(torch.equal(kept[name], weight) for name, weight in generator.network.named_parameters())

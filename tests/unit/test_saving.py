@@ -172,7 +172,7 @@ def test_what_a_killed_process_leaves_is_removed(tmp_path):
     def save(filename):
         with open(filename, "wb") as file:
             file.write(b"half")
-        os.rename(filename, filename.replace(".pth", "_killed.pth"))  # as if nothing had been cleaned up
+        os.rename(filename, filename.replace(str(os.getpid()), "1"))  # as if nothing had been cleaned up
         raise Killed
 
     with pytest.raises(Killed):

@@ -187,7 +187,19 @@ def test_a_patch_that_would_lose_a_class_keeps_its_mask(dims, monkeypatch):
     shows_both = (real == 2).flatten(1).any(dim=1)
     assert shows_both.any()
     assert torch.equal(model.sample(real, seeded())[shows_both], real[shows_both])
-    assert model.bounds.admit(merged)[shows_both].any(), "the bounds alone would admit it"
+    assert model.bounds.admit(merged).all(dim=1)[shows_both].any(), "the bounds alone would admit it"
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_structure_beyond_the_bounds_stays_real_among_new_ones(dims, monkeypatch):
+    model, real = trained_on_phantoms(dims, 2)
+    moved = real.roll(1, dims=-1)
+    new = moved.clamp(max=1)  # class 2 is lost
+    monkeypatch.setattr(model, "draw", lambda labels, amount, rng: new)
+    sampled = model.sample(real, seeded())
+    assert torch.equal(sampled == 2, real == 2)
+    changed = ((sampled == 1) != (real == 1)).flatten(1).any(dim=1)
+    assert changed[(real == 2).flatten(1).any(dim=1)].float().mean() > 0.5
 
 
 def test_real_masks_are_observed_in_every_tenth_step():

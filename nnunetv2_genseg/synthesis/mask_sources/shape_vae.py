@@ -207,8 +207,8 @@ class ShapeVAE:
     def sample(self, labels: Tensor, rng: torch.Generator, amount: Tensor | float = 1.0) -> Tensor:
         """New shapes, each in the place of a real one and of its classes.
 
-        A patch keeps its real mask where the new one would lose a class, or have fewer or more components or holes of a class
-        than the real masks seen in training.
+        A class keeps its real shape where the new one is lost, or has fewer or more components or holes than in the real masks
+        seen in training. If a class still is out of bounds with these real shapes among the new ones, the whole mask stays real.
 
         Args:
             labels: (B, *spatial) int64 class maps.
@@ -219,9 +219,19 @@ class ShapeVAE:
             (B, *spatial) int64; the ignore label, and patches without any structure, as they were.
         """
         drawn = self.draw(labels, amount, rng)
-        real, new = (class_sizes(maps, 2 + self.foreground) > 0 for maps in (labels, drawn))
-        accepted = (real == new)[:, 1:].all(dim=1) & self.bounds.admit(drawn)
-        return torch.where(per_patch(accepted, labels), drawn, labels)
+        refused = ~self._admitted(labels, drawn)
+
+        def of_refused(maps: Tensor) -> Tensor:
+            return functional.pad(refused, (1, 1)).gather(1, maps.flatten(1)).view_as(maps)
+
+        mixed = torch.where(of_refused(labels), labels, drawn.masked_fill(of_refused(drawn), 0))
+        accepted = self._admitted(labels, mixed).all(dim=1)
+        return torch.where(per_patch(accepted, labels), mixed, labels)
+
+    def _admitted(self, labels: Tensor, new: Tensor) -> Tensor:
+        """(B, foreground) booleans: whether a class is in a new mask if it is in the real one, and within the bounds there."""
+        real, there = (class_sizes(maps, 2 + self.foreground)[:, 1:-1] > 0 for maps in (labels, new))
+        return (real == there) & self.bounds.admit(new)
 
     @torch.no_grad()
     def draw(self, labels: Tensor, amount: Tensor | float, rng: torch.Generator) -> Tensor:

@@ -1,0 +1,84 @@
+"""What holds for a training whatever it trains: alone in its folder, its fault in its log, no process left behind."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.trainers.folder_lock import alone_in
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Inside the block SIGTERM ends this process and those that it started, as an error does, with exit status 143.
+
+    Python's default ends this process alone: what loads data would stay. A handler of somebody else is left as it is.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        for child in active_children():
+            child.terminate()
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class GuardedTraining(nnUNetTrainer):
+    """A trainer of nnU-Net that no other process, lost terminal or SIGTERM leaves in a bad state."""
+
+    _prints = True
+    """Whether there is still a terminal to print to."""
+
+    def run_training(self) -> None:
+        """nnU-Net's. What ends it is also in the log of the fold folder.
+
+        Raises:
+            GenSegError: another process trains in this fold folder.
+        """
+        alone = alone_in(Path(self.output_folder)) if self.local_rank == 0 else nullcontext()
+        with alone, ending_on_sigterm():
+            try:
+                super().run_training()
+            except GenSegError as error:
+                self.print_to_log_file(f"GenSeg: {error}", also_print_to_console=False)
+                raise
+            except Exception:
+                self.print_to_log_file(traceback.format_exc(), also_print_to_console=False)
+                raise
+            finally:
+                self._finish_loaders()
+
+    def _finish_loaders(self) -> None:
+        """Ends the processes that load and augment."""
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if isinstance(loader, NonDetMultiThreadedAugmenter):
+                loader._finish()
+
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """nnU-Net's. A terminal that is closed or gone does not end the training."""
+        try:
+            shown = also_print_to_console and self._prints
+            super().print_to_log_file(*args, also_print_to_console=shown, add_timestamp=add_timestamp)
+        except (OSError, ValueError) as error:
+            self._prints = False
+            with suppress(OSError, ValueError):
+                text = f"GenSeg: nothing more is printed, because printing failed: {error}"
+                super().print_to_log_file(text, also_print_to_console=False)
