@@ -19,8 +19,8 @@ SMALLEST = 0.3
 """A class that keeps less than this fraction of its voxels makes the new mask be rejected; of classes that the patch's border
 cuts, only if all classes together keep less."""
 TOLERATED = 0.25
-"""Fraction of a patch's classes that may be out of bounds: none of three, 16 of 65. Of many small structures one nearly always is,
-so that hardly a new mask would be accepted if none might be."""
+"""Fraction of a patch's classes that may be out of bounds: none of three, 16 of 65. Of many small structures one nearly always
+is, so that hardly a new mask would be accepted if none might be."""
 
 
 @dataclass(frozen=True)
