@@ -84,6 +84,9 @@ def writing(path: Path, partial: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         _remove(partial)
+        interruption = _interruption(error)
+        if interruption is not None:
+            raise interruption from None
         of_writing = isinstance(error, RuntimeError) and any(words in str(error) for words in OF_WRITING)
         if not (isinstance(error, (OSError, SafetensorError)) or of_writing) or isinstance(error, GenSegFileError):
             raise
@@ -93,6 +96,13 @@ def writing(path: Path, partial: Path) -> Iterator[None]:
         ) from error
     finally:
         _in_progress.discard(partial)
+
+
+def _interruption(error: BaseException | None) -> BaseException | None:
+    """What ended the process if an error only follows from it: torch's writer fails when SIGTERM interrupts it."""
+    while error is not None and isinstance(error, Exception):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def partial_of(path: Path) -> Path:

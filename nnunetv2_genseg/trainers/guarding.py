@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -29,9 +30,14 @@ def ending_on_sigterm() -> Iterator[None]:
         yield
         return
 
+    owner = os.getpid()
+
     def end(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a forked process has the handler too, and nobody reads what it would flush
+            os._exit(128 + number)
         for child in active_children():
-            child.terminate()
+            if not child.daemon:  # Python ends the others by itself, after what uses them has let them finish
+                child.terminate()
         sys.exit(128 + number)
 
     signal.signal(signal.SIGTERM, end)

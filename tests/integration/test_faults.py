@@ -209,15 +209,14 @@ def test_splits_or_plans_that_were_edited_before_it_goes_on_are_refused(copy, pr
     assert "only there" in outcome.error
     edit(folder / "splits_final.json", lambda splits: splits[-1:] + splits[:-1])
 
-    def smaller_batch(plans: Any) -> Any:
-        plans["configurations"]["2d"]["batch_size"] = 2
+    def larger_batch(plans: Any) -> Any:
+        plans["configurations"]["2d"]["batch_size"] += 1
         return plans
 
-    edit(folder / f"{TINY}.json", smaller_batch)
+    edit(folder / f"{TINY}.json", larger_batch)
     outcome = again.run(resume=True)
     assert outcome.exit_status == 2
     assert "another training: `batch_size` of the plans is " in outcome.error
-    assert "there, 2 here" in outcome.error
     assert (copy.folder / "genseg_split.json").read_text() == recorded
 
 

@@ -109,6 +109,32 @@ def test_an_error_of_the_content_is_no_error_of_writing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("interruption", [SystemExit(143), KeyboardInterrupt()])
+@pytest.mark.parametrize("writes", [0, 1, 3])
+def test_an_interruption_of_writing_is_no_error_of_writing(saved, interruption, writes):
+    """Torch's writer takes what its file raises, as a handler of SIGTERM does, for a fault of the file."""
+    path = checkpoint.sibling(saved, 50)
+    before = path.read_bytes()
+
+    class Interrupted:
+        def __init__(self, file):
+            self.file, self.left = file, writes
+
+        def write(self, content):
+            self.left -= 1
+            if self.left < 0:
+                raise interruption
+            return self.file.write(content)
+
+        def flush(self):
+            self.file.flush()
+
+    with pytest.raises(type(interruption)), checkpoint.replacing(path) as file:
+        torch.save({"weights": torch.zeros(1000)}, Interrupted(file))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_missing_sibling_is_refused(saved):
     with pytest.raises(GenSegError, match=r"of epoch 51.*missing; restore that file"):
         load(saved, epoch=51)
