@@ -145,6 +145,8 @@ def table(results: list[Result], part: str) -> str:
 def headroom(results: list[Result], part: str) -> str:
     """Markdown: stock with more labels and the plans of N, and which share of the gap from N to 4N GenSeg closes.
 
+    The share is left out unless the gap is larger than two standard errors.
+
     Empty as long as no dataset of the comparison has results with more labels.
     """
     lines = []
@@ -160,9 +162,10 @@ def headroom(results: list[Result], part: str) -> str:
             continue
         cells = [f"{dataset} {NAMES[dataset]}, N = {budget}", _mean_dice(stock, part)]
         cells += [_mean_dice(more[cases], part) for cases in (2 * budget, 4 * budget, POOL)]
-        gap, _, _ = gain_over_seeds(more[4 * budget], stock, part)
+        gap, error, _ = gain_over_seeds(more[4 * budget], stock, part)
         gain, _, _ = gain_over_seeds([result for result in of_comparison if result["arm"] == "genseg"], stock, part)
-        cells += ["" if np.isnan(gap) else f"{100 * gap:.1f}", "" if np.isnan(gap + gain) else f"{100 * gain / gap:.0f} %"]
+        cells.append("" if np.isnan(gap) else f"{100 * gap:.1f}")
+        cells.append(f"{100 * gain / gap:.0f} %" if gap > 2 * error and not np.isnan(gain) else "")
         lines.append(f"| {' | '.join(cells)} |\n")
     head = f"| dataset | N | 2N | 4N | {POOL} | points from N to 4N | closed by GenSeg |\n" + "| --- " * 7 + "|\n"
     return head + "".join(lines) if lines else ""
@@ -201,15 +204,16 @@ def figure(results: list[Result], part: str, path: Path) -> None:
             if arm in arms
         }
         gains = {dataset: values for dataset, values in gains.items() if values}
-        offset, colour = 0.2 * (i - (len(SHOWN) - 1) / 2), f"C{i}"
+        step = 0.8 / len(SHOWN)
+        offset, colour = step * (i - (len(SHOWN) - 1) / 2), f"C{i}"
         for dataset, values in gains.items():
             place = list(groups).index(dataset) + offset
-            axis.bar(place, 100 * np.mean(values), width=0.18, color=colour, alpha=0.4)
+            axis.bar(place, 100 * np.mean(values), width=0.9 * step, color=colour, alpha=0.4)
             axis.plot([place] * len(values), [100 * value for value in values], ".", color=colour)
         if gains:
             place = len(groups) + offset
             mean = 100 * np.mean([np.mean(values) for values in gains.values()])
-            axis.bar(place, mean, width=0.18, color=colour, label=f"{label} ({len(gains)} datasets)")
+            axis.bar(place, mean, width=0.9 * step, color=colour, label=f"{label} ({len(gains)} datasets)")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(groups) + 1), [*(f"{NAMES[dataset]}\nN = {BUDGET[dataset]}" for dataset in groups), "mean"])
     axis.set_xlim(-0.5, len(groups) + 0.5)

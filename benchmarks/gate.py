@@ -3,18 +3,21 @@
     python benchmarks/gate.py --raw PATH/TO/nnUNet_raw --work FOLDER [--dataset 102] [--candidates 200] [--device cpu]
 
 Trains half of the usual length with all sources and without feedback; then draws candidates of every kind. The true value of a
-candidate is by how much one SGD step on it alone lowers the loss on the validation part, cases that the training never sees. It
-is rank-correlated with values that a training can afford:
+candidate is by how much one SGD step on it alone lowers the loss on half of the validation part, cases that the training never
+sees. It is rank-correlated with values that a training can afford:
 
 - `loss`: the segmentation network's loss on the candidate;
 - `hard`: that loss less the loss of the averaged weights (the teacher), so that a wrong label is not preferred;
-- `agreement_heldout`: product of the candidate's gradient with that of two held-out patches, drawn anew for every candidate;
+- `agreement_heldout`: product of the candidate's gradient with that of two patches of the validation part's other half, drawn
+  anew for every candidate;
 - `agreement_training`: the same with the gradient of 32 real training patches;
-- `agreement_validation`: the same with the gradient on the validation part itself, the most that an agreement could tell;
+- `agreement_validation`: the same with the gradient on the half that the true value is measured on, the most that an agreement
+  could tell;
 - `random`.
 
-`best_of_4` is what choosing the best of four at random by each value gains over taking any, as a share of what choosing by the
-true value gains.
+Kinds differ in their mean, so a value that only tells the kind is correlated as well: `within_kinds` is the rank correlation of
+what is left when the kinds' means are taken away. `best_of_4` is what choosing the best of four at random by each value gains
+over taking any, as a share of what choosing by the true value gains.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ from cells import BUDGET, SCALE, Cell, length
 from gain import Place, build_cell, prepare
 from provenance import provenance
 from raw_datasets import part_of
+
+from nnunetv2_genseg.config import PasteConfig
+from nnunetv2_genseg.synthesis.paster import Paster
 
 RESULTS = Path(__file__).parent / "results" / "gate"
 REAL = "real"
@@ -134,7 +140,9 @@ def draw(trainer: Any, kind: str, parts: Any) -> tuple[Any, Any]:
     loop.sampler.paster.remember(image, labels, parts.cases)
     source, *pasted = kind.split(" + ")
     if pasted:
-        image, labels = loop.sampler.paster.paste(image, labels, parts.cases, [slot], loop.rng, loop.slot_rng)
+        paster = Paster(PasteConfig(probability=1.0), loop.sampler.paster.context)
+        paster.donors = loop.sampler.paster.donors
+        image, labels = paster.paste(image, labels, parts.cases, [slot], loop.rng, loop.slot_rng)
     if source == REAL:
         return image[slot:], labels[slot:]
     pairs = loop.sampler.replace(image, labels, {source: [slot]}, loop.rng).pairs
@@ -148,6 +156,9 @@ def candidates(trainer: Any, teacher: Any, cell: Cell, place: Place, count: int)
     judge, device = Judge(trainer, teacher), trainer.device
     rng = np.random.default_rng(cell.seed)
     image, labels = (values.to(device) for values in validation_patches(trainer, cell, place))
+    order = rng.permutation(len(image))
+    others, judged = np.array_split(order, 2)
+    other_image, other_labels, image, labels = image[others], labels[others], image[judged], labels[judged]
     with torch.no_grad():
         before = float(judge.value(judge.network, image, labels))
     of_validation = judge.gradient(image, labels)
@@ -161,11 +172,11 @@ def candidates(trainer: Any, teacher: Any, cell: Cell, place: Place, count: int)
             pair = draw(trainer, kind, trainer._batches.parts(next(trainer.dataloader_train)))
             loss, of_teacher = (float(judge.value(network, *pair)) for network in (judge.network, judge.teacher))
         gradient = judge.gradient(*pair)
-        held_out = rng.choice(len(image), HELD_OUT, replace=False)
+        held_out = rng.choice(len(other_image), HELD_OUT, replace=False)
         values = {
             "loss": loss,
             "hard": loss - of_teacher,
-            "agreement_heldout": product(gradient, judge.gradient(image[held_out], labels[held_out])),
+            "agreement_heldout": product(gradient, judge.gradient(other_image[held_out], other_labels[held_out])),
             "agreement_training": product(gradient, of_training),
             "agreement_validation": product(gradient, of_validation),
             "random": float(rng.random()),
@@ -187,6 +198,12 @@ def rank_correlation(first: Any, second: Any) -> dict[str, float]:
     return {"rank_correlation": round(float(spearmanr(first, second)[0]), 3), "low": round(low, 3), "high": round(high, 3)}
 
 
+def centred_by(kinds: list[str], values: list[float]) -> Any:
+    """Values less the mean of their kind."""
+    array, names = np.asarray(values), np.asarray(kinds)
+    return array - np.array([array[names == name].mean() for name in names])
+
+
 def best_of_4(values: Any, true: Any) -> float:
     """What choosing the best of four gains in the mean, as a share of what the true value would gain."""
     values, true = np.asarray(values), np.asarray(true)
@@ -199,22 +216,23 @@ def best_of_4(values: Any, true: Any) -> float:
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     """What the values tell of the true one over all synthetic candidates, and the mean true value by kind."""
     synthetic = [candidate for candidate in found if candidate["kind"] != REAL]
-    true = [candidate["true"] for candidate in synthetic]
+    true, kinds = ([candidate[key] for candidate in synthetic] for key in ("true", "kind"))
     told = {}
     for name in VALUES:
         values = [candidate[name] for candidate in synthetic]
         told[name] = rank_correlation(values, true) | {"best_of_4": best_of_4(values, true)}
+        told[name]["within_kinds"] = rank_correlation(centred_by(kinds, values), centred_by(kinds, true))["rank_correlation"]
         told[name]["with_foreground"] = rank_correlation(values, [one["foreground"] for one in synthetic])["rank_correlation"]
-    kinds = {}
+    by_kind = {}
     for kind in dict.fromkeys(candidate["kind"] for candidate in found):
         own = [candidate["true"] for candidate in found if candidate["kind"] == kind]
-        kinds[kind] = {
+        by_kind[kind] = {
             "mean_true": float(np.mean(own)),
             "standard_error": float(np.std(own, ddof=1) / np.sqrt(len(own))) if len(own) > 1 else None,
             "positive": round(float(np.mean(np.array(own) > 0)), 3),
             "count": len(own),
         }
-    return {"values": told, "kinds": kinds}
+    return {"values": told, "kinds": by_kind}
 
 
 def main() -> None:

@@ -120,7 +120,9 @@ class Feedback:
         return self.sampler.config.intensity.tone > 0 or shows
 
     def choose(self, count: int, rng: torch.Generator) -> dict[str, list[int]]:
-        """The source of each pair of a micro-batch: for generators those that show them, for the policy as in training.
+        """The source of each pair of a micro-batch.
+
+        For weights and architecture: only sources that show the generator. For the policy: as in training.
 
         Args:
             count: patches of the micro-batch.
@@ -176,7 +178,10 @@ class Feedback:
             )
             self.synchronise(direction.values())
             direction = segmenter.of_the_step(direction)
-            gradient = self.method(network, theta, direction, self.phi, network_input, loss, step_size)
+            if network_input.requires_grad:
+                gradient = self.method(network, theta, direction, self.phi, network_input, loss, step_size)
+            else:  # of a policy: no pair of this micro-batch has a style
+                gradient = [torch.zeros_like(own) for own in self.phi]
             if self.config.parameters == "policy" and self._moves_deformation:
                 slope = self._deformation_slope(segmenter, image, labels, direction, chosen, rng, before)
                 place = next(i for i, own in enumerate(self.phi) if own is self.sampler.policy.log_deformation)

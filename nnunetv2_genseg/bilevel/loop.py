@@ -96,10 +96,19 @@ class BilevelLoop:
         if cases is not None:
             slots = [slot for of_source in chosen.values() for slot in of_source]
             image, labels = self.sampler.paster.paste(image, labels, cases, slots, self.rng, self.slot_rng)
+            self.sampler.observe(labels)  # a mask with a pasted structure may be larger than any real one
         replacement = self.sampler.replace(image, labels, chosen, self.rng)
         self._note_finite(0, replacement.finite)
         self.meter.add({"acceptance_rate": replacement.pairs.accepted.float().mean()})
         return replacement
+
+    def forget_donors(self) -> None:
+        """Pastes nothing of the patches seen so far any more, since their cases may be held out from now on."""
+        self.sampler.paster.donors.clear()
+
+    def free(self, classes: Sequence[int]) -> None:
+        """Allows to paste classes at another place: those that occur at any place of the images."""
+        self.sampler.paster.context.free_classes = tuple(classes)
 
     @torch.no_grad()
     def preview(self, image: Tensor, labels: Tensor) -> Pairs:
@@ -145,7 +154,8 @@ class BilevelLoop:
     def check(self) -> str:
         """What was not finite since the last call, or nothing; the generator then returned to its last finite state.
 
-        The only place of an iteration that waits for the device. Called an iteration later, it hardly waits.
+        With the default settings, and between feedback steps, the only place of an iteration that waits for the device. Called an
+        iteration later, it hardly waits.
 
         Raises:
             FloatingPointError: that happened too often.

@@ -67,9 +67,9 @@ class PasteConfig(Section):
     """Probability that a part of another case's patch is pasted into a patch from which a pair is made; 0: never. Nothing is
     pasted where batches do not name their cases or hold further maps of the patch."""
     kinds: dict[str, float] = {"box": 1.0}
-    """How often each way to paste is drawn, relative to the others. `box`: a box at the same place (CutMix). `carve`: the
-    structures at their place, with a margin (CarveMix). `lesion`: structures of classes that occur at any place, turned and
-    scaled, at another place."""
+    """How often each way to paste is drawn, relative to the others. `box`: a box at the same place of the patch (CutMix).
+    `carve`: the structures at their place in the patch, with a margin (CarveMix). `lesion`: a structure of a class that occurs
+    at any place, turned and scaled, at another place; it is searched for on the CPU."""
 
     _weights = field_validator("kinds")(weights)
 

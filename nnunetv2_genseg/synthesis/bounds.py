@@ -31,7 +31,7 @@ def within_sizes(
     may_leave: Tensor | None = None,
     tolerated: float = 0.0,
 ) -> Tensor:
-    """Whether new masks lose no class, shrink none too far and show none larger than any seen, but for some of many classes.
+    """Whether no more than a tolerated part of the classes of new masks is lost, too small or larger than any seen.
 
     Each class is judged by itself: with many classes, one or another is out of bounds in nearly every new mask.
 

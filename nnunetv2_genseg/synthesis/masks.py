@@ -40,8 +40,7 @@ class MaskChange:
 
 
 class MaskDeformer:
-    """Deforms masks; rejects those that would lose a class, shrink one too far or show one larger than any seen, or do so to more
-    than `TOLERATED` of many classes.
+    """Deforms masks. Rejects a mask if more than `TOLERATED` of its classes are lost, too small or larger than any seen.
 
     Args:
         config: how far.
@@ -66,8 +65,8 @@ class MaskDeformer:
     ) -> MaskChange:
         """Draws a new mask for every patch.
 
-        A class that the patch's border cuts may shrink or leave, if `SMALLEST` of all classes together stays: else patches with
-        many structures would keep their masks.
+        A class that the patch's border cuts may shrink or leave, if all classes together keep at least the fraction `SMALLEST` of
+        their voxels: else patches with many structures would keep their masks.
 
         Args:
             labels: (B, *spatial) int64 real class maps.

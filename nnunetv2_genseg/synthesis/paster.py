@@ -34,12 +34,13 @@ class Paster:
         self.context = context
         self.kinds = {name: PASTES[name](context) for name in sorted(config.kinds)}
         self.donors: deque[tuple[str, Tensor, Tensor]] = deque(maxlen=CAPACITY)
-        """Case, (C, *spatial) image and (*spatial) int64 class map of each, on the device."""
+        """Case, (C, *spatial) image and (*spatial) int16 class map of each, on the device."""
 
     def remember(self, image: Tensor, labels: Tensor, cases: Sequence[str]) -> None:
         """Keeps real patches, (B, C, *spatial) and (B, *spatial), of the cases named, as donors of later calls too."""
         if self.config.probability > 0:
-            self.donors.extend((str(case), image[i].clone(), labels[i].clone()) for i, case in enumerate(cases))
+            latest = range(max(0, len(cases) - CAPACITY), len(cases))
+            self.donors.extend((str(cases[i]), image[i].clone(), labels[i].short()) for i in latest)
 
     def paste(
         self,
@@ -66,7 +67,7 @@ class Paster:
         for name, chosen in self._choose(cases, slots, slot_rng).items():
             own = slot_index([slot for slot, _ in chosen], image.device)
             donors = [self.donors[place] for _, place in chosen]
-            donor = (torch.stack([part[1] for part in donors]), torch.stack([part[2] for part in donors]))
+            donor = (torch.stack([part[1] for part in donors]), torch.stack([part[2] for part in donors]).long())
             changed = pasted(image.index_select(0, own), labels.index_select(0, own), *self.kinds[name](*donor, rng))
             image, labels = image.index_copy(0, own, changed[0]), labels.index_copy(0, own, changed[1])
         return image, labels
@@ -77,10 +78,10 @@ class Paster:
         names, weights = list(self.kinds), torch.tensor([self.config.kinds[name] for name in self.kinds])
         for slot in slots:
             others = [place for place, donor in enumerate(self.donors) if donor[0] != cases[slot]]
-            if others and float(torch.rand((), generator=rng)) < self.config.probability:
-                place = others[int(torch.randint(len(others), (), generator=rng))]
-                name = names[int(torch.multinomial(weights, 1, generator=rng))]
-                chosen.setdefault(name, []).append((slot, place))
+            drawn, place = torch.rand(2, generator=rng).tolist()
+            name = names[int(torch.multinomial(weights, 1, generator=rng))]
+            if others and drawn < self.config.probability:
+                chosen.setdefault(name, []).append((slot, others[int(place * len(others))]))
         return chosen
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,7 +27,10 @@ class Policy(nn.Module):
 
     @property
     def deformation(self) -> Tensor:
-        """Factor on the elastic displacement and on how new shapes are; without graph, since labels are integers."""
+        """Factor on the elastic displacement and on how far new shapes differ from the real ones.
+
+        Without graph, since labels are integers.
+        """
         return self._factor(self.log_deformation.detach())
 
     @property

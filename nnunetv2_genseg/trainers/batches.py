@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from torch import Tensor
+from torch.nn import functional
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.synthesis.pairs import slot_index
 from nnunetv2_genseg.synthesis.sampler import Replacement
-from nnunetv2_genseg.synthesis.spatial import warp_image, warp_labels
+from nnunetv2_genseg.synthesis.spatial import warp_labels
 
 Target = Tensor | list[Tensor]
 """(B, channels, *spatial); with deep supervision a list, full resolution first."""
@@ -28,8 +29,8 @@ def nearest(maps: Tensor, grid: Tensor) -> Tensor:
 
 
 def linear(maps: Tensor, grid: Tensor) -> Tensor:
-    """Rule for weights, distances and other real numbers."""
-    return warp_image(maps, grid)
+    """Rule for weights, distances and other real numbers: no value beyond those of the neighbours."""
+    return functional.grid_sample(maps, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def unchanged(maps: Tensor, grid: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class BatchCodec:
         target = _mapped(batch["target"], lambda level: level.to(self.device, non_blocking=True))
         labels = self.codec.to_classes(target if isinstance(target, Tensor) else target[0])
         cases = [str(case) for case in batch.get("keys", ())]
-        told = len(cases) == len(labels) and not _further_maps(batch)
+        told = len(cases) == len(labels) and all(SPATIAL_ENTRIES.get(key) is unchanged for key in _further_maps(batch))
         return Parts(network_input, target, network_input[:, : self.image_channels], labels, cases if told else None)
 
     def to_input(self, image: Tensor, labels: Tensor) -> Tensor:

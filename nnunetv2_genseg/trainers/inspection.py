@@ -2,64 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+import cc3d
 import numpy as np
 
 from nnunetv2_genseg.trainers import preflight
 from nnunetv2_genseg.trainers.planning import label_codec
 
 FREE_SPREAD = 0.1
-"""Structures of a class are at any place if the standard deviation over the cases of their centre, as a fraction of the image's
-extent, is at least this much along some axis."""
+"""A class is at any place if the centres of its structures, as fractions of the image's extent, have at least this standard
+deviation along two axes or more. Along one axis alone paired organs differ, and all organs where scans begin at different
+heights."""
 FEWEST = 3
-"""Cases that must show a class to tell."""
+"""Fewest cases with a class for this decision."""
 
 
-def inspect_cases(trainer: Any, dataset: Any) -> None:
-    """Checks the training cases, and tells the loop which classes may be pasted at another place.
-
-    Args:
-        trainer: a GenSeg trainer.
-        dataset: nnU-Net's dataset of its training cases.
+def inspect_cases(trainer: Any) -> None:
+    """Checks all training cases of a GenSeg trainer's fold, and tells its loop which classes may be pasted at another place.
 
     Raises:
         GenSegError: a case is faulty, or no case holds a voxel of a foreground class.
     """
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, trainer._held_out.of_fold["training"])
     preflight.require_foreground(dataset, trainer.label_manager)
     if "lesion" in trainer.genseg.paste.kinds:
-        trainer.loop.sampler.paster.context.free_classes = free_classes(dataset, trainer.label_manager)
+        free = free_classes(dataset, trainer.label_manager)
+        trainer.loop.free(free)
+        found = ", ".join(map(str, free)) or "none, so nothing is pasted by `lesion`"
+        trainer.print_to_log_file(f"GenSeg: classes that may be pasted at another place: {found}")
 
 
-def free_classes(dataset: Any, labels: Any) -> tuple[int, ...]:
-    """Classes that occur at any place of the images, by the voxels that nnU-Net's preprocessing kept of each.
+def free_classes(dataset: Any, labels: Any) -> list[int]:
+    """Classes whose structures occur at any place of the images.
 
     Args:
         dataset: nnU-Net's dataset of preprocessed cases.
-        labels: nnU-Net's LabelManager; with regions a class is free if all of its regions are.
+        labels: nnU-Net's LabelManager.
 
     Returns:
         Numbers of classes, as in `LabelCodec`'s class maps.
     """
-    regions = [_key(region) for region in (labels.foreground_regions if labels.has_regions else labels.foreground_labels)]
-    centres: dict[Any, list[Any]] = {region: [] for region in regions}
-    for case in dataset.identifiers:
-        data, _, _, properties = dataset.load_case(case)
-        for region, voxels in properties["class_locations"].items():
-            if _key(region) in centres and len(voxels):
-                centres[_key(region)].append(np.asarray(voxels)[:, 1:].mean(axis=0) / data.shape[1:])
-    free = [_is_free(centres[region]) for region in regions]
     codec = label_codec(labels)
-    if codec.regions is None:
-        return tuple(index for index in range(1, codec.foreground + 1) if free[index - 1])
-    members = codec.regions[:, : len(regions)].tolist()
-    return tuple(i for i in range(1, codec.foreground + 1) if all(free[r] for r, member in enumerate(members[i]) if member))
+    centres: dict[int, list[Any]] = {index: [] for index in range(1, codec.foreground + 1)}
+    for case in dataset.identifiers:
+        segmentation = np.asarray(dataset.load_case(case)[1][0])
+        for index, found in centres.items():
+            structures = segmentation == codec.labels[index]
+            if structures.any():
+                found.append(_centres(structures))
+    return [index for index, found in centres.items() if _are_free(found)]
 
 
-def _key(region: Any) -> Any:
-    return tuple(int(label) for label in region) if isinstance(region, Sequence) else int(region)
+def _centres(structures: Any) -> Any:
+    """(structures, dims) centres of connected components, as fractions of the extent; 2D images have one slice."""
+    components = cc3d.connected_components(structures.astype(np.uint8), connectivity=26)
+    return cc3d.statistics(components)["centroids"][1:] / structures.shape
 
 
-def _is_free(centres: list[Any]) -> bool:
-    return len(centres) >= FEWEST and bool((np.std(centres, axis=0) >= FREE_SPREAD).any())
+def _are_free(centres: list[Any]) -> bool:
+    if len(centres) < FEWEST:
+        return False
+    return int((np.concatenate(centres).std(axis=0) >= FREE_SPREAD).sum()) >= 2

@@ -8,6 +8,7 @@ from nnunetv2.utilities.helpers import empty_cache
 
 from nnunetv2_genseg.bilevel.schedule import stage_at
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.synthesis.paster import CAPACITY
 from nnunetv2_genseg.trainers.dry_run import feedback_explained, memory_is_full, restored_afterwards
 
 
@@ -29,6 +30,8 @@ def try_largest_steps(trainer: Any) -> None:
             trainer.loop.sampler.deformer.unbound()  # or new masks would be rejected
             batch = next(trainer.dataloader_train)
             parts = trainer._batches.parts(batch)
+            for _ in range(CAPACITY if parts.cases else 0):
+                trainer.loop.sampler.paster.remember(parts.image, parts.labels, parts.cases)
             replacement = trainer.loop.sample(parts.image, parts.labels, parts.cases, 1.0)
             trainer.host_step(trainer._batches.replaced(batch, parts, replacement))
             trainer.loop.training_step(parts.image, parts.labels)

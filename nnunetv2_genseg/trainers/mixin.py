@@ -126,8 +126,8 @@ class GenSegMixin(GuardedTraining):
         if previous is not None:
             stage = self.configuration_manager.previous_stage_name
             preflight.require_previous_stage(Path(previous), training.identifiers, stage, type(self).__name__)
-        if self.dataloader_train is None and not self._held_out.rotation:  # cases of a later rotation may have no foreground
-            inspect_cases(self, training)
+        if self.dataloader_train is None:
+            inspect_cases(self)
             seen = self._generator_saw.get(self.plans_manager.dataset_name, ())
             unseen = set(validation.identifiers) - set(training.identifiers)
             preflight.warn_of_seen(unseen, seen, self.genseg.generator.pretrained, self.print_to_log_file)
@@ -137,7 +137,7 @@ class GenSegMixin(GuardedTraining):
         """Loads from the cases that train from this iteration on."""
         if self._held_out.move_to(self._progress_of(self._global_iteration())):
             self._finish_loaders()
-            self.loop.sampler.paster.donors.clear()  # of cases that are held out now as well
+            self.loop.forget_donors()
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
             self.print_to_log_file(f"GenSeg: training continues with these cases held out: {self._held_out.described()}")
 

@@ -427,6 +427,16 @@ def test_micro_batches_show_the_generator_in_every_patch():
     assert setting.loop.feedback.choose(3, seeded()) == {"redraw": [0, 1, 2]}
 
 
+@pytest.mark.parametrize("sources", [{"deformation": 1.0}, {"deformation": 1.0, "redraw": 1.0}])
+def test_a_policy_is_moved_by_micro_batches_without_a_style_too(sources):
+    """Without a tone curve, deformed pairs have no gradient to the style factor."""
+    setting = Setting(mixing={"sources": sources}, intensity={"tone": 0.0}, feedback={"parameters": "policy"})
+    for _ in range(8):
+        setting.feedback(2)
+    assert setting.sampler.policy.log_deformation != 0
+    assert (setting.sampler.policy.log_style != 0) == ("redraw" in sources)
+
+
 def test_micro_batches_of_the_policy_come_from_the_sources_as_in_training():
     setting = Setting(mixing={"sources": {"deformation": 3.0, "redraw": 1.0}}, feedback={"parameters": "policy"})
     chosen = setting.loop.feedback.choose(4000, seeded())

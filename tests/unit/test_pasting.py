@@ -9,6 +9,7 @@ from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.synthesis.paster import CAPACITY, pasted
 from nnunetv2_genseg.synthesis.pasting import PASTES, PasteContext
 from nnunetv2_genseg.synthesis.pasting.box import FRACTION
+from nnunetv2_genseg.synthesis.pasting.lesion import one_component
 
 OFF = {"feedback": {"enabled": False}}
 PLAIN = {"deformation": STILL, "intensity": {"tone": 0.0, "shift": 0.0}, "mixing": DEFORMATION, **OFF}
@@ -134,9 +135,17 @@ def test_a_class_that_belongs_to_its_place_is_not_moved(free):
     assert not PASTES["lesion"](context(free=free))(image, labels, seeded())[2].any()
 
 
-def test_a_lesion_that_the_border_cuts_is_not_pasted():
-    image, labels = one_structure(2, at=0)
-    assert not PASTES["lesion"](context())(image, labels, seeded())[2].any()
+@DIMS
+def test_of_several_structures_one_that_the_border_does_not_cut_is_pasted(dims):
+    _, labels = one_structure(dims, count=60, size=4, at=0)
+    assert not one_component(labels > 0, seeded()).any(), "the border cuts it"
+    for at in (8, 16):
+        labels[(slice(None), *(slice(at, at + 4),) * dims)] = 1
+    found = one_component(labels > 0, seeded())
+    assert (found.flatten(1).sum(dim=1) == 4**dims).all()
+    first = found[(slice(None), *(9,) * dims)]
+    assert 15 < first.sum() < 45, "each of the two about equally often"
+    assert not found[(slice(None), *(1,) * dims)].any()
 
 
 def test_a_lesion_is_not_there_twice_where_its_image_is_mirrored_at_the_border():
@@ -252,7 +261,7 @@ def test_a_resumed_loop_pastes_as_the_first_one():
         setting = Setting(count=4, paste={"probability": 1.0, "kinds": {"box": 1.0, "lesion": 1.0}}, **PLAIN)
         loops.append(setting)
     first, second = loops
-    first.sampler.paster.context.free_classes = (1, 2)
+    first.loop.free([1, 2])
     first.loop.sample(first.image, first.labels, list("abcd"), 1.0)
     second.loop.load_state_dict(through_a_file(first.loop.state_dict()))
     assert second.sampler.paster.context.free_classes == (1, 2)
@@ -260,6 +269,27 @@ def test_a_resumed_loop_pastes_as_the_first_one():
         one, two = (each.loop.sample(each.image, each.labels, list("wxyz"), 1.0) for each in loops)
         assert torch.equal(one.pairs.image, two.pairs.image)
         assert torch.equal(one.pairs.labels, two.pairs.labels)
+
+
+def test_masks_with_a_pasted_structure_are_deformed_as_often_as_others():
+    """Their structures may together be larger than any real one."""
+    accepted = []
+    for probability in (0.0, 1.0):
+        setting = Setting(count=4, paste={"probability": probability, "kinds": {"carve": 1.0}}, mixing=DEFORMATION, **OFF)
+        rates = []
+        for _ in range(40):
+            pairs = setting.loop.sample(setting.image, setting.labels.roll(3, dims=1), list("abcd"), 1.0).pairs
+            rates.append(pairs.accepted.float().mean())
+            setting.labels = setting.labels.roll(1, dims=0)
+        accepted.append(float(torch.stack(rates).mean()))
+    assert accepted[1] > accepted[0] - 0.1
+
+
+def test_nothing_is_pasted_of_patches_that_were_forgotten():
+    setting, made = paster()
+    made.remember(setting.image, setting.labels, list("abcd"))
+    setting.loop.forget_donors()
+    assert made._choose(["e"], [0], seeded()) == {}
 
 
 def test_an_unknown_way_is_refused():

@@ -19,6 +19,7 @@ from torch.nn import functional
 from nnunetv2_genseg.generators.divergence import divergence
 from nnunetv2_genseg.generators.optimisation import adam, load_optimiser, optimiser_step
 from nnunetv2_genseg.synthesis.bounds import ComponentBounds, class_sizes
+from nnunetv2_genseg.synthesis.distance import distance_to
 from nnunetv2_genseg.synthesis.mask_sources.base import MASK_SOURCES
 from nnunetv2_genseg.synthesis.spatial import affine, identity_grid, one_hot, per_patch
 
@@ -54,18 +55,9 @@ def signed_distance(inside: Tensor, reach: float) -> Tensor:
     Returns:
         (B, *spatial) float32, positive inside.
     """
-    distance = torch.where(inside, _distance(~inside) - 0.5, 0.5 - _distance(inside))
+    farthest = math.ceil(reach) + 1
+    distance = torch.where(inside, distance_to(~inside, farthest) - 0.5, 0.5 - distance_to(inside, farthest))
     return distance.clamp(-reach, reach)
-
-
-def _distance(region: Tensor) -> Tensor:
-    """(B, *spatial) distances to the nearest voxel of a region, infinite without any: squares add up axis by axis."""
-    squared = torch.where(region, 0.0, math.inf)
-    for axis in range(1, region.ndim):
-        position = torch.arange(region.shape[axis], device=region.device)
-        steps = (position[:, None] - position).square().view(len(position), -1, *(1,) * (region.ndim - 1))
-        squared = (squared.movedim(axis, 0) + steps).amin(dim=1).movedim(0, axis)
-    return squared.sqrt()
 
 
 def frames(structures: Tensor) -> Tensor:

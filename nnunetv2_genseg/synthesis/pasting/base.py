@@ -24,8 +24,8 @@ class PasteContext:
     movable_axes: tuple[bool, ...]
     """False for an axis along which nothing is moved (anisotropic 3D)."""
     free_classes: tuple[int, ...] = ()
-    """Classes that occur at any place of an image, once the training cases have been looked at. The place of all others belongs
-    to what they are."""
+    """Classes that occur at any place of an image, once the training cases have been looked at. All others have a fixed
+    anatomical place."""
 
     def foreground(self, labels: Tensor) -> Tensor:
         """(B, *spatial) booleans: all voxels of a class, for class maps of that shape."""

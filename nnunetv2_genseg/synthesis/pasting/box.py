@@ -1,4 +1,4 @@
-"""A box at the same place, whatever it holds: CutMix (Yun et al., ICCV 2019, doi 10.1109/ICCV.2019.00612)."""
+"""A box at the same place of the patch, whatever it holds: CutMix (Yun et al., ICCV 2019, doi 10.1109/ICCV.2019.00612)."""
 
 from __future__ import annotations
 

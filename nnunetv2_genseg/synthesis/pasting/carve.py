@@ -1,4 +1,4 @@
-"""The donor's structures at their place, with a random margin.
+"""The donor's structures at their place in the patch, with a random margin.
 
 CarveMix (Zhang et al., NeuroImage 2023, doi 10.1016/j.neuroimage.2023.120041).
 """
@@ -14,7 +14,8 @@ from nnunetv2_genseg.synthesis.pasting.base import PASTES, PasteContext
 
 @PASTES.register("carve")
 class Carve:
-    """All structures of the donor, cut out within half of their depth inside their surface to their whole depth outside of it."""
+    """All structures of the donor, with d the signed distance to their surface: d < limit, which is at random between half of
+    their depth inside and their whole depth outside."""
 
     def __init__(self, context: PasteContext) -> None:
         self.context = context

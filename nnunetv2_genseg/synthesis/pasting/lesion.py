@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import cc3d
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nnunetv2_genseg.synthesis.bounds import at_border
 from nnunetv2_genseg.synthesis.pasting.base import PASTES, PasteContext
 from nnunetv2_genseg.synthesis.pasting.carve import carved
-from nnunetv2_genseg.synthesis.spatial import affine, identity_grid, per_patch, random_affine, warp_image, warp_labels
+from nnunetv2_genseg.synthesis.spatial import affine, identity_grid, random_affine, warp_image, warp_labels
 
 BORDER = 0.2
 """The new centre keeps this distance from the patch's border, as a fraction of its extent."""
@@ -16,10 +18,10 @@ BORDER = 0.2
 
 @PASTES.register("lesion")
 class Lesion:
-    """Structures of the free classes, turned and scaled about their centre, which moves to a random place.
+    """A structure of the free classes, turned and scaled about its centre, which moves to a random place.
 
-    The place is uniform in the patch but for its rim. A donor whose structures the patch's border cuts gives nothing, since the
-    cut would show.
+    The place is uniform in the patch but for its rim; what lies there is not looked at. A structure that the patch's border cuts
+    is not pasted, since the cut would show.
     """
 
     def __init__(self, context: PasteContext) -> None:
@@ -29,8 +31,7 @@ class Lesion:
         """See `Paste`."""
         count, spatial, dims = len(labels), labels.shape[1:], labels.ndim - 1
         config, axes = self.context.deformation, self.context.movable_axes
-        structure = self.context.free(labels)
-        cut = at_border(structure.long(), 2)[:, 1]
+        structure = one_component(self.context.free(labels), rng)
         positions = identity_grid(spatial, labels.device)
         weight = structure.flatten(1).float()
         centre = (weight @ positions.flatten(1, -2)[0]) / weight.sum(dim=1, keepdim=True).clamp(min=1)
@@ -42,5 +43,28 @@ class Lesion:
         labels = warp_labels(labels, grid)
         within = (grid.abs() <= 1).all(dim=-1)  # what is mirrored at the border would be there twice
         moved = warp_labels(structure.long(), grid).bool() & within
-        region = carved(moved, rng) & within & per_patch(~cut, labels)
+        region = carved(moved, rng) & within
         return warp_image(image, grid), labels, region
+
+
+def one_component(structures: Tensor, rng: torch.Generator) -> Tensor:
+    """A random connected component of each patch's structures that does not touch its border; found on the CPU.
+
+    Args:
+        structures: (B, *spatial) booleans.
+        rng: of the choice.
+
+    Returns:
+        (B, *spatial) booleans; False all over where there is none.
+    """
+    drawn = torch.rand(len(structures), generator=rng, device=rng.device).tolist()
+    chosen = [_component(patch, share) for patch, share in zip(structures.cpu().numpy(), drawn, strict=True)]
+    return torch.from_numpy(np.stack(chosen)).to(structures.device)
+
+
+def _component(structures: npt.NDArray[np.bool_], share: float) -> npt.NDArray[np.bool_]:
+    """The component at a fraction, in [0, 1), of all that the border does not cut."""
+    components = cc3d.connected_components(structures.astype(np.uint8), connectivity=8 if structures.ndim == 2 else 26)
+    faces = [components.take(end, axis=axis) for axis in range(components.ndim) for end in (0, -1)]
+    whole = np.setdiff1d(np.unique(components), [0, *(number for face in faces for number in np.unique(face))])
+    return components == whole[int(share * len(whole))] if len(whole) else np.zeros_like(structures)
