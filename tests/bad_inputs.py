@@ -161,6 +161,7 @@ def pretrained(**differing: Any) -> Preparation:
         "features": [4, 4, 4],
         "strides": [[1, 1], [2, 2], [2, 2]],
         "kernels": [[3, 3]] * 3,
+        "trained_on": {},
     }
 
     def prepare(place: Place) -> None:
@@ -424,6 +425,11 @@ TABLE: tuple[BadInput, ...] = (
         "splits_final.json names cases that are not preprocessed: other",
         edit("splits_final.json", lambda _: [{"train": ["tr_001", "other"], "val": ["tr_000"]}]),
     ),
+    BadInput(
+        "splits of numbers",
+        "0.train.0: Input should be a valid string; found 3",
+        edit("splits_final.json", lambda _: [{"train": [3], "val": []}]),
+    ),
     BadInput("preprocessed files missing", "nnUNetv2_plan_and_preprocess", lambda place: shutil.rmtree(place.cases)),
     BadInput("preprocessed images missing", "nnUNetv2_plan_and_preprocess", damage(Path.unlink, case("tr_001.b2nd"))),
     BadInput("preprocessed image corrupt", "tr_001", damage(garbage, case("tr_001.b2nd"))),
@@ -437,6 +443,12 @@ TABLE: tuple[BadInput, ...] = (
         "recorded settings corrupt",
         "genseg_config.json is not valid JSON",
         damage(truncate, in_fold("genseg_config.json")),
+        RESUME,
+    ),
+    BadInput(
+        "recorded settings of another form",
+        "genseg_config.json must be a mapping of settings",
+        damage(lambda path: path.write_text("[1]"), in_fold("genseg_config.json")),
         RESUME,
     ),
     BadInput("generator state missing", "checkpoint_latest.genseg-0004.pt is missing", damage(Path.unlink, SIBLING), RESUME),
@@ -455,6 +467,8 @@ TABLE: tuple[BadInput, ...] = (
     # a generator trained before
     BadInput("pretrained folder missing", "is not the folder of a trained", settings({"generator": {"pretrained": "/none"}})),
     BadInput("pretrained no path", "generator.pretrained: Input should be", settings({"generator": {"pretrained": 3}})),
+    BadInput("pretrained on cases of another form", "`trained_on` in", pretrained(trained_on={"Dataset901_Phantom2D": 3})),
+    BadInput("pretrained weights elsewhere", "must be one of weights_0, weights_1", pretrained(weights="../../weights")),
     BadInput("pretrained on other channels", "channels is ['T1'] there, ['R', 'G', 'B'] here", pretrained(channels=["T1"])),
     BadInput("pretrained otherwise normalised", "masked is [True, True, True] there", pretrained(masked=[True] * 3)),
     BadInput("pretrained at no spacing", "spacing is [None, None] there, [1.0, 1.0] here", pretrained(spacing=[None, None])),
