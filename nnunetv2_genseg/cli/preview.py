@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         GenSegError: the dataset was not preprocessed, or something else that a user can correct.
     """
-    chosen = parser().parse_args(arguments)
+    chosen = parser().parse_intermixed_args(arguments)
     require_fold(chosen.fold)
     require_set(PREPROCESSED)
     require_device(chosen.device, "-device cpu")
