@@ -160,11 +160,16 @@ class Feedback:
             measured["loss_heldout"] = value.item()
             return value
 
+        def on_synthetic(logits: hypergradient.Logits) -> Tensor:
+            value = loss(logits)
+            measured["loss_synthetic"] = value.item()
+            return value
+
         with torch.enable_grad():
             network_input, loss = _task(segmenter, self.sampler.replace(image, labels, chosen, rng).pairs)
             direction = hypergradient.segmenter_gradient(network, theta, held_out.network_input, on_held_out)
             self.synchronise(direction.values())
-            gradient = self.method(network, theta, direction, self.phi, network_input, loss, step_size)
+            gradient = self.method(network, theta, direction, self.phi, network_input, on_synthetic, step_size)
             if self.config.parameters == "policy" and self._moves_deformation:
                 slope = self._deformation_slope(segmenter, image, labels, direction, chosen, rng, before)
                 place = next(i for i, own in enumerate(self.phi) if own is self.sampler.policy.log_deformation)

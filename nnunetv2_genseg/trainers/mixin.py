@@ -58,7 +58,7 @@ class GenSegMixin(nnUNetTrainer):
             raise GenSegError("dataset.json declares no foreground label: there is nothing to segment or to draw")
         if self.preset_epochs is not None:
             self.num_epochs = self.preset_epochs
-        self.recorder = Recorder(self.print_to_log_file, self.local_rank == 0)
+        self.recorder = Recorder(self.print_to_log_file, self.local_rank == 0, self.logger.loggers)
         self._held_out = HeldOutCases(self)
         self._generator_saw: Cases = {}
         self._building_feedback_loss = False

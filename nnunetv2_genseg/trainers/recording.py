@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_genseg.bilevel.loop import BilevelLoop
-from nnunetv2_genseg.plots.progress import ProgressRecord
+from nnunetv2_genseg.plots.progress import SHARE, ProgressRecord
 from nnunetv2_genseg.plots.samples import save_samples
 
 SAMPLES_FILE = "genseg_samples.png"
@@ -27,11 +27,13 @@ class Recorder:
     Args:
         log: writes a line into nnU-Net's log.
         shown: whether this process shows a bar and writes pictures.
+        loggers: those of nnU-Net's loggers that take any value, such as wandb's. Its own curves hold a fixed list of values.
     """
 
-    def __init__(self, log: Callable[..., None], shown: bool) -> None:
+    def __init__(self, log: Callable[..., None], shown: bool, loggers: Sequence[Any] = ()) -> None:
         self.log = log
         self.shown = shown
+        self.loggers = loggers
         self.progress = ProgressRecord()
         self._bar: tqdm[Any] | None = None
 
@@ -56,6 +58,9 @@ class Recorder:
             self._bar.close()
             self._bar = None
         self.progress.add(epoch, share, values)
+        for logger in self.loggers if self.shown else ():
+            for name, value in ({SHARE: share} | values).items():
+                logger.log(f"genseg/{name}", value, epoch)
         if values:
             self.log("GenSeg", ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
