@@ -14,7 +14,9 @@ from nnunetv2_genseg.plots.progress import SHARE, ProgressRecord
 from nnunetv2_genseg.plots.samples import save_samples
 
 SAMPLES_FILE = "genseg_samples.png"
+"""Real patches and the pairs that are made from them at this moment of the training."""
 PROGRESS_FILE = "genseg_progress.png"
+"""Curves of the logged values over the epochs."""
 PICTURES = 12
 """The pictures are refreshed about this often during a training."""
 ROWS = 4
