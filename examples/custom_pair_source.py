@@ -29,7 +29,8 @@ class MirrorSource:
         """One pair for each real patch."""
         dims = labels.ndim - 1
         grid = identity_grid(labels.shape[1:], labels.device).expand(*labels.shape, dims)
-        mirrored = grid * torch.tensor([1.0] * (dims - 1) + [-1.0], device=labels.device)  # positions run from -1 to 1
+        # positions run from -1 to 1, the last axis first
+        mirrored = grid * torch.tensor([-1.0] + [1.0] * (dims - 1), device=labels.device)
         accepted = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
         change = MaskChange(labels, mirrored, accepted)
         return self.context.finished(warp_image(image, mirrored), image, change, rng)
