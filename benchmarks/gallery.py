@@ -319,20 +319,20 @@ def page() -> str:
 
 
 def readme_picture(drawn: dict[int, dict[tuple[str, str], Drawer]]) -> None:
-    """Writes the picture of the README: pairs of both default sources, in 2D and 3D."""
-    rows = []
-    for dims in (2, 3):
-        row = []
-        for source, which in (("deformation", 2), ("redraw", 1)):
-            drawer = drawn[dims]["gan", "tissue"].configured({"mixing": {"sources": {source: 1.0}}})
-            pairs, data = drawer.pair(source, which, seed=2), drawer.data
-            before = middle_slice(data.image[which], data.labels[which])
-            after = middle_slice(pairs.image[0], pairs.labels[0])
-            window = window_of(before[0])
-            row += [Cell(grey(before[0], window), "real image"), Cell(coloured(before[1], CODEC.foreground), "its mask")]
-            row += [Cell(coloured(after[1], CODEC.foreground), "new mask"), Cell(grey(after[0], window), f"image by {source}")]
-        rows.append(row)
-    save(rows, DOCS / "images" / "pairs.png", ("2D", "3D"))
+    """Writes the picture of the README: a pair by each default source in 2D, and one in 3D."""
+    rows, names = [], []
+    for dims, source, which in ((2, "deformation", 2), (2, "redraw", 1), (3, "redraw", 1)):
+        drawer = drawn[dims]["gan", "tissue"].configured({"mixing": {"sources": {source: 1.0}}})
+        pairs, data = drawer.pair(source, which, seed=2), drawer.data
+        before = middle_slice(data.image[which], data.labels[which])
+        after = middle_slice(pairs.image[0], pairs.labels[0])
+        window = window_of(before[0])
+        masks = [coloured(mask, CODEC.foreground) for mask in (before[1], after[1])]
+        pictures = (grey(before[0], window), *masks, grey(after[0], window))
+        titles = ("real image", "its mask", "new mask", "synthetic image") if not rows else ("",) * 4
+        rows.append([Cell(picture, title) for picture, title in zip(pictures, titles, strict=True)])
+        names.append(f"{source}, {dims}D")
+    save(rows, DOCS / "images" / "pairs.png", names)
 
 
 def main() -> None:
