@@ -124,12 +124,20 @@ the others may not. What each default rests on is in the [benchmarks](../benchma
 # ---------------------------------------------------------------------- trainers, commands, files, values
 
 
+def flat(preset: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """The settings of a preset by their full names, as `--set` takes them."""
+    found: dict[str, str] = {}
+    for key, value in preset.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
+    return found
+
+
 def trainer_rows(names: list[str]) -> str:
     """A table of trainers."""
     rows = []
     for name in names:
         trainer = getattr(trainers, name)
-        preset = f"`{json.dumps(trainer.preset)}`" if getattr(trainer, "preset", None) else "the defaults"
+        preset = "<br>".join(f"`{key}={value}`" for key, value in flat(getattr(trainer, "preset", {})).items()) or "the defaults"
         epochs = getattr(trainer, "preset_epochs", None)
         rows.append((f"`{name}`", str(trainer.__doc__), preset, str(epochs or "nnU-Net's")))
     return table(("trainer", "what it does", "settings", "epochs"), rows)
@@ -152,7 +160,7 @@ For tests and demonstrations: the environment variable `nnUNet_genseg_short` giv
 def commands() -> str:
     """reference/commands.md."""
     parts = ["# Commands\n\nA mistake gives one message and exit status 2. Every other error keeps its traceback.\n"]
-    with mock.patch.dict(os.environ, COLUMNS="100"):
+    with mock.patch.dict(os.environ, COLUMNS="88"):
         parts += [f"\n## genseg {name}\n\n```text\n{module.parser().format_help()}```\n" for name, module in WITH_OPTIONS.items()]
     parts += [f"\n## genseg {name}\n\n{function.__doc__}\n" for name, function in WITHOUT_OPTIONS.items()]
     return "".join(parts)
