@@ -38,5 +38,4 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def apply_overrides(overrides: Sequence[str]) -> None:
     """Hands the values of `--set` to the trainers, also to those in processes that nnU-Net starts."""
-    if overrides:
-        os.environ[OVERRIDES] = "\n".join(overrides)
+    os.environ[OVERRIDES] = "\n".join(overrides)
