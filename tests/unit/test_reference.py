@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
-    sys.path.insert(0, str(DOCS / "site"))
-    try:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(DOCS / "site"))
         import reference
-    except ModuleNotFoundError as error:  # pragma: no cover
-        pytest.skip(str(error))
-    finally:
-        sys.path.remove(str(DOCS / "site"))
     return {name: page() for name, page in reference.PAGES.items()}
 
 
