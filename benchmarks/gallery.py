@@ -29,9 +29,10 @@ from nnunetv2_genseg.synthesis.sources import PAIR_SOURCES
 
 DOCS = Path(__file__).parent.parent / "docs"
 FOLDER = DOCS / "images" / "gallery"
-ITERATIONS = 120
-"""Steps of a generator; a training of nnU-Net's default length takes 87,500."""
-BATCH = {2: 4, 3: 2}
+ITERATIONS = {2: 120, 3: 60}
+"""Steps of a generator in 2D and 3D: minutes on a CPU, far fewer than in a training."""
+BATCH = {2: 4, 3: 1}
+LEARNED = f"{ITERATIONS[2]} steps in 2D and {ITERATIONS[3]} in 3D"
 CODEC = LabelCodec.from_labels([1, 2], None)
 FAMILIES: dict[str, Settings] = {
     "gan": {},
@@ -242,7 +243,7 @@ def training_length(data: Phantoms, trained: dict[tuple[str, str], Drawer]) -> t
     """The same pair while the generator learns."""
     rows: list[list[Cell]] = [[real(data)], [real(data)]]
     drawer, done = Drawer(data, redrawn("tissue")), 0
-    for iterations in sorted({0, ITERATIONS // 10, ITERATIONS // 3, ITERATIONS}):
+    for iterations in (0, *(ITERATIONS[data.dims] // part for part in (10, 3, 1))):
         drawer.learn(iterations - done)
         done = iterations
         for row, mode in zip(rows, ("tissue", "residual"), strict=True):
@@ -252,7 +253,7 @@ def training_length(data: Phantoms, trained: dict[tuple[str, str], Drawer]) -> t
 
 def new_shapes(data: Phantoms, trained: dict[tuple[str, str], Drawer]) -> tuple[list[list[Cell]], list[str]]:
     """Masks of the mask source `shape_vae`, and the images that the generator draws for them."""
-    drawer = Drawer(data, redrawn("tissue", masks={"source": "shape_vae"}, deformation=STILL), ITERATIONS)
+    drawer = Drawer(data, redrawn("tissue", masks={"source": "shape_vae"}, deformation=STILL), ITERATIONS[data.dims])
     pairs = [drawer.pair("redraw", seed=seed) for seed in range(4)]
     masks = [mask_cell(data, pair.labels[0], "new mask" if bool(pair.accepted[0]) else "rejected") for pair in pairs]
     drawn = [drawer.cell("redraw", "synthetic", seed=seed) for seed in range(4)]
@@ -282,21 +283,22 @@ PANELS: dict[str, tuple[Panel, str, str]] = {
     "families": (
         families,
         "Generator families and modes",
-        f"Generators after {ITERATIONS} steps. Mode `mask` knows the labels alone. Most of a phantom has no label, so the "
+        f"Generators after {LEARNED}. Mode `mask` knows the labels alone. Most of a phantom has no label, so the "
         "generator can only guess what is there. This is a failure: use mode `mask` if labels fill the image. In mode `tissue` "
-        "the generator draws everything; little texture is drawn after so few steps. Mode `residual` keeps the texture of the "
+        "the generator draws everything; after so few steps there is little texture, and diffusion still draws noise. Mode "
+        "`residual` keeps the texture of the "
         "real image. The Gaussian mixture (`gmm`) needs tissue classes, so mode `mask` is refused.",
     ),
     "training_length": (
         training_length,
         "While the generator learns",
-        "The same pair after more and more steps of the GAN. An untrained generator draws noise in mode `tissue`. In mode "
-        "`residual` its errors nearly cancel from the beginning.",
+        "The same pair after more and more steps of the GAN. An untrained generator draws flat areas of wrong "
+        "intensities in mode `tissue`. In mode `residual` its errors nearly cancel from the beginning.",
     ),
     "new_shapes": (
         new_shapes,
         "New shapes",
-        f"The mask source `shape_vae` after {ITERATIONS} steps, nothing is deformed. It is off by default.",
+        f"The mask source `shape_vae` after {LEARNED}, nothing is deformed. It is off by default.",
     ),
 }
 HEAD = """# Gallery
@@ -338,20 +340,24 @@ def readme_picture(drawn: dict[int, dict[tuple[str, str], Drawer]]) -> None:
 def main() -> None:
     """Trains the generators, writes all pictures and the page."""
     torch.set_num_threads(1)
-    drawn = {}
-    for dims in (2, 3):
-        data = phantoms(dims)
-        drawn[dims] = trained = {}
-        for family in FAMILIES:
-            for mode in ("tissue", "mask")[: 1 if family == "gmm" else 2]:
-                print(f"{dims}D {family} {mode}", flush=True)
-                trained[family, mode] = Drawer(data, redrawn(mode, family), ITERATIONS)
-        for name, (panel, _, _) in PANELS.items():
-            print(f"{dims}D {name}", flush=True)
-            rows, names = panel(data, trained)
-            save(rows, FOLDER / f"{name}_{dims}d.png", names)
+    drawn = {dims: draw(dims) for dims in (2, 3)}
     readme_picture(drawn)
     (DOCS / "gallery.md").write_text(page(), encoding="utf-8")
+
+
+def draw(dims: int) -> dict[tuple[str, str], Drawer]:
+    """Trains the generators of one number of dimensions and writes the pictures; returns the drawers by family and mode."""
+    data = phantoms(dims)
+    trained: dict[tuple[str, str], Drawer] = {}
+    for family in FAMILIES:
+        for mode in ("tissue", "mask")[: 1 if family == "gmm" else 2]:
+            print(f"{dims}D {family} {mode}", flush=True)
+            trained[family, mode] = Drawer(data, redrawn(mode, family), ITERATIONS[dims])
+    for name, (panel, _, _) in PANELS.items():
+        print(f"{dims}D {name}", flush=True)
+        rows, names = panel(data, trained)
+        save(rows, FOLDER / f"{name}_{dims}d.png", names)
+    return trained
 
 
 if __name__ == "__main__":
