@@ -6,15 +6,16 @@ TEST_ARGS ?=
 VENV := .venv
 WHEEL_VENV := .venv-wheel
 OLDEST_VENV := .venv-oldest
+DEVELOPMENT_VENV := .venv-development
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 # Tests run side by side, each in one thread: small trainings are no faster in several. The long ones stand together, so that a
 # worker without tests takes another's.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
-test test-oldest: export OMP_NUM_THREADS := 1
+test test-oldest test-development: export OMP_NUM_THREADS := 1
 
-.PHONY: setup test test-oldest lint demo wheel gpu clean
+.PHONY: setup test test-oldest test-development lint docs demo wheel gpu clean
 
 setup: $(INSTALLED)
 
@@ -22,7 +23,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,docs]"
 	touch $@
 
 test: setup
@@ -34,6 +35,18 @@ test-oldest:
 	$(OLDEST_VENV)/bin/python -m pip install -c constraints-oldest.txt -e . pytest pytest-xdist hypothesis
 	$(OLDEST_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests/unit
 	$(OLDEST_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests/integration/test_coverage.py -k "predicts and (2d or 3d_fullres) or cascade and labels"
+
+# The same with nnU-Net as it is on its main branch, so that a change there is noticed before it is released.
+test-development:
+	$(PYTHON) -m venv $(DEVELOPMENT_VENV)
+	$(DEVELOPMENT_VENV)/bin/python -m pip install -c constraints.txt -e . pytest pytest-xdist hypothesis torchmetrics
+	$(DEVELOPMENT_VENV)/bin/python -m pip install --upgrade git+https://github.com/MIC-DKFZ/nnUNet
+	$(DEVELOPMENT_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests/unit
+	$(DEVELOPMENT_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests/integration/test_coverage.py -k "predicts and (2d or 3d_fullres) or cascade and labels"
+
+# The site, in build/site. Nothing is fetched from the network; a warning, such as a link that leads nowhere, is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .
@@ -57,5 +70,5 @@ gpu:
 	$(PYTHON) benchmarks/gpu.py --out build/gpu $(GPU_ARGS)
 
 clean:
-	rm -rf build dist *.egg-info $(WHEEL_VENV) $(OLDEST_VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* coverage.xml
+	rm -rf build dist *.egg-info $(WHEEL_VENV) $(OLDEST_VENV) $(DEVELOPMENT_VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* coverage.xml
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -25,6 +25,7 @@ from nnunetv2_genseg.checkpoint import FORMAT
 
 TRAIN = ("train", "{id}", "2d", "0", "-tr", "GenSegTrainerShort", "-p", "nnUNetPlansTiny", "-device", "cpu")
 RESUME = (*TRAIN, "--c")
+PREVIEW = ("preview", "{id}", "2d", "-p", "nnUNetPlansTiny", "-o", "{folder}/preview")
 PRETRAIN = ("pretrain", "{id}", "2d", "{folder}/generator", "-p", "nnUNetPlansTiny", "--iterations", "2", "-device", "cpu")
 WITH_IMAGES = (*PRETRAIN, "--images", "{folder}/images")
 
@@ -333,6 +334,10 @@ TABLE: tuple[BadInput, ...] = (
         "needs the intensities of tissue classes; set redraw.mode to 'tissue' or 'residual'",
         settings({"generator": {"name": "gmm"}, "redraw": {"mode": "mask"}, "feedback": {"parameters": "policy"}}),
     ),
+    BadInput("--set without value", "--set needs SECTION.SETTING=VALUE", nothing, (*TRAIN, "--set", "seed")),
+    BadInput("--set unknown", "rotaton: unknown key; did you mean rotation", nothing, (*TRAIN, "--set", "deformation.rotaton=1")),
+    BadInput("--set twice", "seed is set already", nothing, (*TRAIN, "--set", "seed=1", "--set", "seed=2")),
+    BadInput("--set no YAML", "the value is not valid YAML", nothing, (*TRAIN, "--set", "mixing.sources=[a")),
     BadInput("generator unknown", "generator.name: no 'stylegan'; registered are", settings({"generator": {"name": "stylegan"}})),
     # the command line
     BadInput("no command", "the following arguments are required: command", nothing, ()),
@@ -451,6 +456,7 @@ TABLE: tuple[BadInput, ...] = (
         damage(lambda path: path.write_text("[1]"), in_fold("genseg_config.json")),
         RESUME,
     ),
+    BadInput("continued with another --set", "seed: 0, there 7", nothing, (*RESUME, "--set", "seed=7")),
     BadInput("generator state missing", "checkpoint_latest.genseg-0004.pt is missing", damage(Path.unlink, SIBLING), RESUME),
     BadInput("generator state truncated", "checkpoint_latest.genseg-0004.pt is corrupt", damage(truncate, SIBLING), RESUME),
     BadInput(
@@ -545,6 +551,18 @@ TABLE: tuple[BadInput, ...] = (
         "redraw.mode 'mask' does not have; choose 'tissue' or 'residual'",
         both(settings({"redraw": {"mode": "mask"}}), images(a_0000="RGB")),
         WITH_IMAGES,
+    ),
+    # a look before the training
+    BadInput("preview of nothing", "--pairs must be 1 or more, found 0", nothing, (*PREVIEW, "--pairs", "0")),
+    BadInput("preview a fold of no number", "fold must be `all` or a whole number", nothing, (*PREVIEW[:3], "x", *PREVIEW[3:])),
+    BadInput("preview a dataset that is not there", "999", nothing, ("preview", "999", *PREVIEW[2:])),
+    BadInput("preview without the data", "nnUNet_preprocessed is not set", variable("nnUNet_preprocessed", None), PREVIEW),
+    BadInput("preview of stock nnU-Net", "nnUNetTrainer has no generator", nothing, (*PREVIEW, "-tr", "nnUNetTrainer")),
+    BadInput(
+        "preview into a file",
+        "file is no folder or not writable; name another",
+        nothing,
+        (*PREVIEW[:5], "-o", "{folder}/nnUNet_preprocessed/file"),
     ),
     # the demo
     BadInput("demo device unknown", "invalid choice: 'tpu'", nothing, ("demo", "--device", "tpu")),

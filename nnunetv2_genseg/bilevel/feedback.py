@@ -171,6 +171,11 @@ class Feedback:
             measured["loss_heldout"] = value.item()
             return value
 
+        def on_synthetic(logits: hypergradient.Logits) -> Tensor:
+            value = loss(logits)
+            measured["loss_synthetic"] = value.item()
+            return value
+
         with torch.enable_grad():
             network_input, loss = _task(segmenter, self.sampler.replace(image, labels, chosen, rng).pairs)
             direction: hypergradient.Parameters = hypergradient.segmenter_gradient(
@@ -179,7 +184,7 @@ class Feedback:
             self.synchronise(direction.values())
             direction = segmenter.of_the_step(direction)
             if network_input.requires_grad:
-                gradient = self.method(network, theta, direction, self.phi, network_input, loss, step_size)
+                gradient = self.method(network, theta, direction, self.phi, network_input, on_synthetic, step_size)
             else:  # of a policy: no pair of this micro-batch has a style
                 gradient = [torch.zeros_like(own) for own in self.phi]
             if self.config.parameters == "policy" and self._moves_deformation:

@@ -10,6 +10,8 @@ EXTERNAL_TRAINERS = "nnUNet_extTrainer"
 """nnU-Net looks for trainers in the folders that this variable names."""
 SETTINGS = "nnUNet_genseg_config"
 """Names the JSON or YAML file with a user's settings."""
+OVERRIDES = "nnUNet_genseg_set"
+"""Single settings, one `section.setting=value` a line: what `--set` on the command line hands to the trainers."""
 LENGTH = "nnUNet_genseg_short"
 """Length of a short training: `epochs,iterations,validation iterations,epochs between checkpoints,seed`."""
 

@@ -1,6 +1,7 @@
 """Reads a user's settings: JSON or YAML in, a checked configuration out.
 
-The settings file, which the environment variable `nnUNet_genseg_config` names, overrides the trainer's preset.
+The settings file, which the environment variable `nnUNet_genseg_config` names, overrides the trainer's preset. Single settings
+of the command line (`--set`) override both.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import difflib
 import os
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from nnunetv2_genseg.config.environment import SETTINGS
+from nnunetv2_genseg.config.environment import OVERRIDES, SETTINGS
 from nnunetv2_genseg.config.errors import GenSegError
 from nnunetv2_genseg.config.reading import parse_json, parse_yaml, read_text
 from nnunetv2_genseg.config.schema import GenSegConfig, Section, Settings
@@ -38,7 +40,36 @@ def resolve(preset: Settings | None = None, environment: dict[str, str] | None =
     environment = dict(os.environ) if environment is None else environment
     path = environment.get(SETTINGS, "").strip()
     settings = _merged(preset or {}, _read(Path(path)) if path else {})
-    return checked(GenSegConfig, settings, origin=path or "preset")
+    lines = environment.get(OVERRIDES, "").splitlines()
+    origins = [path or "preset", *(["--set"] if lines else [])]
+    return checked(GenSegConfig, _merged(settings, overrides(lines)), origin=" and ".join(origins))
+
+
+def overrides(lines: Sequence[str]) -> Settings:
+    """Single settings, each `section.setting=value` with a value in YAML, as nested settings.
+
+    Raises:
+        GenSegError: a line has another form, or two set the same.
+    """
+    result: Settings = {}
+    for line in lines:
+        name, equals, text = line.partition("=")
+        *sections, key = name.strip().split(".")
+        if not equals or not all([*sections, key]):
+            raise GenSegError(f"--set needs SECTION.SETTING=VALUE, as in deformation.rotation=20, found {line!r}")
+        try:
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise GenSegError(f"--set {line}: the value is not valid YAML: {error}") from None
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise GenSegError(f"--set {line}: {section} is set already; remove one of the two")
+        if key in place:
+            raise GenSegError(f"--set {line}: {name.strip()} is set already; remove one of the two")
+        place[key] = value
+    return result
 
 
 def checked(model: type[_ConfigT], settings: Settings, origin: str) -> _ConfigT:

@@ -107,7 +107,7 @@ class GanGenerator:
         with self.average.updated():
             finite &= optimiser_step(self.network_optimizer, adversarial + self.l1 * distance, self.learned, self.synchronise)
         self.steps += 1
-        return {"adversarial": adversarial.detach(), "l1": distance.detach(), "discriminator": judged, "finite": finite}
+        return {"loss_adversarial": adversarial.detach(), "l1": distance.detach(), "loss_discriminator": judged, "finite": finite}
 
     def _discriminator_step(self, condition: Tensor, image: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """The hinge loss before the step, and whether the step was finite."""

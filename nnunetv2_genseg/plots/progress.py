@@ -13,7 +13,7 @@ from nnunetv2_genseg.checkpoint import replacing
 from nnunetv2_genseg.plots import own_style
 
 EPOCH, SHARE = "epoch", "share"
-ACCEPTANCE, HELD_OUT, NORM = "acceptance_rate", "loss_heldout", "hypergradient_norm"
+ACCEPTANCE, HELD_OUT, SYNTHETIC, NORM = "acceptance_rate", "loss_heldout", "loss_synthetic", "hypergradient_norm"
 CHOSEN = ("deformation_factor", "style_factor", "largest_kernel_share")
 """Names of what the feedback chose."""
 
@@ -57,9 +57,9 @@ class ProgressRecord:
         FigureCanvasAgg(figure)
         names = {name for row in self.rows for name in row}
         contents = {
-            "generator": sorted(names - {EPOCH, SHARE, ACCEPTANCE, HELD_OUT, NORM, *CHOSEN}),
+            "generator": sorted(names - {EPOCH, SHARE, ACCEPTANCE, HELD_OUT, SYNTHETIC, NORM, *CHOSEN}),
             "synthetic patches": [SHARE, ACCEPTANCE],
-            "loss on held-out cases": [HELD_OUT],
+            "loss of the segmentation network, in the feedback": [HELD_OUT, SYNTHETIC],
             "what the feedback chose": list(CHOSEN),
         }
         shown = {title: lines for title, lines in contents.items() if SHARE in lines or names.intersection(lines)}

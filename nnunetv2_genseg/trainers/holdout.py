@@ -15,6 +15,7 @@ from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 
 FILE_NAME = "genseg_split.json"
+"""The training cases, those that are held out, and those of each rotation."""
 FEWEST_TRAINING = 2
 """Cases that must remain to train on."""
 WITHOUT_FEEDBACK = "-tr GenSegTrainerNoFeedback, or feedback: {enabled: false} in the file that nnUNet_genseg_config names"

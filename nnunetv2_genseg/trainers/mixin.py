@@ -60,7 +60,7 @@ class GenSegMixin(GuardedTraining):
             raise GenSegError("dataset.json declares no foreground label: there is nothing to segment or to draw")
         if self.preset_epochs is not None:
             self.num_epochs = self.preset_epochs
-        self.recorder = Recorder(self.print_to_log_file, self.local_rank == 0)
+        self.recorder = Recorder(self.print_to_log_file, self.local_rank == 0, self.logger.loggers)
         self.logger.plot_progress_png = self.recorder.by_product("progress.png", self.logger.plot_progress_png)
         self._held_out = HeldOutCases(self)
         self._generator_saw: Cases = {}

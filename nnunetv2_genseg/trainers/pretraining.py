@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_genseg.checkpoint import PARTIAL, remove_partial
-from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig
-from nnunetv2_genseg.config.reading import read_json
+from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.generators.pretrained import strangers_in
 from nnunetv2_genseg.synthesis.modes import MODES
-from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop, start_from_pretrained
+from nnunetv2_genseg.trainers import standalone
+from nnunetv2_genseg.trainers.building import start_from_pretrained
 from nnunetv2_genseg.trainers.folder_lock import FILE_NAME as LOCK
 from nnunetv2_genseg.trainers.folder_lock import alone_in
-from nnunetv2_genseg.trainers.mixin import GenSegMixin
 from nnunetv2_genseg.trainers.planning import image_kind
 from nnunetv2_genseg.trainers.preflight import first_of
 from nnunetv2_genseg.trainers.progress_bar import with_progress
@@ -36,25 +30,11 @@ REPORTS = 20
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class Pretraining(standalone.Standalone):
     """What is trained on what."""
 
-    dataset: str
-    """Name or number of a dataset that nnU-Net has planned and preprocessed."""
-    configuration: str
-    """nnU-Net's, such as `2d`."""
-    fold: str
-    """`all` for all cases, or the number of a fold, whose training cases alone are used."""
-    output: Path
-    """Folder for the generator and a picture of samples; a generator that is already in it is replaced."""
-    trainer: str
-    """Name of the trainer whose preset, and whose augmentation, is used."""
-    plans: str
-    """Name of nnU-Net's plans."""
     iterations: int
     """Steps of the generator, at the plan's batch size."""
-    device: str
-    """`cuda`, `cpu` or `mps`."""
     images: tuple[Path, ...] = ()
     """Folders of raw images without labels, in nnU-Net's naming, with the dataset's channels."""
 
@@ -69,22 +49,13 @@ def pretrain(settings: Pretraining) -> None:
     """
     if settings.iterations < 1:
         raise GenSegError(f"--iterations must be 1 or more, found {settings.iterations}")
-    _require_writable(settings.output)
+    standalone.require_writable(settings.output)
     _require_own(settings.output)
-    dataset = Path(os.environ["nnUNet_preprocessed"]) / maybe_convert_to_dataset_name(settings.dataset)
-    with TemporaryDirectory(prefix="genseg_pretrain_") as temporary, _trainers_write_to(temporary):
-        trainer = _trainer(settings, dataset)
+    with TemporaryDirectory(prefix="genseg_pretrain_") as temporary, standalone.writing_to(temporary):
+        trainer = standalone.build(settings, PretrainingMixin)
         unlabelled = Path(temporary) / "unlabelled"
         unlabelled.mkdir()
         trainer.pretrain(settings.iterations, settings.output, settings.images, unlabelled)
-
-
-def _require_writable(folder: Path) -> None:
-    place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise GenSegFileError(
-            f"{folder} cannot be written, since {place} is no folder or not writable; name another output folder"
-        )
 
 
 def _require_own(folder: Path) -> None:
@@ -97,41 +68,8 @@ def _require_own(folder: Path) -> None:
         )
 
 
-@contextmanager
-def _trainers_write_to(folder: str) -> Iterator[None]:
-    """Trainers make a folder and a log when they are built: inside the block in `folder`, and without a run at wandb."""
-    changed = {"nnUNet_results": folder, "nnUNet_wandb_enabled": "0"}
-    kept = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _trainer(settings: Pretraining, dataset: Path) -> PretrainingMixin:
-    plans = read_json(dataset / f"{settings.plans}.json", dict[str, Any], "a mapping")
-    description = read_json(dataset / "dataset.json")
-    host = recursive_find_trainer_class_by_name(settings.trainer)
-    if not issubclass(host, GenSegMixin):
-        raise GenSegError(f"{settings.trainer} has no generator; choose GenSegTrainer or another trainer with GenSegMixin")
-    kind = type(f"{settings.trainer}Pretraining", (PretrainingMixin, host), {})
-    trainer: PretrainingMixin = kind(
-        plans=plans | {"continue_training": False},
-        configuration=settings.configuration,
-        fold="all" if settings.fold == "all" else int(settings.fold),
-        dataset_json=description,
-        device=torch.device(settings.device),
-    )
-    return trainer
-
-
-class PretrainingMixin(GenSegMixin):
-    """Makes a GenSeg trainer train the generator alone: no segmentation network, no feedback, no learned masks."""
+class PretrainingMixin(standalone.StandaloneMixin):
+    """Makes a GenSeg trainer train the generator alone."""
 
     def pretrain(self, iterations: int, output: Path, image_folders: Sequence[Path], work: Path) -> None:
         """Trains the generator and writes it.
@@ -153,7 +91,8 @@ class PretrainingMixin(GenSegMixin):
                 f"unlabelled images need tissue classes, which redraw.mode {mode!r} does not have; choose 'tissue' or "
                 "'residual', or leave --images out"
             )
-        self._prepare()
+        self.prepare()
+        self.loop.trainable_generator()
         self._generator_saw = start_from_pretrained(self)
         preprocess_unlabelled(image_folders, self.plans_manager, self.configuration_manager, self.dataset_json, work)
         self._unlabelled = infer_dataset_class(str(work))(str(work)) if image_folders else None
@@ -169,17 +108,6 @@ class PretrainingMixin(GenSegMixin):
                         self._keep_generator(output, end)
         finally:
             self._finish_loaders()
-
-    def _prepare(self) -> None:
-        """Builds the generator and what nnU-Net's loaders need. In a cascade the previous stage's segmentation is left out."""
-        unused = {"feedback": FeedbackConfig(enabled=False), "masks": MaskConfig()}
-        self.genseg = self.genseg.model_copy(update=unused)
-        self.is_cascaded, self.folder_with_segs_from_previous_stage = False, None
-        self.enable_deep_supervision = False
-        self._set_batch_size_and_oversample()
-        self.loop, self._batches = build_loop(self), build_batch_codec(self)
-        self.loop.trainable_generator()
-        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's, with the unlabelled cases among the training cases; the validation cases are for the picture."""

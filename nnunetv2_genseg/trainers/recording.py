@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from nnunetv2_genseg.bilevel.loop import BilevelLoop
-from nnunetv2_genseg.plots.progress import ProgressRecord
+from nnunetv2_genseg.plots.progress import SHARE, ProgressRecord
 from nnunetv2_genseg.plots.samples import save_samples
 from nnunetv2_genseg.trainers.progress_bar import ProgressBar
 
 SAMPLES_FILE = "genseg_samples.png"
+"""Real patches and the pairs that are made from them at this moment of the training."""
 PROGRESS_FILE = "genseg_progress.png"
+"""Curves of the logged values over the epochs."""
 PICTURES = 12
 """The pictures are refreshed about this often during a training."""
 ROWS = 4
@@ -27,11 +29,13 @@ class Recorder:
     Args:
         log: writes a line into nnU-Net's log.
         shown: whether this process shows a bar and writes pictures.
+        loggers: those of nnU-Net's loggers that take any value, such as wandb's. Its own curves hold a fixed list of values.
     """
 
-    def __init__(self, log: Callable[..., None], shown: bool) -> None:
+    def __init__(self, log: Callable[..., None], shown: bool, loggers: Sequence[Any] = ()) -> None:
         self.log = log
         self.shown = shown
+        self.loggers = loggers
         self.progress = ProgressRecord()
         self._bar: ProgressBar | None = None
         self._told: set[str] = set()
@@ -57,6 +61,9 @@ class Recorder:
             self._bar.close()
             self._bar = None
         self.progress.add(epoch, share, values)
+        for logger in self.loggers if self.shown else ():
+            for name, value in ({SHARE: share} | values).items():
+                logger.log(f"genseg/{name}", value, epoch)
         if values:
             self.log("GenSeg", ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 

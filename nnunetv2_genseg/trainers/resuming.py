@@ -13,6 +13,7 @@ from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.trainers.saving import save_with_trainer_name
 
 CONFIG_FILE = "genseg_config.json"
+"""All settings of the training, the version of this package and the trainer."""
 STAMPS = ("genseg_version", "trainer")
 """What the configuration file holds beside the settings."""
 

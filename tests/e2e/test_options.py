@@ -36,6 +36,12 @@ def test_npz_writes_probabilities_of_the_validation_cases(trained: Path):
     assert all(np.allclose(values.sum(axis=0), 1, atol=1e-3) for values in probabilities)
 
 
+def test_wandb_gets_the_values_of_the_generator(trained: Path):
+    (run,) = trained.glob("wandb/offline-run-*/*.wandb")
+    assert b"genseg/share" in run.read_bytes()
+    assert b"genseg/l1" in run.read_bytes()
+
+
 def test_a_finished_training_is_resumed_with_its_wandb_run_and_only_validates(shell: Shell, trained: Path):
     runs = sorted(path.name.rsplit("-", 1)[-1] for path in trained.glob("wandb/offline-run-*"))
     assert len(runs) == 1

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, MaskConfig, checked, resolve
-from nnunetv2_genseg.config.environment import SETTINGS, discovery_folder, external_trainers
+from nnunetv2_genseg.config.environment import OVERRIDES, SETTINGS, discovery_folder, external_trainers
 
 
 @contextmanager
@@ -309,3 +309,48 @@ def test_the_environment_names_this_package_s_trainers_after_others(monkeypatch)
     assert external_trainers() == own
     monkeypatch.setenv("nnUNet_extTrainer", f"/mine:{own}:/other")
     assert external_trainers() == f"/mine:/other:{own}"
+
+
+def with_set(*lines, preset=None, **environment):
+    return resolve(preset, {OVERRIDES: "\n".join(lines), **environment})
+
+
+def test_single_settings_override_the_file_which_overrides_the_preset(tmp_path):
+    path = written(tmp_path, "{deformation: {rotation: 50, scaling: 0.1}}", "a.yaml")
+    preset = {"deformation": {"rotation": 40.0, "scaling": 0.2, "displacement": 0.01}}
+    found = with_set("deformation.rotation=20", "seed = 3", preset=preset, **{SETTINGS: str(path)})
+    assert (found.deformation.rotation, found.deformation.scaling, found.deformation.displacement) == (20, 0.1, 0.01)
+    assert found.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("feedback.learning_rate=1e-4", "feedback.learning_rate", 1e-4),
+        ("feedback.enabled=false", "feedback.enabled", False),
+        ("feedback.cases=[a, b]", "feedback.cases", ["a", "b"]),
+        ("generator.pretrained=/a=b/c", "generator.pretrained", "/a=b/c"),
+        ("generator.pretrained=", "generator.pretrained", None),
+    ],
+)
+def test_a_single_setting_is_read_as_in_a_yaml_file(line, name, value):
+    assert with_set(line).flat()[name] == value
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["deformation.rotation"], "--set needs SECTION.SETTING=VALUE.*found 'deformation.rotation'"),
+        (["=3"], "--set needs SECTION.SETTING=VALUE"),
+        (["deformation.=3"], "--set needs SECTION.SETTING=VALUE"),
+        (["mixing.sources={a"], "--set mixing.sources={a: the value is not valid YAML"),
+        (["seed=1", "seed=2"], "--set seed=2: seed is set already"),
+        (["mixing.sources={a: 1}", "mixing.sources.a=2"], r"--set mixing.sources.a=2: mixing.sources.a is set already"),
+        (["seed=1", "seed.x=2"], "--set seed.x=2: seed is set already"),
+        (["deformation.rotaton=2"], r"\(preset and --set\)[\s\S]*deformation.rotaton: unknown key; did you mean rotation"),
+        (["deformation.rotation=fast"], "deformation.rotation: Input should be a valid number.*found 'fast'"),
+    ],
+)
+def test_a_wrong_single_setting_gives_one_message(lines, message):
+    with pytest.raises(GenSegError, match=message):
+        with_set(*lines)

@@ -112,7 +112,7 @@ def check_feedback_moves_phi_alone(setting):
         assert means["largest_kernel_share"] == max(alpha.softmax(0).max().item() for alpha in setting.generator.architecture())
         assert means["largest_kernel_share"] > 1 / 3
     else:
-        assert set(means) == {"hypergradient_norm", "loss_heldout"}
+        assert set(means) == {"hypergradient_norm", "loss_heldout", "loss_synthetic"}
 
 
 @pytest.mark.parametrize("method", ["exact", "last_layers"])

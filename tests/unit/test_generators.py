@@ -1,6 +1,7 @@
 """The networks that the families share, and the GAN; what all families have in common is in test_families.py."""
 
 import copy
+import runpy
 from itertools import pairwise
 from pathlib import Path
 
@@ -459,8 +460,7 @@ def test_an_average_without_updates_is_the_network():
 
 def test_the_generator_of_the_documentation_learns_and_resumes(monkeypatch):
     monkeypatch.setattr(GENERATORS, "_parts", dict(GENERATORS._parts))
-    page = (Path(__file__).parents[2] / "docs" / "how-to-generator.md").read_text(encoding="utf-8")
-    exec(page.split("```python\n")[1].split("```")[0], {})
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "custom_generator.py"))
     for plan in (PLANS["2d"], PLANS["3d"]):
 
         def build(plan=plan):

@@ -51,7 +51,16 @@ def colourful(record, path):
 
 @pytest.mark.parametrize(
     "name",
-    ["loss_adversarial", "flow", "a user's own", "acceptance_rate", "loss_heldout", "hypergradient_norm", *CHOSEN],
+    [
+        "loss_adversarial",
+        "flow",
+        "a user's own",
+        "acceptance_rate",
+        "loss_heldout",
+        "loss_synthetic",
+        "hypergradient_norm",
+        *CHOSEN,
+    ],
 )
 def test_every_curve_is_drawn(name, tmp_path):
     record = ProgressRecord()

@@ -1,0 +1,56 @@
+"""`genseg train`: nnU-Net's own `nnUNetv2_train`, with this package's trainers found."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from nnunetv2_genseg.cli.checks import PREPROCESSED, RESULTS, preprocessed, require_device, require_fold, require_set
+from nnunetv2_genseg.cli.options import DEFAULT_TRAINER, add_overrides, apply_overrides
+from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options that are not nnU-Net's."""
+    own = argparse.ArgumentParser(
+        prog="genseg train",
+        usage="genseg train DATASET CONFIGURATION FOLD [--set SECTION.SETTING=VALUE] [options of nnUNetv2_train]",
+        description="Trains with -tr GenSegTrainer, unless another trainer is named.",
+        epilog="All other arguments are those of nnUNetv2_train.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    add_overrides(own)
+    return own
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Trains.
+
+    Raises:
+        GenSegError: the dataset was not preprocessed, or something else that a user can correct.
+    """
+    own = parser()
+    chosen, rest = own.parse_known_args(arguments)
+    nnunets = argparse.ArgumentParser(prog="genseg train", add_help=False, argument_default="")
+    nnunets.add_argument("positional", nargs="*")
+    for option in ("-tr", "-p", "-pretrained_weights", "-num_gpus", "-device"):
+        nnunets.add_argument(option)
+    known, _ = nnunets.parse_known_intermixed_args(rest)
+    if len(known.positional) >= 3:  # nnU-Net says itself what is missing
+        require_fold(known.positional[2])
+        require_set(PREPROCESSED, RESULTS)
+        require_device(known.device or "cuda", "-device cpu")
+    if "-h" in rest or "--help" in rest:
+        print(own.format_help())
+    os.environ[EXTERNAL_TRAINERS] = external_trainers()
+    apply_overrides(chosen.set)
+    from nnunetv2.run.run_training import run_training_entry
+
+    from nnunetv2_genseg.trainers.guarding import ending_on_sigterm
+
+    sys.argv = ["nnUNetv2_train", *rest, *([] if known.tr else ["-tr", DEFAULT_TRAINER])]
+    with ending_on_sigterm(), preprocessed(known.positional[0] if known.positional else ""):
+        run_training_entry()

@@ -1,0 +1,48 @@
+"""What the commands say of themselves, and what `--set` leaves behind."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from nnunetv2_genseg import cli
+from nnunetv2_genseg.cli.main import WITH_OPTIONS, WITHOUT_OPTIONS
+from nnunetv2_genseg.cli.options import apply_overrides
+from nnunetv2_genseg.config import GenSegConfig, resolve
+from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch):
+    """What a command sets is undone."""
+    for name in (OVERRIDES, EXTERNAL_TRAINERS):
+        monkeypatch.setenv(name, "")
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_every_command(capsys):
+    text = said(capsys, "--help")
+    assert all(f"\n    {name} " in text for name in [*WITH_OPTIONS, *WITHOUT_OPTIONS])
+
+
+@pytest.mark.parametrize("name", WITH_OPTIONS)
+def test_every_command_has_its_help(name, capsys):
+    text = said(capsys, name, "--help")
+    assert f"usage: genseg {name}" in text
+    assert ("--set" in text) == (name != "demo")
+    assert ("-pretrained_weights" in text) == (name == "train"), "nnU-Net's own options follow"
+
+
+def test_settings_of_one_call_do_not_reach_the_next():
+    apply_overrides(["deformation.rotation=5", "seed=1"])
+    assert resolve().deformation.rotation == 5
+    assert "\n" in os.environ[OVERRIDES]
+    apply_overrides([])
+    assert resolve() == GenSegConfig()
