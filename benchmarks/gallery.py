@@ -29,7 +29,7 @@ from nnunetv2_genseg.synthesis.sources import PAIR_SOURCES
 
 DOCS = Path(__file__).parent.parent / "docs"
 FOLDER = DOCS / "images" / "gallery"
-ITERATIONS = {2: 120, 3: 60}
+ITERATIONS = {2: 120, 3: 40}
 """Steps of a generator in 2D and 3D: minutes on a CPU, far fewer than in a training."""
 BATCH = {2: 4, 3: 1}
 LEARNED = f"{ITERATIONS[2]} steps in 2D and {ITERATIONS[3]} in 3D"
@@ -73,7 +73,7 @@ class Phantoms:
 def phantoms(dims: int) -> Phantoms:
     """Makes them: RGB images in 2D, volumes of one channel in 3D, each normalised to mean 0 and deviation 1."""
     dataset = PhantomDataset(
-        900 + dims, dims, training_cases=16 if dims == 2 else 8, test_cases=0, extent=64 if dims == 2 else 48
+        900 + dims, dims, training_cases=16 if dims == 2 else 8, test_cases=0, extent=64 if dims == 2 else 32
     )
     with TemporaryDirectory() as raw:
         folder = dataset.write(Path(raw))

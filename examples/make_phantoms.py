@@ -12,7 +12,7 @@ from nnunetv2_genseg.phantoms import PhantomDataset
 
 def main(dims: int = 2) -> None:
     """Writes Dataset901_Phantom2D (colour images) or Dataset902_Phantom3D (volumes) into nnUNet_raw."""
-    dataset = PhantomDataset(899 + dims, dims, training_cases=10, test_cases=4, extent=64 if dims == 2 else 48)
+    dataset = PhantomDataset(899 + dims, dims, training_cases=10, test_cases=4, extent=48)
     print(dataset.write(Path(os.environ["nnUNet_raw"])))
 
 

@@ -13,7 +13,7 @@ from .conftest import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorials" / "first-training.md"
-FOLD = Path("nnUNet_results") / "Dataset901_Phantom2D" / "GenSegTrainerShort__nnUNetPlans__2d" / "fold_all"
+FOLD = Path("nnUNet_results") / "Dataset901_Phantom2D" / "GenSegTrainerShort__nnUNetPlans__2d" / "fold_0"
 
 
 def test_the_commands_of_the_tutorial_give_what_it_promises(tmp_path: Path):

@@ -32,8 +32,11 @@ def first_cells(page: str) -> list[str]:
 
 def test_every_setting_has_a_line_with_its_bounds_and_meaning(pages):
     page = pages["reference/settings.md"]
-    expected = {re.sub(r"(mixing\.sources)\..*", r"\1", key) for key in GenSegConfig().flat()}
-    assert set(first_cells(page)) == expected
+    cells, keys = first_cells(page), GenSegConfig().flat()
+    for key in keys:
+        assert any(f"{key}.".startswith(f"{cell}.") for cell in cells), key  # weights by name stand in one line
+    for cell in cells:
+        assert any(f"{key}.".startswith(f"{cell}.") for key in keys), cell
     assert "| `deformation.rotation` | `30.0` | number, ≥ 0, ≤ 180 | Largest rotation, in degrees. |" in page
     assert "`architecture`, `weights`, `policy`" in page
     assert "| None |" not in page, "every setting has a docstring"
