@@ -79,7 +79,12 @@ def _is_the_users(error: Exception, arguments: Sequence[str]) -> bool:
     if isinstance(error, GenSegError):
         return True
     if isinstance(error, OF_PATHS):
-        named = [*arguments, demo.FOLDER, *(value for name, value in os.environ.items() if name.startswith("nnUNet_"))]
+        named = [
+            *arguments,
+            demo.FOLDER,
+            preview.FOLDER,
+            *(value for name, value in os.environ.items() if name.startswith("nnUNet_")),
+        ]
         return any(Path(os.path.abspath(str(error.filename))).is_relative_to(os.path.abspath(folder)) for folder in named)
     raised = error.__traceback__
     while raised is not None and raised.tb_next is not None:

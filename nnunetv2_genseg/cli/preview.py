@@ -13,6 +13,8 @@ from nnunetv2_genseg.cli.checks import PREPROCESSED, preprocessed, require_devic
 from nnunetv2_genseg.cli.options import add_dataset, add_overrides, add_trainer, apply_overrides
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
 
+FOLDER = "genseg_preview"
+
 
 def parser() -> argparse.ArgumentParser:
     """All options."""
@@ -26,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         "fold", metavar="FOLD", nargs="?", default="all", help="fold whose training cases are shown (default: all cases)"
     )
     options.add_argument(
-        "-o", metavar="FOLDER", type=Path, default=Path("genseg_preview"), help="where it is written (default: %(default)s)"
+        "-o", metavar="FOLDER", type=Path, default=Path(FOLDER), help="where it is written (default: %(default)s)"
     )
     options.add_argument("--pairs", type=int, default=6, help="pairs of each source (default: %(default)s)")
     add_trainer(options)
