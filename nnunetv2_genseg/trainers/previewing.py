@@ -59,37 +59,40 @@ class PreviewMixin(standalone.StandaloneMixin):
         self.prepare()
         sources, trained = self.loop.sampler.sources, asked.generator.pretrained is not None
         shown = [name for name, source in sources.items() if trained or not _must_learn(source.generator)]
-        image, labels = self._patches(settings.pairs, shown)
+        image, labels, cases = self._patches(settings.pairs, shown)
         if trained:
             start_from_pretrained(self)
         settings.output.mkdir(parents=True, exist_ok=True)
         sections = [
-            self._drawn(name, image, labels, settings.output) if name in shown else Section(name, _learns(name, asked))
+            self._drawn(name, image, labels, cases, settings.output) if name in shown else Section(name, _learns(name, asked))
             for name in sources
         ]
         heading = f"{self.plans_manager.dataset_name}, {self.configuration_name}, {settings.trainer}"
         return write_page(settings.output / PAGE, heading, _remarks(asked), sections, _changed(asked))
 
-    def _patches(self, count: int, shown: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Patches as nnU-Net's loader gives them to a training, those with labels first.
+    def _patches(self, count: int, shown: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:
+        """Patches as nnU-Net's loader gives them to a training, those with labels first, and their cases.
 
-        The sampler observes them, and the sources that are shown measure their intensities.
+        The sampler observes them and keeps the last ones as donors, and the sources that are shown measure their intensities.
         """
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         batches = [self._batches.parts(next(self.dataloader_train)) for _ in range(max(OBSERVED, -(-count // self.batch_size)))]
         for parts in batches:
             self.loop.sampler.observe(parts.labels)
+            self.loop.sampler.paster.remember(parts.image, parts.labels, parts.cases or [])
             for name in shown:
                 self.loop.sampler.sources[name].training_step(parts.image, parts.labels, self.loop.rng)
         image, labels = (torch.cat([getattr(parts, name) for parts in batches]) for name in ("image", "labels"))
         first = (labels > 0).flatten(1).any(dim=1).int().argsort(descending=True, stable=True)[:count]
-        return image[first], labels[first]
+        cases = [case for parts in batches for case in parts.cases or [""] * len(parts.labels)]
+        return image[first], labels[first], [cases[i] for i in first.tolist()]
 
     @torch.no_grad()
-    def _drawn(self, name: str, image: Tensor, labels: Tensor, folder: Path) -> Section:
+    def _drawn(self, name: str, image: Tensor, labels: Tensor, cases: list[str], folder: Path) -> Section:
         """The pairs of a source as a picture, and how many masks are new."""
-        slots = {name: list(range(len(image)))}
-        pairs: Pairs = self.loop.sampler.replace(image, labels, slots, self.loop.rng).pairs
+        slots, sampler, rng = list(range(len(image))), self.loop.sampler, self.loop.rng
+        with_parts = sampler.paster.paste(image, labels, cases, slots, rng, self.loop.slot_rng)
+        pairs: Pairs = sampler.replace(*with_parts, {name: slots}, rng).pairs
         picture = folder / f"{name}.png"
         foreground = self.loop.codec.foreground
         save_samples(picture, image, labels, pairs.image, pairs.labels, foreground, f"pairs of the source {name}")
@@ -118,6 +121,10 @@ def _remarks(config: GenSegConfig) -> list[str]:
         "Each row is one pair. The real patch comes from nnU-Net's loader, after nnU-Net's own augmentation, as in a training. "
         "Pictures of volumes show the slice with most labelled voxels.",
     ]
+    if config.paste.probability > 0:
+        remarks.append(
+            f"Into each patch, with the probability {config.paste.probability:g}, a part of another case was pasted before."
+        )
     if config.masks.source != "real":
         remarks.append(f"masks.source is {config.masks.source}, which learns during the training: here the masks are real ones.")
     return remarks
