@@ -247,7 +247,9 @@ def test_a_map_follows_the_deformation_of_its_image_by_its_rule(phantom, setting
     trainer.run_training()
     changed = 0
     for before, (image, followed) in zip(given, trainer.seen, strict=True):
-        torch.testing.assert_close(followed, image)
+        distance, moved = ((one - other).abs().mean() for one, other in ((followed, image), (before, image)))
+        assert distance < 0.1 * image.std(), "the image is interpolated more sharply than a map"
+        assert distance < 0.5 * moved or moved == 0
         changed += sum(not torch.equal(one, other) for one, other in zip(before, image, strict=True))
     assert 0 < changed < 8 * trainer.batch_size
 
@@ -344,8 +346,8 @@ def test_a_trainer_with_a_network_of_its_own_is_named_in_the_checkpoint_and_pred
     predict(trainer, folder / "predictions")
 
 
-def test_nnunet_finds_the_readmes_own_trainer(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+def test_nnunet_finds_the_documentation_s_own_trainer(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "other-trainer.md").read_text()
     (tmp_path / "my_trainers.py").write_text(text.split("```python\n")[1].split("```")[0])
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([external_trainers(), str(tmp_path)]))
     found = recursive_find_trainer_class_by_name("GenSegTrainerDA5")
