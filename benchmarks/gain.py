@@ -31,7 +31,7 @@ from typing import Any
 from building import build_trainer, deliver_average, nnunet_folders, without_pictures
 from cells import ARMS, GRIDS, Cell
 from provenance import provenance
-from raw_datasets import budgeted_dataset, groups_of, part_of, source_of
+from raw_datasets import GROUPS, budgeted_dataset, part_of, source_of
 from surface import hausdorff95
 
 RESULTS = Path(__file__).parent / "results" / "gain"
@@ -98,12 +98,12 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
     """The cell itself: trains unless the same training is there, predicts, evaluates and writes the result."""
     model = place.work / "models" / cell.training
     trained = train(cell, place, model)
-    parts = judge(cell, place, model, trained.pop("folder"))
+    parts, groups = judge(cell, place, model, trained.pop("folder"))
     measured = {
         **{key: value for key, value in asdict(cell).items() if key != "parts"},
         **asdict(ARMS[cell.arm]),
         "parts": parts,
-        "groups": grouped(parts, groups_of(source_of(cell.dataset, place.raw))),
+        "groups": groups,
         **trained,
         "command": command,
     }
@@ -114,12 +114,6 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(measured, indent=1) + "\n")
     temporary.replace(path)
-
-
-def grouped(parts: dict[str, Any], groups: dict[str, str]) -> dict[str, str]:
-    """The groups of the cases that were judged, without those that are a group alone."""
-    judged_on = {case for part in parts.values() for case in part["cases"]}
-    return {case: group for case, group in sorted(groups.items()) if case in judged_on and case != group}
 
 
 def build_cell(cell: Cell, place: Place, model: Path) -> Any:
@@ -165,15 +159,16 @@ def train(cell: Cell, place: Place, model: Path) -> dict[str, Any]:
     return known
 
 
-def judge(cell: Cell, place: Place, model: Path, folder: str) -> dict[str, Any]:
-    """Predicts the cell's parts by the checkpoint in the fold folder and evaluates them."""
+def judge(cell: Cell, place: Place, model: Path, folder: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Predicts the cell's parts by the checkpoint in the fold folder; what was measured, and the group of each case."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     device = torch.device(place.device)
     predictor = nnUNetPredictor(use_mirroring=False, device=device, perform_everything_on_device=place.device == "cuda")
     predictor.initialize_from_trained_model_folder(str(Path(folder).parent), ("all",), "checkpoint_final.pth")
-    parts = {}
+    parts: dict[str, Any] = {}
+    groups: dict[str, str] = {}
     for part in cell.parts:
         images, labels = part_of(cell, part, place.raw, place.work / cell.scale / "parts")
         predictions = model / part
@@ -181,11 +176,13 @@ def judge(cell: Cell, place: Place, model: Path, folder: str) -> dict[str, Any]:
         predictions.mkdir()
         predictor.predict_from_files_sequential(str(images), str(predictions), save_probabilities=False)
         parts[part] = judged(predictor, predictions, labels)
+        recorded = labels.with_name(GROUPS)
+        groups |= json.loads(recorded.read_text()) if recorded.is_file() else {}
     for picture in ("genseg_samples.png", "genseg_progress.png"):
         source = Path(folder) / picture
         if source.is_file():
             shutil.copy(source, model / picture)
-    return parts
+    return parts, groups
 
 
 def measured_training(trainer: Any, place: Place) -> dict[str, Any]:

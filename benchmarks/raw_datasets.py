@@ -14,6 +14,8 @@ from skimage.transform import resize
 
 SIDES = {"mini": 64, "small": 128}
 """Longer side of 2D images by scale, pixels; at `full` they are as they are."""
+GROUPS = "groups.json"
+"""Beside the images and labels of a part: the group of each case, where there are groups."""
 VALIDATION_RANKS = range(40, 100)
 """Cases of the training pool that no budget up to 40 uses: settings are chosen by them."""
 
@@ -25,10 +27,10 @@ def ranked_cases(dataset: Path) -> list[str]:
     return [row["case"] for row in sorted(rows, key=lambda row: int(row["rank"]))]
 
 
-def groups_of(dataset: Path) -> dict[str, str]:
-    """What belongs together, such as the pictures of one sequence, by case; a case alone is a group."""
+def groups_of(dataset: Path, cases: list[str]) -> dict[str, str]:
+    """What belongs together, such as the pictures of one sequence, by case; empty where `cases.csv` names no groups."""
     with open(dataset / "cases.csv", newline="") as file:
-        return {row["case"]: row.get("group") or row["case"] for row in csv.DictReader(file)}
+        return {row["case"]: row["group"] for row in csv.DictReader(file) if row.get("group") and row["case"] in cases}
 
 
 def source_of(number: str, raw: Path) -> Path:
@@ -59,6 +61,8 @@ def part_of(cell: Cell, part: str, raw: Path, into: Path) -> tuple[Path, Path]:
     if part == "validation":
         ranked = ranked_cases(source)
         cases = [ranked[rank] for rank in VALIDATION_RANKS]
+    labels.parent.mkdir(parents=True, exist_ok=True)
+    (labels.parent / GROUPS).write_text(json.dumps(groups_of(source, cases)))
     copy_cases(source, suffix, cases, images, labels, cell.scale)
     return images, labels
 
