@@ -154,6 +154,7 @@ def train(cell: Cell, place: Place, model: Path) -> dict[str, Any]:
     changed = str(made_of["commit"]).endswith("-changed")  # by code that no commit holds
     if changed or any(known.get(key) != value for key, value in made_of.items()):
         shutil.rmtree(trainer.output_folder, ignore_errors=True)
+        Path(trainer.output_folder).mkdir(parents=True)
         known = measured_training(trainer, place) | made_of
         record.write_text(json.dumps(known))
     return known
