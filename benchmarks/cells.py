@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,22 @@ def length(dataset: str, configuration: str, scale: str) -> int:
     return ITERATIONS[dataset] if configuration == "2d" else ITERATIONS_3D
 
 
-def parts_of(dataset: str) -> tuple[str, ...]:
-    """What final figures are judged on; the chest X-rays also on the other hospital's."""
-    return ("test", "montgomery") if dataset == "103" else ("test",)
+def cell_of(
+    dataset: str,
+    arm: str,
+    seed: int,
+    plan: str = "2d",
+    scale: str = "",
+    iterations: int = 0,
+    parts: tuple[str, ...] = (),
+) -> Cell:
+    """A cell with the usual budget, and with the dataset's own scale, length and parts where none are given.
+
+    Final figures are judged on the test part, those of the chest X-rays also on the other hospital's.
+    """
+    scale = scale or SCALE[dataset]
+    parts = parts or (("test", "montgomery") if dataset == "103" else ("test",))
+    return Cell(dataset, BUDGET[dataset], plan, arm, seed, iterations or length(dataset, plan, scale), parts, scale)
 
 
 def comparison(
@@ -119,23 +132,24 @@ def comparison(
     scale: str = "",
     seeds: range | None = None,
     iterations: int = 0,
+    parts: tuple[str, ...] = (),
 ) -> list[Cell]:
-    """Cells on the test part, seed by seed and dataset by dataset.
+    """Cells, seed by seed and dataset by dataset; arguments that are not given as in `cell_of`.
 
     Args:
         arms: names, between spaces.
         datasets: numbers, between spaces.
         plan: configuration.
-        scale: of all datasets; that of each one's comparison if empty.
+        scale: of all datasets.
         seeds: of all datasets; those of each one's comparison if None.
-        iterations: length of a training; the usual one if 0.
+        iterations: length of a training.
+        parts: what is judged.
     """
     every = seeds or range(max(len(own) for own in SEEDS.values()))
-    chosen = {dataset: scale or SCALE[dataset] for dataset in datasets.split()}
     return [
-        Cell(dataset, BUDGET[dataset], plan, arm, seed, iterations or length(dataset, plan, own), parts_of(dataset), own)
+        cell_of(dataset, arm, seed, plan, scale, iterations, parts)
         for seed in every
-        for dataset, own in chosen.items()
+        for dataset in datasets.split()
         if seeds or seed in SEEDS[dataset]
         for arm in arms.split()
     ]
@@ -144,20 +158,9 @@ def comparison(
 def headroom() -> list[Cell]:
     """Stock with 2N, 4N and all labels of the pool, planned as for N, which belongs to the comparison."""
     return [
-        Cell(dataset, budget, "2d", "stock", seed, length(dataset, "2d", SCALE[dataset]), parts_of(dataset), SCALE[dataset], own)
-        for seed in range(3)
-        for dataset, own in ((name, BUDGET[name]) for name in ORDER.split())
-        for budget in (4 * own, 2 * own, POOL)
-    ]
-
-
-def screening(arms: str, datasets: str = ORDER, seeds: range = range(1)) -> list[Cell]:
-    """Cells on the validation part, by which settings are chosen."""
-    return [
-        Cell(dataset, BUDGET[dataset], "2d", arm, seed, length(dataset, "2d", SCALE[dataset]), ("validation",), SCALE[dataset])
-        for seed in seeds
-        for dataset in datasets.split()
-        for arm in arms.split()
+        replace(cell, budget=budget, planned_for=cell.budget)
+        for cell in comparison("stock", seeds=range(3))
+        for budget in (4 * cell.budget, 2 * cell.budget, POOL)
     ]
 
 
@@ -175,5 +178,5 @@ GRIDS: dict[str, list[Cell]] = {
         *comparison(" ".join(ARMS), "104", "3d_fullres", scale="full"),
     ],
     # what settings are chosen by
-    "screening": screening("stock genseg genseg_deformation genseg_random"),
+    "screening": comparison("stock genseg genseg_deformation genseg_random", seeds=range(1), parts=("validation",)),
 }

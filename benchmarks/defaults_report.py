@@ -19,9 +19,10 @@ EVIDENCE = {
     "schedule.ramp": "archived: 0.05, no warm-up, no tail (`genseg_deformation_throughout`) loses 2.3 on 101 (three seeds)",
     "schedule.tail": "archived: 0 (`genseg_deformation_no_tail`) is worse on 101, 0.9 better on 102 (one seed)",
     "mixing.share": "not measured",
-    "mixing.sources": "the arms `genseg` and `genseg_deformation` above; the weights are not measured",
-    "paste.probability": "the arms `genseg_random_without_redraw` and `genseg_deformation` above",
-    "paste.kinds": "the arms `genseg_random_without_redraw`, `genseg_carve` and `genseg_lesion` above",
+    "mixing.sources": "the arms `genseg` and `genseg_deformation` above, which differ by pasting and feedback too; the weights "
+    "are not measured",
+    "paste.probability": "not measured; the arm `genseg_random_without_redraw` beside `genseg_deformation` will tell",
+    "paste.kinds": "not measured; the arms `genseg_carve` and `genseg_lesion` will tell",
     "deformation.displacement": "archived: this, with the next two (`genseg_deformation_strong`), against half of it, 4000 "
     "iterations: +0.6 on 101, +1.3 on 102, level on 104 (one seed)",
     "deformation.rotation": "as `deformation.displacement`; the half was 10",

@@ -105,10 +105,18 @@ def by_setting(results: list[Result], part: str) -> dict[Setting, dict[str, list
     return groups
 
 
+def compared(results: list[Result], part: str) -> dict[str, dict[str, list[Result]]]:
+    """Results of the comparison by dataset and arm, for the datasets that have stock and another arm."""
+    groups = by_setting(list(filter(is_compared, results)), part)
+    return {setting[0]: arms for setting, arms in groups.items() if STOCK in arms and len(arms) > 1}
+
+
 def summary(results: list[Result], part: str) -> str:
-    """Markdown: points over stock ± standard error over the seeds, a line an arm and a column a dataset of the comparison."""
-    groups = {setting[0]: arms for setting, arms in by_setting(list(filter(is_compared, results)), part).items()}
-    groups = {dataset: arms for dataset, arms in groups.items() if STOCK in arms and len(arms) > 1}
+    """Markdown: points over stock ± standard error over the seeds, a line an arm and a column a dataset of the comparison.
+
+    An arm that lacks a dataset has no mean.
+    """
+    groups = compared(results, part)
     names = [arm for arm in SHOWN if any(arm in arms for arms in groups.values())]
     head = ["arm", *(f"{NAMES[dataset]}, N = {BUDGET[dataset]}" for dataset in groups), "mean"]
     lines = [head, ["---"] * len(head)]
@@ -192,28 +200,33 @@ def _figures(runs: list[Result], stock: list[Result], found: tuple[float, float,
 
 
 def figure(results: list[Result], part: str, path: Path) -> None:
-    """Writes a PNG: points over stock by dataset and arm, a dot a seed and a bar for their mean, and the mean of the datasets."""
-    groups = {setting[0]: arms for setting, arms in by_setting(list(filter(is_compared, results)), part).items()}
+    """Writes a PNG: points over stock by dataset and arm, a dot a seed and a bar for their mean, and the mean of the datasets.
+
+    An arm that lacks a dataset has no mean, as in `summary`.
+    """
+    groups = compared(results, part)
     picture = Figure(figsize=(8, 3.6), layout="constrained")
     FigureCanvasAgg(picture)
     axis = picture.subplots()
+    step = 0.8 / len(SHOWN)
     for i, (arm, label) in enumerate(SHOWN.items()):
         gains = {
-            dataset: list(seed_differences(arms[arm], arms.get(STOCK, []), part).values())
+            dataset: list(seed_differences(arms[arm], arms[STOCK], part).values())
             for dataset, arms in groups.items()
             if arm in arms
         }
         gains = {dataset: values for dataset, values in gains.items() if values}
-        step = 0.8 / len(SHOWN)
         offset, colour = step * (i - (len(SHOWN) - 1) / 2), f"C{i}"
         for dataset, values in gains.items():
             place = list(groups).index(dataset) + offset
             axis.bar(place, 100 * np.mean(values), width=0.9 * step, color=colour, alpha=0.4)
             axis.plot([place] * len(values), [100 * value for value in values], ".", color=colour)
-        if gains:
-            place = len(groups) + offset
+        if not gains:
+            continue
+        axis.bar(0, 0, color=colour, label=label)
+        if gains.keys() == groups.keys():
             mean = 100 * np.mean([np.mean(values) for values in gains.values()])
-            axis.bar(place, mean, width=0.9 * step, color=colour, label=f"{label} ({len(gains)} datasets)")
+            axis.bar(len(groups) + offset, mean, width=0.9 * step, color=colour)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(groups) + 1), [*(f"{NAMES[dataset]}\nN = {BUDGET[dataset]}" for dataset in groups), "mean"])
     axis.set_xlim(-0.5, len(groups) + 0.5)

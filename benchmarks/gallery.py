@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
+from generators import FAMILIES as PRESETS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from nnunetv2_genseg import trainers
 from nnunetv2_genseg.config import GenSegConfig, Settings, checked
 from nnunetv2_genseg.generators import NetworkPlan
 from nnunetv2_genseg.phantoms import LABELS, PhantomDataset
@@ -30,16 +32,11 @@ from nnunetv2_genseg.synthesis.sources import PAIR_SOURCES
 DOCS = Path(__file__).parent.parent / "docs"
 FOLDER = DOCS / "images" / "gallery"
 ITERATIONS = {2: 120, 3: 40}
-"""Steps of a generator in 2D and 3D: minutes on a CPU, far fewer than in a training."""
+"""Steps of a generator in 2D and 3D: far fewer than in a training."""
 BATCH = {2: 4, 3: 1}
 LEARNED = f"{ITERATIONS[2]} steps in 2D and {ITERATIONS[3]} in 3D"
 CODEC = LabelCodec.from_labels([1, 2], None)
-FAMILIES: dict[str, Settings] = {
-    "gan": {},
-    "vae": {"name": "vae"},
-    "diffusion": {"name": "diffusion", "width": 0.1875},
-    "gmm": {"name": "gmm"},
-}
+FAMILIES: dict[str, Settings] = {name: getattr(trainers, kind).preset.get("generator", {}) for name, kind in PRESETS.items()}
 MODES = ("mask", "tissue", "residual")
 STILL = {"displacement": 0.0, "rotation": 0.0, "scaling": 0.0}
 SHOWN = 1

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from building import moving_average, without_pictures
 from cells import BUDGET, SCALE, Cell, length
 from gain import Place, build_cell, prepare
@@ -85,10 +86,8 @@ def validation_patches(trainer: Any, cell: Cell, place: Place) -> tuple[Any, Any
 
 def centred(values: Any, size: list[int]) -> Any:
     """The middle of (C, *spatial) values, padded by zeros where it is smaller."""
-    short = [max(0, n - have) for n, have in zip(size, values.shape[1:], strict=True)]
-    values = np.pad(values, [(0, 0), *((n // 2, n - n // 2) for n in short)])
     start = [(have - n) // 2 for n, have in zip(size, values.shape[1:], strict=True)]
-    return values[(slice(None), *(slice(first, first + n) for first, n in zip(start, size, strict=True)))]
+    return crop_and_pad_nd(values, [[first, first + n] for first, n in zip(start, size, strict=True)], 0)
 
 
 class Judge:

@@ -21,7 +21,7 @@ DATASET = PhantomDataset(903, dims=2, training_cases=10, test_cases=1, extent=32
 LENGTH = (40, 10, 1, 40)
 """Epochs, iterations, validation iterations, epochs between checkpoints."""
 FEATURES = [8, 16, 32]
-"""Channels of the stages: a small network, for a picture in minutes."""
+"""Channels of the stages: a small network."""
 
 
 def plan(folder: Path) -> None:

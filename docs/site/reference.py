@@ -84,7 +84,7 @@ def allowed(field: FieldInfo) -> str:
     kind = names.get(kind, kind)
     if kind.startswith("Literal"):
         kind = ", ".join(f"`{name}`" for name in field.annotation.__args__)  # type: ignore[union-attr]
-    kind = kind.replace("dict[str, float]", "a weight for each source").replace("list[str]", "list of names")
+    kind = kind.replace("dict[str, float]", "a weight for each name").replace("list[str]", "list of names")
     kind = kind.replace(" | None", " or nothing").replace("float", "number").replace("str", "text").replace(" | ", " or ")
     return ", ".join([kind, *bounds])
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_genseg.cli.checks import PREPROCESSED, preprocessed, require_device, require_fold, require_set
-from nnunetv2_genseg.cli.options import add_dataset, add_overrides, add_trainer, apply_overrides
-from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
+from nnunetv2_genseg.cli.checks import preprocessed
+from nnunetv2_genseg.cli.options import add_dataset, add_overrides, add_trainer, prepared
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,8 +19,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add_dataset(options)
     options.add_argument("output", metavar="OUTPUT_FOLDER", type=Path, help="where the generator is written")
-    add_trainer(options)
-    options.add_argument("-f", default="all", help="fold whose training cases are used (default: all cases)")
+    add_trainer(options, "cuda", "train")
+    options.add_argument(
+        "-f", dest="fold", metavar="F", default="all", help="fold whose training cases are used (default: all cases)"
+    )
     options.add_argument("--iterations", type=int, default=10_000, help="steps of the generator (default: %(default)s)")
     options.add_argument(
         "--images",
@@ -33,7 +33,6 @@ def parser() -> argparse.ArgumentParser:
         help="raw images named CASE_0000.EXT with the dataset's channels, used without labels; preprocessed into a temporary "
         "folder, see TMPDIR",
     )
-    options.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="where to train (default: %(default)s)")
     add_overrides(options)
     return options
 
@@ -45,24 +44,12 @@ def run(arguments: Sequence[str]) -> None:
         GenSegError: the dataset was not preprocessed, or something else that a user can correct.
     """
     chosen = parser().parse_args(arguments)
-    require_fold(chosen.f)
-    require_set(PREPROCESSED)
-    require_device(chosen.device, "-device cpu")
-    os.environ[EXTERNAL_TRAINERS] = external_trainers()
-    apply_overrides(chosen.set)
+    of_trainer = prepared(chosen)
     from nnunetv2_genseg.trainers import pretraining
     from nnunetv2_genseg.trainers.guarding import ending_on_sigterm
 
     settings = pretraining.Pretraining(
-        dataset=chosen.dataset,
-        configuration=chosen.configuration,
-        fold=chosen.f,
-        output=chosen.output,
-        trainer=chosen.tr,
-        plans=chosen.p,
-        iterations=chosen.iterations,
-        images=tuple(chosen.images),
-        device=chosen.device,
+        **of_trainer, output=chosen.output, iterations=chosen.iterations, images=tuple(chosen.images)
     )
     # after SIGTERM the temporary folder of preprocessed images is removed, as after an error
     with ending_on_sigterm(), preprocessed(chosen.dataset):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from nnunetv2_genseg.cli.checks import PREPROCESSED, preprocessed, require_device, require_fold, require_set
-from nnunetv2_genseg.cli.options import add_dataset, add_overrides, add_trainer, apply_overrides
-from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
+from nnunetv2_genseg.cli.checks import preprocessed
+from nnunetv2_genseg.cli.options import add_dataset, add_overrides, add_trainer, prepared
 
 FOLDER = "genseg_preview"
 
@@ -31,8 +29,7 @@ def parser() -> argparse.ArgumentParser:
         "-o", metavar="FOLDER", type=Path, default=Path(FOLDER), help="where it is written (default: %(default)s)"
     )
     options.add_argument("--pairs", type=int, default=6, help="pairs of each source (default: %(default)s)")
-    add_trainer(options)
-    options.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cpu", help="where to draw (default: %(default)s)")
+    add_trainer(options, "cpu", "draw")
     add_overrides(options)
     return options
 
@@ -44,23 +41,10 @@ def run(arguments: Sequence[str]) -> None:
         GenSegError: the dataset was not preprocessed, or something else that a user can correct.
     """
     chosen = parser().parse_intermixed_args(arguments)
-    require_fold(chosen.fold)
-    require_set(PREPROCESSED)
-    require_device(chosen.device, "-device cpu")
-    os.environ[EXTERNAL_TRAINERS] = external_trainers()
-    apply_overrides(chosen.set)
+    of_trainer = prepared(chosen)
     from nnunetv2_genseg.trainers import previewing
 
-    settings = previewing.Preview(
-        dataset=chosen.dataset,
-        configuration=chosen.configuration,
-        fold=chosen.fold,
-        output=chosen.o,
-        trainer=chosen.tr,
-        plans=chosen.p,
-        pairs=chosen.pairs,
-        device=chosen.device,
-    )
+    settings = previewing.Preview(**of_trainer, output=chosen.o, pairs=chosen.pairs)
     with preprocessed(chosen.dataset), redirect_stdout(StringIO()):  # nnU-Net says much while it builds a trainer
         page = previewing.preview(settings)
     print(f"The page is {page}")

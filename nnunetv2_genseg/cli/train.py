@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from nnunetv2_genseg.cli.checks import PREPROCESSED, RESULTS, preprocessed, require_device, require_fold, require_set
-from nnunetv2_genseg.cli.options import DEFAULT_TRAINER, add_overrides, apply_overrides
-from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
+from nnunetv2_genseg.cli.options import DEFAULT_TRAINER, add_overrides, let_trainers_be_found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,8 +43,7 @@ def run(arguments: Sequence[str]) -> None:
         require_device(known.device or "cuda", "-device cpu")
     if "-h" in rest or "--help" in rest:
         print(own.format_help())
-    os.environ[EXTERNAL_TRAINERS] = external_trainers()
-    apply_overrides(chosen.set)
+    let_trainers_be_found(chosen.set)
     from nnunetv2.run.run_training import run_training_entry
 
     from nnunetv2_genseg.trainers.guarding import ending_on_sigterm

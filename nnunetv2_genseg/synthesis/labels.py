@@ -72,6 +72,10 @@ class LabelCodec:
         """Background, foreground classes and, if there is one, the ignore label."""
         return 1 + self.foreground + int(self.has_ignore)
 
+    def is_foreground(self, classes: Tensor) -> Tensor:
+        """Where class maps show a class: neither background nor the ignore label; booleans of their shape."""
+        return (classes > 0) & (classes <= self.foreground)
+
     def to_classes(self, target: Tensor) -> Tensor:
         """(B, 1, *spatial) labels or (B, R[+1], *spatial) booleans to (B, *spatial) int64.
 

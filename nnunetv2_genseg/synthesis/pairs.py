@@ -37,6 +37,12 @@ def slot_index(slots: list[int], device: torch.device) -> Tensor:
     return torch.tensor(slots).to(device, non_blocking=True)
 
 
+def constant_channels(image: Tensor) -> Tensor:
+    """(B, C, 1, ...) booleans for (B, C, *spatial) images: channels of one value, such as a modality that a case lacks."""
+    low, high = image.flatten(2).aminmax(dim=2)
+    return (low == high).view(*low.shape, *(1,) * (image.ndim - 2))
+
+
 def blank_as_before(drawn: Tensor, image: Tensor, change: MaskChange, masked: Tensor | None) -> Tensor:
     """Keeps blank what is blank in the real patch.
 
@@ -53,9 +59,7 @@ def blank_as_before(drawn: Tensor, image: Tensor, change: MaskChange, masked: Te
         channel = masked.view(-1, *(1,) * (image.ndim - 2))
         empty = ((image == 0) | ~channel).all(dim=1)  # to index with `masked` would wait for the device
         drawn = drawn.masked_fill(warp_labels(empty.long(), change.grid).bool()[:, None] & channel, 0)
-    low, high = image.flatten(2).aminmax(dim=2)
-    constant = (low == high).view(*low.shape, *(1,) * (image.ndim - 2))
-    return torch.where(constant, image, drawn)
+    return torch.where(constant_channels(image), image, drawn)
 
 
 def replaced_where(good: Tensor, pairs: Pairs, image: Tensor, labels: Tensor, identity: Tensor) -> Pairs:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from nnunetv2_genseg.config import PasteConfig
-from nnunetv2_genseg.synthesis.pairs import slot_index
+from nnunetv2_genseg.synthesis.pairs import constant_channels, slot_index
 from nnunetv2_genseg.synthesis.pasting import PASTES, PasteContext
-from nnunetv2_genseg.synthesis.spatial import per_patch
 
 CAPACITY = 8
 """Real patches that are kept as donors."""
@@ -111,13 +110,6 @@ def pasted(image: Tensor, labels: Tensor, donor_image: Tensor, donor_labels: Ten
     Returns:
         (B, C, *spatial) images and (B, *spatial) class maps. A constant channel stays as it is.
     """
-    constant, of_donor = _constant_channels(image), _constant_channels(donor_image)
-    part = part & per_patch((constant == of_donor).all(dim=1), part)
-    replaced = part[:, None] & ~constant.view(*constant.shape, *(1,) * (image.ndim - 2))
-    return torch.where(replaced, donor_image, image), torch.where(part, donor_labels, labels)
-
-
-def _constant_channels(image: Tensor) -> Tensor:
-    """(B, C) booleans for (B, C, *spatial) images."""
-    low, high = image.flatten(2).aminmax(dim=2)
-    return low == high
+    constant = constant_channels(image)
+    part = part & (constant == constant_channels(donor_image)).all(dim=1)
+    return torch.where(part[:, None] & ~constant, donor_image, image), torch.where(part, donor_labels, labels)

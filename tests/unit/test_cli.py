@@ -8,7 +8,7 @@ import pytest
 
 from nnunetv2_genseg import cli
 from nnunetv2_genseg.cli.main import WITH_OPTIONS, WITHOUT_OPTIONS
-from nnunetv2_genseg.cli.options import apply_overrides
+from nnunetv2_genseg.cli.options import let_trainers_be_found
 from nnunetv2_genseg.config import GenSegConfig, resolve
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES
 
@@ -41,8 +41,8 @@ def test_every_command_has_its_help(name, capsys):
 
 
 def test_settings_of_one_call_do_not_reach_the_next():
-    apply_overrides(["deformation.rotation=5", "seed=1"])
+    let_trainers_be_found(["deformation.rotation=5", "seed=1"])
     assert resolve().deformation.rotation == 5
     assert "\n" in os.environ[OVERRIDES]
-    apply_overrides([])
+    let_trainers_be_found([])
     assert resolve() == GenSegConfig()

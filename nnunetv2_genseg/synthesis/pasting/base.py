@@ -27,12 +27,8 @@ class PasteContext:
     """Classes that occur at any place of an image, once the training cases have been looked at. All others have a fixed
     anatomical place."""
 
-    def foreground(self, labels: Tensor) -> Tensor:
-        """(B, *spatial) booleans: all voxels of a class, for class maps of that shape."""
-        return (labels > 0) & (labels <= self.codec.foreground)
-
     def free(self, labels: Tensor) -> Tensor:
-        """(B, *spatial) booleans: the voxels of the free classes."""
+        """(B, *spatial) booleans: the voxels of the free classes, for class maps of that shape."""
         shown = torch.zeros_like(labels, dtype=torch.bool)
         for index in self.free_classes:
             shown |= labels == index

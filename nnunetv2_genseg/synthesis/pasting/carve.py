@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnunetv2_genseg.synthesis.distance import distance_to
 from nnunetv2_genseg.synthesis.pasting.base import PASTES, PasteContext
+from nnunetv2_genseg.synthesis.spatial import per_patch
 
 
 @PASTES.register("carve")
@@ -22,7 +23,7 @@ class Carve:
 
     def __call__(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """See `Paste`."""
-        return image, labels, carved(self.context.foreground(labels), rng)
+        return image, labels, carved(self.context.codec.is_foreground(labels), rng)
 
 
 def carved(structure: Tensor, rng: torch.Generator) -> Tensor:
@@ -44,6 +45,4 @@ def carved(structure: Tensor, rng: torch.Generator) -> Tensor:
     margin = 2 * torch.rand(len(structure), generator=rng, device=rng.device) - 1
     limit = -depth * torch.where(margin > 0, margin / 2, margin)
     signed = torch.where(structure, -inside, outside)
-    return (signed < limit.view(-1, *(1,) * (structure.ndim - 1))) & (depth.view_as(limit) > 0).view(
-        -1, *(1,) * (structure.ndim - 1)
-    )
+    return (signed < per_patch(limit, signed)) & per_patch(depth > 0, signed)

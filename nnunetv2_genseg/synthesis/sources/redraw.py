@@ -126,7 +126,7 @@ class RedrawSource:
         return factor * torch.randn(shape, generator=rng, device=rng.device)
 
     def _unlabelled(self, labels: Tensor) -> Tensor:
-        return (labels == 0) | (labels > self.context.codec.foreground)
+        return ~self.context.codec.is_foreground(labels)
 
     def _tissue(self, image: Tensor, labels: Tensor) -> Tensor | None:
         if not self.layout.tissues:
