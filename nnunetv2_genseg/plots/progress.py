@@ -53,7 +53,7 @@ class ProgressRecord:
     @own_style
     def plot(self, path: Path, num_epochs: int) -> None:
         """Writes a PNG with panels for the generator, the synthetic patches, the held-out cases and what the feedback chose."""
-        figure = Figure(figsize=(9, 8), layout="constrained")
+        figure = Figure(figsize=(9, 8))
         FigureCanvasAgg(figure)
         names = {name for row in self.rows for name in row}
         contents = {
@@ -63,7 +63,8 @@ class ProgressRecord:
             "what the feedback chose": list(CHOSEN),
         }
         shown = {title: lines for title, lines in contents.items() if SHARE in lines or names.intersection(lines)}
-        panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+        margins = {"left": 0.08, "right": 0.92, "bottom": 0.06, "top": 0.96, "hspace": 0.25}
+        panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False, gridspec_kw=margins)[:, 0]
         for panel, (title, lines) in zip(panels, shown.items(), strict=True):
             self._draw(panel, *lines)
             panel.set_title(title, loc="left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ SAMPLES_FILE = "genseg_samples.png"
 """Real patches and the pairs that are made from them at this moment of the training."""
 PROGRESS_FILE = "genseg_progress.png"
 """Curves of the logged values over the epochs."""
-PICTURES = 12
-"""The pictures are refreshed about this often during a training."""
+PICTURE_TIME = 0.005
+"""Most of the training's time that is spent on pictures, as a fraction; the first and the last epoch always have them."""
 ROWS = 4
 """Pairs in the sample picture."""
 
@@ -39,6 +40,8 @@ class Recorder:
         self.progress = ProgressRecord()
         self._bar: ProgressBar | None = None
         self._told: set[str] = set()
+        self._due = 0.0
+        """When the pictures are to be made again, on the monotonic clock in seconds."""
 
     def begin_epoch(self, epoch: int, iterations: int) -> None:
         """Shows a bar of an epoch's iterations."""
@@ -79,7 +82,8 @@ class Recorder:
             patches: gives real images (B, C, *spatial) and class maps (B, *spatial).
             loop: draws the pairs; its random state stays as it is.
         """
-        if not self.shown or not (epoch % max(1, epochs // PICTURES) == 0 or epoch == epochs - 1):
+        started = time.monotonic()
+        if not self.shown or (started < self._due and epoch < epochs - 1):
             return
 
         def samples() -> None:
@@ -87,6 +91,8 @@ class Recorder:
 
         self.by_product(PROGRESS_FILE, self.progress.plot)(folder / PROGRESS_FILE, epochs)
         self.by_product(SAMPLES_FILE, samples)()
+        ended = time.monotonic()
+        self._due = ended + (ended - started) / PICTURE_TIME
 
     def by_product(self, what: str, make: Callable[..., object]) -> Callable[..., None]:
         """A function that does as `make` does, but whose errors do not end the training: the first one is logged."""

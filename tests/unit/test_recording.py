@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy import Setting
 
+from nnunetv2_genseg.trainers import recording
 from nnunetv2_genseg.trainers.progress_bar import ProgressBar, with_progress
 from nnunetv2_genseg.trainers.recording import PROGRESS_FILE, SAMPLES_FILE, Recorder
 
@@ -74,6 +75,22 @@ def test_a_picture_that_cannot_be_written_is_told_once_and_the_other_is_drawn(bl
     assert blocked in line
     assert "Is a directory" in line
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted({PROGRESS_FILE, SAMPLES_FILE} - {blocked})
+
+
+def test_pictures_take_a_small_part_of_the_time_and_are_there_after_the_first_and_the_last_epoch(tmp_path, monkeypatch):
+    setting, clock, drawn = Setting(), [1000.0], []
+    monkeypatch.setattr(recording.time, "monotonic", lambda: clock[0])
+
+    def patches():
+        clock[0] += 2.0  # the pictures take two seconds
+        drawn.append(epoch)
+        return setting.image, setting.labels
+
+    recorder = Recorder(print, shown=True)
+    for epoch in range(50):
+        clock[0] += 30.0
+        recorder.refresh(tmp_path, epoch, 50, patches, setting.loop)
+    assert drawn == [0, 14, 28, 42, 49]
 
 
 @pytest.mark.parametrize("spatial", [(1, 16), (16, 1), (1, 8, 8), (8, 1, 8), (8, 8, 1)])
