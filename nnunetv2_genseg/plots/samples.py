@@ -36,7 +36,8 @@ def save_samples(
     count = len(image)
     figure = Figure(figsize=(2.6 * len(COLUMNS), 2.7 * count + 0.4))
     FigureCanvasAgg(figure)
-    margins = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 1 - 0.6 / figure.get_figheight(), "wspace": 0.04, "hspace": 0.04}
+    margins = {"left": 0.01, "right": 0.99, "bottom": 0.01, "wspace": 0.04, "hspace": 0.04}
+    margins["top"] = 1 - 0.6 / figure.get_figheight()
     axes = figure.subplots(count, len(COLUMNS), squeeze=False, gridspec_kw=margins)
     for row in range(count):
         real, mask = middle_slice(image[row], labels[row])
