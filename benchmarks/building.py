@@ -107,19 +107,10 @@ def without_pictures(trainer: Any) -> None:
     recorder.refresh = last_alone
 
 
-AVERAGED = 0.015
-"""Time constant of the averaged weights, as a fraction of the iterations."""
-
-
-def moving_average(network: Any, iterations: int) -> Any:
-    """An exponential moving average of a network's weights over a training of so many iterations."""
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / max(1.0, AVERAGED * iterations)))
-
-
 def deliver_average(trainer: Any, iterations: int) -> None:
     """Makes a trainer save, at its end, the moving average of its weights in place of the last ones."""
+    from nnunetv2_genseg.trainers.teacher import moving_average
+
     trainer.initialize()
     average = moving_average(trainer.network, iterations)
     step, save = trainer.train_step, trainer.save_checkpoint

@@ -35,6 +35,8 @@ class Arm:
     rate_factor: int = 1
     averaged: bool = False
     """Whether a moving average of the weights is judged."""
+    unlabelled: bool = False
+    """Whether the pool's other images are given without their labels; without those of the validation part if that is judged."""
 
 
 def genseg(**sections: Settings) -> Arm:
@@ -52,6 +54,8 @@ ARMS: dict[str, Arm] = {
     "genseg_deformation": genseg(mixing=DEFORMATION, paste={"probability": 0.0}, feedback=OFF),
     "genseg_random_without_redraw": genseg(mixing=DEFORMATION, feedback=OFF),
     "genseg_random": genseg(feedback=OFF),
+    "genseg_unlabelled": Arm("GenSegTrainerShort", unlabelled=True),
+    "genseg_random_unlabelled": Arm("GenSegTrainerShort", {"feedback": OFF, "mixing": DEFORMATION}, unlabelled=True),
     "genseg_carve": genseg(mixing=DEFORMATION, paste={"kinds": {"carve": 1.0}}, feedback=OFF),
     "genseg_lesion": genseg(mixing=DEFORMATION, paste={"kinds": {"lesion": 1.0}}, feedback=OFF),
 }

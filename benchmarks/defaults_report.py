@@ -30,6 +30,9 @@ EVIDENCE = {
     "intensity.tone": "archived: 0.5 (`deformation_tone`) against 0: better on 104, worse on 103, so half of it",
     "intensity.shift": "archived: 0.3 (`genseg_shift`) is level with 0.1 on 102 (three seeds), 1.0 (`recolour_all`) lost",
     "masks.source": "archived: learned shapes (`genseg_learned_masks`) are 1.0 below `real` on 104 (one seed)",
+    "unlabelled.images": "the arm `genseg_unlabelled` will tell",
+    "unlabelled.share": "not measured; half, as in a trial before this package had it",
+    "unlabelled.confidence": "not measured",
     "redraw.mode": "archived, 4000 iterations: with this mode `genseg` is 1.4 and 0.9 above `genseg_deformation` on 101 and 102, "
     "else level; the other modes are not measured",
     "redraw.tissue_classes": "not measured",

@@ -31,7 +31,7 @@ from typing import Any
 from building import build_trainer, deliver_average, nnunet_folders, without_pictures
 from cells import ARMS, GRIDS, Cell
 from provenance import provenance
-from raw_datasets import GROUPS, budgeted_dataset, part_of, source_of
+from raw_datasets import GROUPS, budgeted_dataset, part_of, source_of, unlabelled_images
 from surface import hausdorff95
 
 RESULTS = Path(__file__).parent / "results" / "gain"
@@ -60,6 +60,8 @@ def prepare(cell: Cell, place: Place) -> None:
     folder = place.dataset(cell)
     for part in cell.parts:
         part_of(cell, part, place.raw, place.work / cell.scale / "parts")
+    if ARMS[cell.arm].unlabelled:
+        images_of(cell, place)
     done = folder / f"planned_{cell.configuration}"
     if done.exists():
         return
@@ -67,6 +69,12 @@ def prepare(cell: Cell, place: Place) -> None:
     options = ("-d", cell.dataset, "-c", cell.configuration, "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
     run_nnunet(folder, "nnUNetv2_plan_and_preprocess", *options)
     done.touch()
+
+
+def images_of(cell: Cell, place: Place) -> Path:
+    """The images that a cell is given without labels; `prepare` makes them."""
+    validated = "validation" in cell.parts
+    return unlabelled_images(source_of(cell.dataset, place.raw), cell.budget, cell.scale, validated, place.dataset(cell))
 
 
 def run_nnunet(folder: Path, program: str, *options: str) -> None:
@@ -119,6 +127,9 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
 def build_cell(cell: Cell, place: Place, model: Path) -> Any:
     """The trainer of a cell, with its results in the folder `model`."""
     arm = ARMS[cell.arm]
+    settings = dict(arm.settings)
+    if arm.unlabelled:
+        settings["unlabelled"] = settings.get("unlabelled", {}) | {"images": [str(images_of(cell, place))]}
     trainer = build_trainer(
         arm.trainer,
         place.dataset(cell),
@@ -128,7 +139,7 @@ def build_cell(cell: Cell, place: Place, model: Path) -> Any:
         length=(EPOCHS, cell.iterations // EPOCHS, 1, EPOCHS_BETWEEN_CHECKPOINTS),
         seed=cell.seed,
         device=place.device,
-        settings=arm.settings,
+        settings=settings,
         batch_factor=arm.batch_factor,
         rate_factor=arm.rate_factor,
         planned_as=place.dataset(replace(cell, budget=cell.planned_for)) if cell.planned_for else None,

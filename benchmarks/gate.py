@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
-from building import moving_average, without_pictures
+from building import without_pictures
 from cells import BUDGET, SCALE, Cell, length
 from gain import Place, build_cell, prepare
 from provenance import provenance
@@ -55,6 +55,8 @@ def half_trained(cell: Cell, place: Place) -> tuple[Any, Any]:
     trainer = build_cell(cell, place, place.work / "models" / f"gate_{cell.training}")
     without_pictures(trainer)
     trainer.on_train_start()
+    from nnunetv2_genseg.trainers.teacher import moving_average
+
     teacher = moving_average(trainer.network, cell.iterations)
     for epoch in range(trainer.num_epochs // 2):
         trainer.current_epoch = epoch

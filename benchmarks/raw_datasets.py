@@ -48,6 +48,31 @@ def budgeted_dataset(source: Path, budget: int, scale: str, into: Path) -> None:
     (target / "dataset.json").write_text(json.dumps(description | {"numTraining": len(chosen)}))
 
 
+def unlabelled_images(source: Path, budget: int, scale: str, validated: bool, into: Path) -> Path:
+    """Folder of the pool's images after the first N, without labels, made if it is not there.
+
+    Args:
+        source: the dataset.
+        budget: N.
+        scale: as in `SIDES`.
+        validated: whether the images of the validation part are left out.
+        into: where the folder is made.
+    """
+    target = into / ("unlabelled_but_validation" if validated else "unlabelled")
+    if target.is_dir():
+        return target
+    ending = json.loads((source / "dataset.json").read_text())["file_ending"]
+    unfinished = target.with_name(f"{target.name}_unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for rank, case in enumerate(ranked_cases(source)):
+        if rank >= budget and not (validated and rank in VALIDATION_RANKS):
+            for path in source.glob(f"imagesTr/{case}_[0-9][0-9][0-9][0-9]{ending}"):
+                copy_image(path, unfinished, scale, order=1)
+    unfinished.rename(target)
+    return target
+
+
 def part_of(cell: Cell, part: str, raw: Path, into: Path) -> tuple[Path, Path]:
     """Folders of the images and labels of `validation`, `test` or `montgomery`, made out of `raw` if they are not there."""
     made = next(into.glob(f"Dataset{cell.dataset}_*/{part}/labels"), None)

@@ -77,20 +77,25 @@ class BilevelLoop:
 
     # ------------------------------------------------------------------ one iteration
 
+    def choose(self, count: int, share: float) -> dict[str, list[int]]:
+        """The slots of a batch of `count` patches that become synthetic, each with the probability `share`, by pair source."""
+        return self.sampler.choose(count, share, self.slot_rng)
+
     @torch.no_grad()
-    def sample(self, image: Tensor, labels: Tensor, cases: Sequence[str] | None, share: float) -> Replacement | None:
-        """Synthetic pairs for some slots of a batch; None if no slot is chosen.
+    def sample(
+        self, image: Tensor, labels: Tensor, cases: Sequence[str] | None, chosen: dict[str, list[int]]
+    ) -> Replacement | None:
+        """Synthetic pairs for some slots of a batch; None if there are none.
 
         Args:
             image: (B, C, *spatial) the batch's images.
             labels: (B, *spatial) int64 their class maps.
             cases: the case of each patch; None if nothing is to be pasted from case to case.
-            share: probability of each slot to become synthetic.
+            chosen: from `choose`.
         """
         self.sampler.observe(labels)
         if cases is not None:
             self.sampler.paster.remember(image, labels, cases)
-        chosen = self.sampler.choose(len(image), share, self.slot_rng)
         if not chosen:
             return None
         if cases is not None:

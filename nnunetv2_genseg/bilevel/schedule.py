@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from nnunetv2_genseg.config import GenSegConfig
 
+UNLABELLED_RAMP = 0.2
+"""Fraction of the training after the warm-up in which the share of unlabelled images rises: the first labels are the worst."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -17,6 +20,8 @@ class Stage:
     """Whether feedback steps are due."""
     tail: bool
     """Whether the real-only tail has begun."""
+    unlabelled: float = 0.0
+    """Probability of a synthetic patch to be made from an unlabelled image."""
 
 
 def stage_at(progress: float, config: GenSegConfig) -> Stage:
@@ -28,7 +33,9 @@ def stage_at(progress: float, config: GenSegConfig) -> Stage:
     risen = (progress - schedule.warmup) / schedule.ramp if schedule.ramp else 1.0
     share = config.mixing.share * min(1.0, risen)
     start, end = config.feedback_span
-    return Stage(share, config.feedback.enabled and share > 0 and start <= progress < end, False)
+    feedback = config.feedback.enabled and share > 0 and start <= progress < end
+    unlabelled = config.unlabelled.share * min(1.0, (progress - schedule.warmup) / UNLABELLED_RAMP)
+    return Stage(share, feedback, False, unlabelled if config.unlabelled.images else 0.0)
 
 
 def rotation_at(progress: float, config: GenSegConfig) -> int | None:

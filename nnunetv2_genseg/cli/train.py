@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from nnunetv2_genseg.cli.checks import PREPROCESSED, RESULTS, preprocessed, require_device, require_fold, require_set
 from nnunetv2_genseg.cli.options import DEFAULT_TRAINER, add_overrides, let_trainers_be_found
@@ -14,11 +16,21 @@ def parser() -> argparse.ArgumentParser:
     """The options that are not nnU-Net's."""
     own = argparse.ArgumentParser(
         prog="genseg train",
-        usage="genseg train DATASET CONFIGURATION FOLD [--set SECTION.SETTING=VALUE] [options of nnUNetv2_train]",
+        usage="genseg train DATASET CONFIGURATION FOLD [--unlabelled FOLDER ...] [--set SECTION.SETTING=VALUE] "
+        "[options of nnUNetv2_train]",
         description="Trains with -tr GenSegTrainer, unless another trainer is named.",
         epilog="All other arguments are those of nnUNetv2_train.",
         add_help=False,
         allow_abbrev=False,
+    )
+    own.add_argument(
+        "--unlabelled",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="FOLDER",
+        help="raw images named CASE_0000.EXT with the dataset's channels, from which pairs are made as well; the same as "
+        "`--set unlabelled.images=[FOLDER, ...]`. They are preprocessed once, beside the dataset",
     )
     add_overrides(own)
     return own
@@ -43,7 +55,8 @@ def run(arguments: Sequence[str]) -> None:
         require_device(known.device or "cuda", "-device cpu")
     if "-h" in rest or "--help" in rest:
         print(own.format_help())
-    let_trainers_be_found(chosen.set)
+    images = json.dumps([str(folder.resolve()) for folder in chosen.unlabelled])
+    let_trainers_be_found(chosen.set + [f"unlabelled.images={images}"] * bool(chosen.unlabelled))
     from nnunetv2.run.run_training import run_training_entry
 
     from nnunetv2_genseg.trainers.guarding import ending_on_sigterm

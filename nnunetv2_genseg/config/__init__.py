@@ -14,6 +14,7 @@ from nnunetv2_genseg.config.schema import (
     RedrawConfig,
     ScheduleConfig,
     Settings,
+    UnlabelledConfig,
 )
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "RedrawConfig",
     "ScheduleConfig",
     "Settings",
+    "UnlabelledConfig",
     "checked",
     "resolve",
 ]

@@ -202,6 +202,18 @@ class FeedbackConfig(Section):
         return 1e-5 if self.parameters == "weights" else 3e-3
 
 
+class UnlabelledConfig(Section):
+    """Images without labels from which pairs are made as well, with labels from a moving average of the segmentation network."""
+
+    images: list[str] = []
+    """Folders of raw images in nnU-Net's naming, CASE_0000.EXT, with the dataset's channels; none: labelled cases alone."""
+    share: float = Field(0.5, gt=0, le=1)
+    """Probability that a synthetic patch is made from one of these images. It rises over the first fifth of the training after
+    the warm-up."""
+    confidence: float = Field(0.8, ge=0.5, lt=1)
+    """Voxels whose label has a lower probability than this are ignored by the loss."""
+
+
 class GenSegConfig(Section):
     """Everything that a user may set."""
 
@@ -211,6 +223,7 @@ class GenSegConfig(Section):
     deformation: DeformationConfig = DeformationConfig()
     intensity: IntensityConfig = IntensityConfig()
     masks: MaskConfig = MaskConfig()
+    unlabelled: UnlabelledConfig = UnlabelledConfig()
     redraw: RedrawConfig = RedrawConfig()
     generator: GeneratorConfig = GeneratorConfig()
     feedback: FeedbackConfig = FeedbackConfig()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunetv2_genseg.config import GenSegError
 
@@ -66,6 +66,16 @@ class LabelCodec:
         if has_ignore:
             rows = [(*row, False) for row in rows] + [(False,) * len(members) + (True,)]
         return cls(len(patterns), has_ignore, torch.tensor(rows, dtype=torch.bool), tuple(representatives))
+
+    def with_ignore(self) -> LabelCodec:
+        """The same classes with an ignore label, for a dataset that may have none."""
+        if self.has_ignore:
+            return self
+        regions = self.regions
+        if regions is not None:
+            regions = nn.functional.pad(regions, (0, 1, 0, 1))
+            regions[-1, -1] = True
+        return LabelCodec(self.foreground, True, regions, (*self.labels, 0))
 
     @property
     def classes(self) -> int:

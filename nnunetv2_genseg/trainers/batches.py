@@ -63,6 +63,7 @@ class BatchCodec:
 
     Args:
         codec: the dataset's classes.
+        pseudo: the classes of pairs: the same, with an ignore label where some are made from pseudo-labels.
         image_channels: channels of the network's input that are image.
         device: where the training runs.
         scales: nnU-Net's deep supervision scales, or None.
@@ -73,6 +74,7 @@ class BatchCodec:
     def __init__(
         self,
         codec: LabelCodec,
+        pseudo: LabelCodec,
         image_channels: int,
         device: torch.device,
         scales: Any,
@@ -80,6 +82,7 @@ class BatchCodec:
         previous_stage: Callable[[Tensor], Tensor] | None,
     ) -> None:
         self.codec = codec
+        self.pseudo = pseudo
         self.image_channels = image_channels
         self.device = device
         self.downsample = None if scales is None else DownsampleSegForDSTransform(scales)
@@ -99,22 +102,30 @@ class BatchCodec:
         """(B, C, *spatial) images to the network's input, in a cascade with a previous stage's segmentation of `labels`."""
         return image if self.previous_stage is None else torch.cat([image, self.previous_stage(labels)], dim=1)
 
-    def to_target(self, labels: Tensor) -> Target:
-        """(B, *spatial) class maps to targets, down-sampled for deep supervision by nnU-Net's own transform."""
-        target = self.codec.to_target(labels, self.target_dtype)
+    def to_target(self, labels: Tensor, codec: LabelCodec | None = None) -> Target:
+        """(B, *spatial) class maps to targets, down-sampled for deep supervision by nnU-Net's own transform.
+
+        Args:
+            labels: the maps.
+            codec: their classes; the dataset's if None.
+        """
+        target = (codec or self.codec).to_target(labels, self.target_dtype)
         if self.downsample is None:
             return target
         levels = self.downsample(segmentation=target.flatten(0, 1))["segmentation"]
         return [level.unflatten(0, target.shape[:2]) for level in levels]
 
     def replaced(self, batch: dict[str, Any], parts: Parts, replacement: Replacement | None) -> dict[str, Any]:
-        """The batch with pairs in some of its slots; everything else as it was, on the device."""
+        """The batch with pairs in some of its slots; everything else as it was, on the device.
+
+        With pairs, targets are those of the classes `pseudo`: region-based ones then have a channel more than the dataset's.
+        """
         if replacement is None:
             return batch | {"data": parts.network_input, "target": parts.target}
         pairs, slots = replacement.pairs, slot_index(replacement.slots, self.device)
         inserted = {
             "data": _with(parts.network_input, slots, self.to_input(pairs.image, pairs.labels)),
-            "target": _with(parts.target, slots, self.to_target(pairs.labels)),
+            "target": _with(self._with_ignore(parts.target), slots, self.to_target(pairs.labels, self.pseudo)),
         }
         for key in _further_maps(batch):
             rule = SPATIAL_ENTRIES[key]
@@ -122,6 +133,11 @@ class BatchCodec:
                 own = batch[key].to(self.device)
                 inserted[key] = _with(own, slots, rule(own.index_select(0, slots), pairs.grid))
         return batch | inserted
+
+    def _with_ignore(self, target: Target) -> Target:
+        if self.codec.regions is None or self.codec.has_ignore == self.pseudo.has_ignore:
+            return target
+        return _mapped(target, lambda level: torch.cat([level, torch.zeros_like(level[:, :1])], dim=1))
 
     def require_known(self, batch: dict[str, Any]) -> None:
         """Whether every map of a batch can follow a deformation.

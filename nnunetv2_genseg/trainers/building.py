@@ -11,6 +11,7 @@ from torch import distributed as dist
 
 from nnunetv2_genseg.bilevel.loop import BilevelLoop
 from nnunetv2_genseg.generators.pretrained import Cases
+from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.trainers.batches import BatchCodec
 from nnunetv2_genseg.trainers.cascade import PreviousStage
 from nnunetv2_genseg.trainers.planning import image_kind, label_codec, network_plan
@@ -22,13 +23,19 @@ def build_loop(trainer: Any) -> BilevelLoop:
     return BilevelLoop(
         trainer.genseg,
         network_plan(trainer.configuration_manager),
-        label_codec(trainer.label_manager),
+        pair_codec(trainer),
         len(kind.channels),
         trainer.device,
         rank=trainer.local_rank,
         synchronise=average if trainer.is_ddp else lambda tensors: None,
         masked_channels=[i for i, masked in enumerate(kind.masked) if masked],
     )
+
+
+def pair_codec(trainer: Any) -> LabelCodec:
+    """The classes of a GenSeg trainer's pairs: the dataset's, with an ignore label where pseudo-labels may be unsure."""
+    codec = label_codec(trainer.label_manager)
+    return codec.with_ignore() if trainer.genseg.unlabelled.images else codec
 
 
 def build_batch_codec(trainer: Any) -> BatchCodec:
@@ -38,7 +45,7 @@ def build_batch_codec(trainer: Any) -> BatchCodec:
     dtype = torch.bool if trainer.label_manager.has_regions else torch.int16
     scales = trainer._get_deep_supervision_scales()
     if not trainer.is_cascaded:
-        return BatchCodec(codec, len(kind.channels), trainer.device, scales, dtype, None)
+        return BatchCodec(codec, pair_codec(trainer), len(kind.channels), trainer.device, scales, dtype, None)
     foreground, patch_size = trainer.label_manager.foreground_labels, trainer.configuration_manager.patch_size
     transforms = trainer.get_training_transforms(
         patch_size, 0.0, None, None, False, is_cascaded=True, foreground_labels=foreground
@@ -50,7 +57,7 @@ def build_batch_codec(trainer: Any) -> BatchCodec:
             channels: Tensor = stage.sample(labels)
             return channels
 
-    return BatchCodec(codec, len(kind.channels), trainer.device, scales, dtype, previous_stage)
+    return BatchCodec(codec, codec, len(kind.channels), trainer.device, scales, dtype, previous_stage)
 
 
 def start_from_pretrained(trainer: Any) -> Cases:

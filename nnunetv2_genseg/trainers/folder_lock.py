@@ -24,7 +24,7 @@ _held: set[Path] = set()
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
     """Inside the block no other process can enter such a block for the same folder.
 
     The lock is the operating system's (POSIX record lock). It ends with the process, also after SIGKILL, and processes that
@@ -32,16 +32,17 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     Args:
         folder: an existing folder.
+        wait: whether to wait for the end of another process that is there.
 
     Raises:
-        GenSegError: another process, or a block of this one, is there.
+        GenSegError: without `wait`, another process, or a block of this one, is there.
         GenSegFileError: the folder cannot be written.
     """
     folder = folder.resolve()
     if folder in _held:
         raise GenSegError(f"{folder} is in use by this very process; end what runs there first, or choose another folder")
     path = folder / FILE_NAME
-    file = _locked(path)
+    file = _locked(path, wait)
     _held.add(folder)
     try:
         with suppress(OSError):  # a disk that is full
@@ -57,7 +58,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             file.close()
 
 
-def _locked(path: Path) -> IO[str]:
+def _locked(path: Path, wait: bool) -> IO[str]:
     while True:
         try:
             file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
@@ -65,7 +66,7 @@ def _locked(path: Path) -> IO[str]:
             raise GenSegFileError(f"{path} cannot be written ({error}); correct the permissions of the folder") from error
         try:
             if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 return file  # this file system has no locks

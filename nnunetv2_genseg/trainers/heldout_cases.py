@@ -11,6 +11,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2_genseg.bilevel.feedback import HeldOutBatch
 from nnunetv2_genseg.bilevel.schedule import rotation_at
 from nnunetv2_genseg.trainers.holdout import HeldOut, hold_out
+from nnunetv2_genseg.trainers.loading import unaugmented
 from nnunetv2_genseg.trainers.preflight import shown_classes
 
 
@@ -105,27 +106,12 @@ class HeldOutCases:
         return HeldOutBatch(parts.network_input, parts.labels)
 
     def _build_loader(self) -> nnUNetDataLoader:
-        trainer, labels = self.trainer, self.trainer.label_manager
+        trainer = self.trainer
         assert self.cases is not None
-        transforms = trainer.get_validation_transforms(
-            None,
-            is_cascaded=trainer.is_cascaded,
-            foreground_labels=labels.foreground_labels,
-            regions=labels.foreground_regions if labels.has_regions else None,
-            ignore_label=labels.ignore_label,
-        )
         dataset = trainer.dataset_class(
             trainer.preprocessed_dataset_folder,
             self.cases.held_out,
             folder_with_segs_from_previous_stage=trainer.folder_with_segs_from_previous_stage,
         )
-        patch_size = trainer.configuration_manager.patch_size
-        return nnUNetDataLoader(
-            dataset,
-            min(trainer.genseg.feedback.patches, trainer.batch_size),
-            patch_size,
-            patch_size,
-            labels,
-            oversample_foreground_percent=trainer.oversample_foreground_percent,
-            transforms=transforms,
-        )
+        count = min(trainer.genseg.feedback.patches, trainer.batch_size)
+        return unaugmented(trainer, dataset, count, trainer.oversample_foreground_percent)

@@ -23,17 +23,16 @@ def try_largest_steps(trainer: Any) -> None:
     progress = trainer._progress_of(trainer._global_iteration())
     if stage_at(progress, trainer.genseg).tail:
         return
-    scaler = [] if trainer.grad_scaler is None else [trainer.grad_scaler]
+    further = [part for part in (trainer.grad_scaler, trainer._pseudo) if part is not None]
     full, remedy = "", "start anew with generator: {width: 0.25} or a smaller batch"
-    with restored_afterwards(trainer.loop, trainer.device, trainer._plain_network(), trainer.optimizer, *scaler):
+    with restored_afterwards(trainer.loop, trainer.device, trainer._plain_network(), trainer.optimizer, *further):
         try:
             trainer.loop.sampler.deformer.unbound()  # or new masks would be rejected
             batch = next(trainer.dataloader_train)
             parts = trainer._batches.parts(batch)
             for _ in range(CAPACITY if parts.cases else 0):
                 trainer.loop.sampler.paster.remember(parts.image, parts.labels, parts.cases)
-            replacement = trainer.loop.sample(parts.image, parts.labels, parts.cases, 1.0)
-            trainer.host_step(trainer._batches.replaced(batch, parts, replacement))
+            trainer._mixed_step(batch, parts, 1.0, 1.0)
             trainer.loop.training_step(parts.image, parts.labels)
             if trainer.genseg.feedback.enabled and progress < trainer.genseg.feedback_span[1]:
                 remedy = "feedback: {patches: 1} and {method: last_layers} need less"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.bilevel.feedback import Segmenter
@@ -21,23 +20,23 @@ from nnunetv2_genseg.trainers import preflight, resuming
 from nnunetv2_genseg.trainers.batches import Parts
 from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop, start_from_pretrained
 from nnunetv2_genseg.trainers.dry_run import try_feedback
-from nnunetv2_genseg.trainers.guarding import GuardedTraining
 from nnunetv2_genseg.trainers.heldout_cases import HeldOutCases
+from nnunetv2_genseg.trainers.host import HostAccess
 from nnunetv2_genseg.trainers.inspection import inspect_cases
 from nnunetv2_genseg.trainers.memory_check import try_largest_steps
 from nnunetv2_genseg.trainers.optimiser_step import modelled_step
+from nnunetv2_genseg.trainers.pseudo_labelling import PseudoLabelling
 from nnunetv2_genseg.trainers.recording import Recorder
 from nnunetv2_genseg.trainers.saving import host_trainer
 
 
-class GenSegMixin(GuardedTraining):
+class GenSegMixin(HostAccess):
     """Adds GenSeg to a trainer of nnU-Net: `class MyTrainer(GenSegMixin, AnyTrainer)`.
 
     The trainer's own step gets batches like any other; some of their patches are synthetic. Until the warm-up is over, the
     segmentation network trains bit for bit as with the other trainer on the same cases.
     """
 
-    is_ddp: bool
     preset: ClassVar[Settings] = {}
     """Settings of a preset trainer; the file that `nnUNet_genseg_config` names overrides them."""
     preset_epochs: ClassVar[int | None] = None
@@ -64,7 +63,7 @@ class GenSegMixin(GuardedTraining):
         self.logger.plot_progress_png = self.recorder.by_product("progress.png", self.logger.plot_progress_png)
         self._held_out = HeldOutCases(self)
         self._generator_saw: Cases = {}
-        self._building_feedback_loss = False
+        self._pseudo: PseudoLabelling | None = None
         self._resume_from: tuple[Path, int] | None = None
         self._iteration = 0
         self._checked_batch = False
@@ -82,24 +81,6 @@ class GenSegMixin(GuardedTraining):
             raise GenSegError(
                 "feedback cannot differentiate batch norm that is synchronised over processes; train on one, or without feedback"
             )
-
-    def _build_feedback_loss(self) -> nn.Module:
-        """nnU-Net's loss for one process, not compiled: feedback differentiates it twice, which neither would survive."""
-        distributed, self.is_ddp, self._building_feedback_loss = self.is_ddp, False, True
-        try:
-            loss: nn.Module = self._build_loss()
-            return loss
-        finally:
-            self.is_ddp, self._building_feedback_loss = distributed, False
-
-    def _do_i_compile(self) -> bool:
-        return not self._building_feedback_loss and bool(super()._do_i_compile())
-
-    def _plain_network(self) -> nn.Module:
-        network: nn.Module = self.network
-        if isinstance(network, DistributedDataParallel):
-            network = network.module
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     # ------------------------------------------------------------------ cases
 
@@ -160,11 +141,13 @@ class GenSegMixin(GuardedTraining):
         # as before the first epoch began: if cases are exchanged now, that happens after the random state is restored
         before = max(0, self.current_epoch * self.num_iterations_per_epoch - 1)
         self._held_out.move_to(self._progress_of(before))
-        if self.local_rank == 0 and (self.is_ddp or resumed):  # all processes would make and read splits_final.json at once
+        early = self.is_ddp or resumed or self.genseg.unlabelled.images
+        if self.local_rank == 0 and early:  # all processes would make and read splits_final.json at once
             self.do_split()
         if self.is_ddp:
             dist.barrier()
             self.do_split()
+        self._pseudo = PseudoLabelling(self) if self.genseg.unlabelled.images else None
         if self._resume_from is None:
             self._generator_saw = start_from_pretrained(self)
             super().on_train_start()
@@ -209,25 +192,43 @@ class GenSegMixin(GuardedTraining):
         else:
             self._log(self.loop.check())
             parts = self._batches.parts(batch)
-            replacement = self.loop.sample(parts.image, parts.labels, parts.cases, stage.share)
-            result = self.host_step(self._batches.replaced(batch, parts, replacement))
-            self._tune_generator(parts, stage)
+            result, ground = self._mixed_step(batch, parts, stage.share, stage.unlabelled)
+            self._tune_generator(parts, ground, stage)
         self._iteration += 1
         if self._iteration < self.num_iterations_per_epoch:
             self._exchange_cases_if_due()
         self.recorder.step()
         return result
 
+    def _mixed_step(self, batch: dict[str, Any], parts: Parts, share: float, unlabelled: float) -> tuple[dict[str, Any], Parts]:
+        """The trainer's own step on a batch, some of whose patches are synthetic; also what these were made from.
+
+        Args:
+            batch: nnU-Net's.
+            parts: its parts.
+            share: probability of a patch to become synthetic.
+            unlabelled: probability of a synthetic patch to be made from an unlabelled image.
+        """
+        chosen, images = self.loop.choose(len(parts.image), share), self._pseudo
+        ground = parts if images is None else images.ground(parts, chosen, unlabelled)
+        replacement = self.loop.sample(ground.image, ground.labels, ground.cases, chosen)
+        mixed = self._batches.replaced(batch, parts, replacement)
+        if images is None:
+            return self.host_step(mixed), ground
+        with nullcontext() if replacement is None else images.loss_that_ignores():
+            result = self.host_step(mixed)
+        images.step()
+        return result, ground
+
     def host_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The training step of the trainer that GenSeg is added to."""
-        result: dict[str, Any] = super().train_step(batch)
-        return result
+        return super().train_step(batch)  # type: ignore[no-any-return]
 
-    def _tune_generator(self, parts: Parts, stage: Stage) -> None:
-        """The generator's own step and that of the feedback, where they are due."""
+    def _tune_generator(self, parts: Parts, ground: Parts, stage: Stage) -> None:
+        """The generator's own step, on what pairs were made from, and that of the feedback, on labelled patches, where due."""
         iteration = self._global_iteration()
         if iteration % self.genseg.generator.interval == 0:
-            self.loop.training_step(parts.image, parts.labels)
+            self.loop.training_step(ground.image, ground.labels)
         if stage.feedback and self._held_out.rotation is not None and iteration % self.genseg.feedback.interval == 0:
             self._feedback_step(parts.image, parts.labels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,7 +24,7 @@ from nnunetv2_genseg.trainers.planning import image_kind
 from nnunetv2_genseg.trainers.preflight import first_of
 from nnunetv2_genseg.trainers.progress_bar import with_progress
 from nnunetv2_genseg.trainers.recording import SAMPLES_FILE, draw_samples
-from nnunetv2_genseg.trainers.unlabelled import JoinedDataset, preprocess_unlabelled
+from nnunetv2_genseg.trainers.unlabelled import preprocess_unlabelled
 
 REPORTS = 20
 """How many times the losses are logged and the generator is written."""
@@ -66,6 +67,29 @@ def _require_own(folder: Path) -> None:
             f"{folder} holds files that `genseg pretrain` did not write ({first_of(strangers)}); name a new folder, an empty "
             "one, or that of an earlier generator"
         )
+
+
+class JoinedDataset:
+    """Labelled and unlabelled cases as one of nnU-Net's datasets. nnU-Net's loader draws each identifier equally often.
+
+    Labelled cases are listed several times, so that they are at least half of the identifiers: they alone show the classes,
+    and the loader can oversample foreground only in cases that have it.
+
+    Args:
+        labelled: one of nnU-Net's datasets.
+        unlabelled: another one, whose cases may have the same names.
+    """
+
+    def __init__(self, labelled: Any, unlabelled: Any) -> None:
+        parts = {"labelled": labelled, "unlabelled": unlabelled}
+        self._places = {f"{name}/{case}": (part, case) for name, part in parts.items() for case in part.identifiers}
+        known, others = ([name for name in self._places if name.startswith(f"{part}/")] for part in parts)
+        self.identifiers = known * max(1, math.ceil(len(others) / len(known))) + others
+
+    def load_case(self, identifier: str) -> Any:
+        """Image, segmentation, segmentation of the previous stage or None, and properties, as nnU-Net's loader takes them."""
+        part, case = self._places[identifier]
+        return part.load_case(case)
 
 
 class PretrainingMixin(standalone.StandaloneMixin):

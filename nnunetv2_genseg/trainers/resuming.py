@@ -26,6 +26,8 @@ def record(trainer: Any, resumed: bool) -> None:
     checkpoint.write_text_atomically(json.dumps(settings, indent=2) + "\n", folder / CONFIG_FILE)
     if not resumed:
         trainer._held_out.write(folder)
+    if trainer._pseudo is not None:
+        trainer._pseudo.cases.write(folder)
 
 
 def announce(trainer: Any) -> None:
@@ -34,6 +36,8 @@ def announce(trainer: Any) -> None:
     cases = f"{len(held_out.held_out)} of its training cases held out" if held_out else "no feedback"
     sources = ", ".join(f"{name} {weight:g}" for name, weight in trainer.genseg.mixing.sources.items())
     trainer.print_to_log_file(f"GenSeg {__version__}: pairs from {sources}; {cases}; {trainer.num_epochs} epochs")
+    if trainer._pseudo is not None:
+        trainer._pseudo.announce()
     if trainer.genseg.feedback.enabled:
         trainer.print_to_log_file(f"GenSeg: held out at this moment: {trainer._held_out.described()}")
         trainer.print_to_log_file(
@@ -79,6 +83,8 @@ def save(trainer: Any, path: Path, host_save: Callable[[str], None], trainer_nam
         "progress": trainer.recorder.progress.state_dict(),
         "random": checkpoint.global_random_state(trainer.device),
     }
+    if trainer._pseudo is not None:
+        state["unlabelled"] = trainer._pseudo.state_dict()
     checkpoint.save_sibling(state, _identity(trainer), path, epoch)
     save_with_trainer_name(host_save, path, trainer_name)
     checkpoint.remove_siblings(path, keep=epoch)
@@ -104,6 +110,8 @@ def restore(trainer: Any, state: dict[str, Any], path: Path) -> None:
         if place is not None:
             raise ValueError(f"{place or 'it'} has another form")
         trainer.loop.load_state_dict(state["loop"])
+        if trainer._pseudo is not None:
+            trainer._pseudo.load_state_dict(state["unlabelled"])
         trainer.recorder.progress.load_state_dict(state["progress"])
         if trainer.local_rank == 0:
             checkpoint.set_global_random_state(state["random"], trainer.device)
@@ -121,6 +129,7 @@ def _identity(trainer: Any) -> dict[str, Any]:
         "classes": trainer.loop.codec.classes,
         "labels": {name: str(value) for name, value in trainer.dataset_json["labels"].items()},
         "settings": trainer.genseg.lasting(),
+        "unlabelled images": sorted(trainer._pseudo.cases.images) if trainer._pseudo is not None else [],
         **of_fold,
         **json.loads(json.dumps(of_plans)),
     }

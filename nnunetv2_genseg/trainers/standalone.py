@@ -14,7 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig
+from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig, UnlabelledConfig
 from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop
 from nnunetv2_genseg.trainers.mixin import GenSegMixin
@@ -102,7 +102,7 @@ class StandaloneMixin(GenSegMixin):
 
     def prepare(self) -> None:
         """Builds the generator and what nnU-Net's loaders need. In a cascade the previous stage's segmentation is left out."""
-        unused = {"feedback": FeedbackConfig(enabled=False), "masks": MaskConfig()}
+        unused = {"feedback": FeedbackConfig(enabled=False), "masks": MaskConfig(), "unlabelled": UnlabelledConfig()}
         self.genseg = self.genseg.model_copy(update=unused)
         self.is_cascaded, self.folder_with_segs_from_previous_stage = False, None
         self.enable_deep_supervision = False

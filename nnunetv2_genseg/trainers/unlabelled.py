@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,57 +13,76 @@ from typing import Any
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
+from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.trainers.folder_lock import alone_in
 from nnunetv2_genseg.trainers.progress_bar import with_progress
 
 NAMED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})(?P<ending>\.\w[\w.]*)")
 """How nnU-Net names an image."""
 
-
-class JoinedDataset:
-    """Labelled and unlabelled cases as one of nnU-Net's datasets. nnU-Net's loader draws each identifier equally often.
-
-    Labelled cases are listed several times, so that they are at least half of the identifiers: they alone show the classes,
-    and the loader can oversample foreground only in cases that have it.
-
-    Args:
-        labelled: one of nnU-Net's datasets.
-        unlabelled: another one, whose cases may have the same names.
-    """
-
-    def __init__(self, labelled: Any, unlabelled: Any) -> None:
-        parts = {"labelled": labelled, "unlabelled": unlabelled}
-        self._places = {f"{name}/{case}": (part, case) for name, part in parts.items() for case in part.identifiers}
-        known, others = ([name for name in self._places if name.startswith(f"{part}/")] for part in parts)
-        self.identifiers = known * max(1, math.ceil(len(others) / len(known))) + others
-
-    def load_case(self, identifier: str) -> Any:
-        """Image, segmentation, segmentation of the previous stage or None, and properties, as nnU-Net's loader takes them."""
-        part, case = self._places[identifier]
-        return part.load_case(case)
+STAMPS = "stamps"
+"""Folder beside the preprocessed cases: what each was made of, a file a case, written when the case is complete."""
+PREPROCESSING = ("preprocessor", "spacing", "normalization", "use_mask", "resampling")
+"""How the keys of a configuration that preprocessing reads begin."""
 
 
 def preprocess_unlabelled(
     folders: Sequence[Path], plans: Any, configuration: Any, description: dict[str, Any], target: Path
-) -> None:
-    """Preprocesses all images of some folders.
+) -> dict[str, Path]:
+    """Preprocesses all images of some folders, but for those that are there already from the same files and plans.
 
     Args:
         folders: of images named CASE_0000.EXT, in any of the formats that nnU-Net reads.
         plans: nnU-Net's PlansManager of the dataset that they join.
         configuration: its ConfigurationManager.
         description: the dataset's dataset.json.
-        target: an existing folder; receives the cases.
+        target: receives the cases; made if it is not there. Another process that fills it is waited for.
+
+    Returns:
+        The image of each case, its first channel's file, by the name of the preprocessed case.
 
     Raises:
         GenSegError: a folder holds no images, or one of them is unreadable or of other channels than the dataset's.
     """
     readers = (plans.image_reader_writer_class, *LIST_OF_IO_CLASSES)
-    # a number after the name, because nnU-Net takes `..._seg` for the segmentation of another case
-    cases = {f"{name}_{i}": files for i, folder in enumerate(folders) for name, files in _cases(folder, readers).items()}
+    cases = {
+        # a number after the name, because nnU-Net takes `..._seg` for the segmentation of another case
+        f"{name}_{_digest(str(folder.resolve()))}": files
+        for folder in folders
+        for name, files in _cases(folder, readers).items()
+    }
     preprocessor = type("UnlabelledPreprocessor", (_Unlabelled, configuration.preprocessor_class), {})(verbose=False)
-    for name, files in with_progress(cases.items(), "preprocessing"):
-        preprocessor.run_case_save(str(target / name), files, None, plans, configuration, description)
+    plan = _digest(json.dumps(_what_preprocessing_takes(plans, configuration), sort_keys=True, default=str))
+    (target / STAMPS).mkdir(parents=True, exist_ok=True)
+    with alone_in(target / STAMPS, wait=True):
+        stamps = {name: json.dumps({"plan": plan, "files": [_state(file) for file in files]}) for name, files in cases.items()}
+        missing = [name for name in cases if _text(target / STAMPS / f"{name}.json") != stamps[name]]
+        for name in with_progress(missing, "preprocessing") if missing else ():
+            (target / STAMPS / f"{name}.json").unlink(missing_ok=True)
+            preprocessor.run_case_save(str(target / name), cases[name], None, plans, configuration, description)
+            write_text_atomically(stamps[name], target / STAMPS / f"{name}.json")
+    return {name: Path(files[0]) for name, files in cases.items()}
+
+
+def _what_preprocessing_takes(plans: Any, configuration: Any) -> list[Any]:
+    """The part of the plans on which a preprocessed case depends: other plans may share the folder of preprocessed cases."""
+    own = {key: configuration.configuration[key] for key in sorted(configuration.configuration) if key.startswith(PREPROCESSING)}
+    return [own, plans.transpose_forward, plans.foreground_intensity_properties_per_channel]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _state(file: str) -> list[Any]:
+    """What changes with a file's content: its size, bytes, and when it was changed, nanoseconds; the name before them."""
+    state = Path(file).stat()
+    return [Path(file).name, state.st_size, state.st_mtime_ns]
+
+
+def _text(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _cases(folder: Path, readers: Sequence[Any]) -> dict[str, list[str]]:

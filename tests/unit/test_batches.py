@@ -38,10 +38,11 @@ def previous_stage(labels):
     return torch.stack([labels == 1, labels == 2], dim=1).float()
 
 
-def case(dims=2, name="labels", deep=True, cascade=False, channels=2):
+def case(dims=2, name="labels", deep=True, cascade=False, channels=2, pseudo=None):
     """What takes batches apart, a batch of five as nnU-Net's loader makes it, and pairs for two of its slots."""
     codec = CODECS[name]
-    made = BatchCodec(codec, channels, CPU, scales(dims) if deep else None, dtype_of(codec), previous_stage if cascade else None)
+    of_input = previous_stage if cascade else None
+    made = BatchCodec(codec, pseudo or codec, channels, CPU, scales(dims) if deep else None, dtype_of(codec), of_input)
     image, labels = real_pairs(codec, dims, channels, count=5)
     data = torch.cat([image, previous_stage(labels).roll(1, dims=-1)], dim=1) if cascade else image
     batch = {

@@ -51,7 +51,7 @@ def test_nothing_of_the_block_is_left(dims, failing):
     image, labels = batch(dims)
 
     def step():
-        loop.sample(image, labels, None, 1.0)
+        loop.sample(image, labels, None, loop.choose(len(image), 1.0))
         loop.training_step(image, labels)
         network(torch.rand(2, 3)).sum().backward()
         optimizer.step()
@@ -80,7 +80,7 @@ def test_another_process_keeps_its_random_state():
     loop.rank = 1
     before = loop.rng.get_state(), loop.slot_rng.get_state()
     with restored_afterwards(loop, CPU):
-        loop.sample(*batch(2), None, 1.0)
+        loop.sample(*batch(2), None, loop.choose(2, 1.0))
     assert torch.equal(loop.rng.get_state(), before[0])
     assert torch.equal(loop.slot_rng.get_state(), before[1])
 

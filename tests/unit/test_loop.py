@@ -36,7 +36,7 @@ IMAGES = ImageKind(("T1",), ("ZScoreNormalization",), (False,), (1.0, 1.0))
 
 
 def sample(setting, share=1.0):
-    return setting.loop.sample(setting.image, setting.labels, None, share)
+    return setting.sample(None, share)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -430,7 +430,7 @@ def test_the_state_of_a_training_has_the_form_of_a_fresh_one(family, parameters,
     }
     fresh, trained = Setting(dims, **sections), Setting(dims, **sections)
     trained.learn(2)
-    trained.loop.sample(trained.image, trained.labels, list("abc"), 1.0)
+    trained.sample(list("abc"))
     trained.feedback()
     state = through_a_file(trained.loop.state_dict())
     assert first_difference(fresh.loop.state_dict(), state) is None

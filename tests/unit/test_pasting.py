@@ -1,8 +1,9 @@
 import pytest
 import torch
 from scipy import ndimage
-from toy import DEFORMATION, STILL, Setting, real_pairs, seeded, through_a_file
+from toy import CODECS, CPU, DEFORMATION, STILL, Setting, configured, planned, real_pairs, seeded, through_a_file
 
+from nnunetv2_genseg.bilevel.loop import BilevelLoop
 from nnunetv2_genseg.config import DeformationConfig, GenSegError
 from nnunetv2_genseg.synthesis.distance import distance_to
 from nnunetv2_genseg.synthesis.labels import LabelCodec
@@ -242,7 +243,7 @@ def test_a_pair_is_made_from_what_was_pasted_into():
     setting, made = paster()
     other = real_pairs(setting.codec, 2, 1, 4, seed=9)
     made.remember(*other, ["z"] * 4)
-    replacement = setting.loop.sample(setting.image, setting.labels, list("abcd"), 1.0)
+    replacement = setting.sample(list("abcd"))
     pairs = replacement.pairs
     donors = torch.cat([other[0], setting.image])[None, :, 0]
     close = (pairs.image - donors).abs() < 1e-4
@@ -251,7 +252,7 @@ def test_a_pair_is_made_from_what_was_pasted_into():
     share = from_donor.flatten(1).float().mean(dim=1)
     assert ((share > 0.05) & (share < 0.7)).all()
     assert (from_donor | from_receiver).float().mean() > 0.999
-    plain = setting.loop.sample(setting.image, setting.labels, None, 1.0).pairs
+    plain = setting.sample().pairs
     assert torch.allclose(plain.image, setting.image, atol=1e-3), "without cases nothing is pasted"
 
 
@@ -262,27 +263,35 @@ def test_a_resumed_loop_pastes_as_the_first_one():
         loops.append(setting)
     first, second = loops
     first.loop.free([1, 2])
-    first.loop.sample(first.image, first.labels, list("abcd"), 1.0)
+    first.sample(list("abcd"))
     second.loop.load_state_dict(through_a_file(first.loop.state_dict()))
     assert second.sampler.paster.context.free_classes == (1, 2)
     for _ in range(3):
-        one, two = (each.loop.sample(each.image, each.labels, list("wxyz"), 1.0) for each in loops)
+        one, two = (each.sample(list("wxyz")) for each in loops)
         assert torch.equal(one.pairs.image, two.pairs.image)
         assert torch.equal(one.pairs.labels, two.pairs.labels)
 
 
-def test_masks_with_a_pasted_structure_are_deformed_as_often_as_others():
-    """Their structures may together be larger than any real one."""
+@DIMS
+def test_masks_with_a_pasted_structure_are_deformed_as_often_as_others(dims):
+    """Every patch shows one structure, and any two of them are larger than the largest."""
+    labels = torch.zeros(4, *[24] * dims, dtype=torch.long)
+    for i, patch in enumerate(labels):
+        row, column, side = 3 + 10 * (i // 2), 3 + 10 * (i % 2), 6 + i
+        patch[..., row : row + side, column : column + side] = 1
+        if dims == 3:
+            patch[:4] = patch[20:] = 0
+    image = labels[:, None] + 0.1 * torch.randn(4, 1, *labels.shape[1:], generator=seeded())
     accepted = []
     for probability in (0.0, 1.0):
-        setting = Setting(count=4, paste={"probability": probability, "kinds": {"carve": 1.0}}, mixing=DEFORMATION, **OFF)
-        rates = []
-        for _ in range(40):
-            pairs = setting.loop.sample(setting.image, setting.labels.roll(3, dims=1), list("abcd"), 1.0).pairs
-            rates.append(pairs.accepted.float().mean())
-            setting.labels = setting.labels.roll(1, dims=0)
-        accepted.append(float(torch.stack(rates).mean()))
-    assert accepted[1] > accepted[0] - 0.1
+        settings = configured(paste={"probability": probability, "kinds": {"carve": 1.0}}, mixing=DEFORMATION, **OFF)
+        loop, shown = BilevelLoop(settings, planned(dims), CODECS["labels"], 1, CPU), []
+        for _ in range(20):
+            pairs = loop.sample(image, labels, list("abcd"), loop.choose(4, 1.0)).pairs
+            shown.append(pairs.accepted.float().mean())
+        accepted.append(float(torch.stack(shown).mean()))
+    assert accepted[0] > 0.6
+    assert accepted[1] > accepted[0] - 0.15
 
 
 def test_nothing_is_pasted_of_patches_that_were_forgotten():

@@ -66,7 +66,7 @@ def test_pairs_are_drawn_and_learned_from_patches_of_any_extent(patch_size):
     image = torch.randn(2, 1, *patch_size, generator=seeded())
     labels = (image[:, 0] > 0.3).long()
     loop.training_step(image, labels)
-    pairs = loop.sample(image, labels, None, 1.0).pairs
+    pairs = loop.sample(image, labels, None, loop.choose(len(image), 1.0)).pairs
     assert loop.check() == ""
     assert pairs.image.shape == image.shape
     assert pairs.labels.shape == labels.shape

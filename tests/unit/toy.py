@@ -120,6 +120,10 @@ class Setting:
         """A feedback step on the first patches, as `BilevelLoop.feedback_step` says."""
         return self.loop.feedback_step(self.segmenter, self.image[:count], self.labels[:count], self.held_out, ETA)
 
+    def sample(self, cases=None, share=1.0):
+        """Pairs in place of some of the patches, as `BilevelLoop.sample` says."""
+        return self.loop.sample(self.image, self.labels, cases, self.loop.choose(len(self.image), share))
+
     def learn(self, steps=1):
         for _ in range(steps):
             self.loop.training_step(self.image, self.labels)

@@ -1,0 +1,105 @@
+"""Unlabelled images as the ground of pairs: a teacher labels a patch, which then takes the place of a labelled one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from nnunetv2_genseg.synthesis.pairs import slot_index
+from nnunetv2_genseg.synthesis.pseudo_labels import PseudoLabels
+from nnunetv2_genseg.trainers.batches import Parts
+from nnunetv2_genseg.trainers.building import pair_codec
+from nnunetv2_genseg.trainers.host import ignores
+from nnunetv2_genseg.trainers.teacher import Teacher
+from nnunetv2_genseg.trainers.unlabelled_cases import UnlabelledCases
+
+
+class PseudoLabelling:
+    """Puts unlabelled patches with pseudo-labels into slots of a batch before pairs are made from them.
+
+    Args:
+        trainer: a GenSeg trainer of nnU-Net with `unlabelled.images`, initialised and its cases split.
+
+    Raises:
+        GenSegError: the images cannot be used.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.cases = UnlabelledCases(trainer)
+        network = trainer._plain_network()
+        self.teacher = Teacher(network, trainer.num_epochs * trainer.num_iterations_per_epoch)
+        image = torch.zeros(2, trainer.num_input_channels, *trainer.configuration_manager.patch_size, device=trainer.device)
+        loss = trainer._build_ignoring_loss()
+        if loss is not None and not ignores(loss, self.teacher.average, image, trainer._batches):
+            loss = None
+        self._loss = loss
+        """For targets with an ignore label; None if the trainer's loss cannot ignore."""
+        confidence = trainer.genseg.unlabelled.confidence
+        self.labels = PseudoLabels(pair_codec(trainer), confidence, loss is not None, trainer.device)
+
+    def announce(self) -> None:
+        """Logs what is used, and how."""
+        self.cases.announce(self.trainer.print_to_log_file)
+        if self._loss is None:
+            self.trainer.print_to_log_file(
+                f"GenSeg: the loss of {type(self.trainer).__name__} cannot ignore voxels; pseudo-labels that are not sure "
+                "nearly everywhere are left out as a whole"
+            )
+
+    def ground(self, parts: Parts, chosen: dict[str, list[int]], probability: float) -> Parts:
+        """A batch in which unlabelled patches with their pseudo-labels are in the place of some patches.
+
+        Args:
+            parts: the batch.
+            chosen: slots that become synthetic, by pair source; no other slot changes.
+            probability: of each of them to change. A patch whose pseudo-label cannot be used changes nothing.
+        """
+        self.labels.observe(parts.labels)
+        loop, slots = self.trainer.loop, sorted(slot for own in chosen.values() for slot in own)
+        drawn = (torch.rand(len(slots), generator=loop.slot_rng) < probability).tolist()
+        slots = [slot for slot, taken in zip(slots, drawn, strict=True) if taken]
+        if not slots:
+            return parts
+        image, names = self.cases.next_patches(len(slots))
+        labels, usable, sure = self.labels.read(self.teacher(image))
+        loop.meter.add({"pseudo_labels_used": usable.float().mean(), "pseudo_labels_sure": sure})
+        used = [i for i, good in enumerate(usable.tolist()) if good]
+        if not used:
+            return parts
+        given = {slots[i]: names[i] for i in used}
+        cases = [given.get(slot, case) for slot, case in enumerate(parts.cases)] if parts.cases else None
+        slot, which = slot_index([slots[i] for i in used], image.device), slot_index(used, image.device)
+        return replace(
+            parts,
+            image=parts.image.index_copy(0, slot, image.index_select(0, which).to(parts.image.dtype)),
+            labels=parts.labels.index_copy(0, slot, labels.index_select(0, which)),
+            cases=cases,
+        )
+
+    @contextmanager
+    def loss_that_ignores(self) -> Iterator[None]:
+        """Inside the block the trainer has the loss for targets with an ignore label."""
+        kept = self.trainer.loss
+        self.trainer.loss = self._loss or kept
+        try:
+            yield
+        finally:
+            self.trainer.loss = kept
+
+    def step(self) -> None:
+        """Takes the network's present weights into the teacher."""
+        self.teacher.update(self.trainer._plain_network())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Teacher and bounds."""
+        return {"teacher": self.teacher.state_dict(), "labels": self.labels.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.teacher.load_state_dict(state["teacher"])
+        self.labels.load_state_dict(state["labels"])

@@ -1,0 +1,98 @@
+"""The unlabelled images of a training: which they are, and patches of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunetv2_genseg.checkpoint import write_text_atomically
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.trainers.loading import unaugmented
+from nnunetv2_genseg.trainers.preflight import first_of
+from nnunetv2_genseg.trainers.unlabelled import NAMED, preprocess_unlabelled
+
+FILE_NAME = "genseg_unlabelled.json"
+"""The unlabelled images that a training uses, by folder, and those of them by which it is validated or tested."""
+
+
+class UnlabelledCases:
+    """Preprocesses the images of `unlabelled.images` beside the dataset, unless that was done before, and loads patches of them.
+
+    Images of the dataset's own `imagesTr` that train with labels are left out.
+
+    Args:
+        trainer: a GenSeg trainer of nnU-Net, its cases split.
+
+    Raises:
+        GenSegError: a folder holds no images for it, or the trainer is the second stage of a cascade.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        if trainer.is_cascaded:
+            raise GenSegError(
+                "unlabelled.images cannot be used in the second stage of a cascade, since there is no previous segmentation of "
+                "them; use them in the first stage, and train the second one without"
+            )
+        self.trainer = trainer
+        folder = Path(trainer.preprocessed_dataset_folder_base, f"{trainer.configuration_manager.data_identifier}_unlabelled")
+        folders = [Path(name) for name in trainer.genseg.unlabelled.images]
+        found = preprocess_unlabelled(folders, trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json, folder)
+        own, of_fold = _raw(trainer), trainer._held_out.of_fold
+        self.images = {
+            name: file
+            for name, file in found.items()
+            if not (own and file.parent.resolve() == own / "imagesTr" and _case(file) in of_fold["training"])
+        }
+        """The first file of each image, by the name of the preprocessed case."""
+        if not self.images:
+            raise GenSegError("all images in unlabelled.images train with labels already; name a folder with others, or none")
+        validated = set(of_fold["validation"]) - set(of_fold["training"])
+        tested = {own / "imagesTs"} if own else set()
+        self.judged_by = sorted(
+            str(file) for file in self.images.values() if _case(file) in validated or file.parent.resolve() in tested
+        )
+        """Files of the images whose segmentations judge the training."""
+        dataset = trainer.dataset_class(str(folder), sorted(self.images))
+        self._loader = unaugmented(trainer, dataset, 1, 0.0)
+
+    def next_patches(self, count: int) -> tuple[Tensor, list[str]]:
+        """(count, C, *spatial) patches on the device, not augmented, and the case of each; global random states stay."""
+        with self.trainer._own_random_state():
+            batches = [next(self._loader) for _ in range(count)]
+        image = torch.cat([batch["data"] for batch in batches]).to(self.trainer.device, non_blocking=True)
+        return image, [str(case) for batch in batches for case in batch["keys"]]
+
+    def announce(self, log: Callable[[str], None]) -> None:
+        """Logs how many images there are, with a warning if some of them judge the training."""
+        log(f"GenSeg: pairs are also made from {len(self.images)} unlabelled images")
+        if self.judged_by:
+            log(
+                f"GenSeg WARNING: {len(self.judged_by)} of the unlabelled images belong to this fold's validation cases or to "
+                f"imagesTs ({first_of([Path(file).name for file in self.judged_by])}), so the scores on them are transductive; "
+                "say so where you report them"
+            )
+
+    def write(self, folder: Path) -> None:
+        """Records the images in `genseg_unlabelled.json` in an existing folder."""
+        by_folder: dict[str, list[str]] = {}
+        for file in self.images.values():
+            by_folder.setdefault(str(file.parent.resolve()), []).append(_case(file))
+        content = {"images": {name: sorted(cases) for name, cases in by_folder.items()}, "transductive": self.judged_by}
+        write_text_atomically(json.dumps(content, indent=2) + "\n", folder / FILE_NAME)
+
+
+def _case(file: Path) -> str:
+    name = NAMED.fullmatch(file.name)
+    return name["case"] if name else file.name
+
+
+def _raw(trainer: Any) -> Path | None:
+    """Folder of the dataset's raw images, if nnU-Net's environment names one."""
+    raw = os.environ.get("nnUNet_raw")
+    return Path(raw).resolve() / trainer.plans_manager.dataset_name if raw else None
