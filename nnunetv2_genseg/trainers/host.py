@@ -20,6 +20,7 @@ class HostAccess(GuardedTraining):
 
     is_ddp: bool
     label_manager: Any
+    _batches: BatchCodec
     _compiles = True
     """False while a loss is built that must not be compiled."""
 
@@ -42,43 +43,50 @@ class HostAccess(GuardedTraining):
     def _do_i_compile(self) -> bool:
         return self._compiles and bool(super()._do_i_compile())
 
-    def _build_ignoring_loss(self) -> Any:
-        """The trainer's loss for targets with an ignore label; None if it can be built for none, or is not the trainer's own."""
+    def _build_ignoring_loss(self, network: nn.Module) -> Any:
+        """The trainer's loss for targets with an ignore label; None if the trainer has none that ignores.
+
+        Args:
+            network: gives outputs to try the loss with; in evaluation, so that nothing of it changes.
+        """
         if self.label_manager.has_ignore_label:
             return self.loss
+        image = torch.zeros(2, self.num_input_channels, *self.configuration_manager.patch_size, device=self.device)
+        with torch.no_grad():
+            output = network(image)
+        self._compiles = False
+        try:
+            tried = self._loss_with_ignore_label().cpu()  # labels that a loss does not know end a GPU's work for good
+            can = _kinds(tried) == _kinds(self.loss) and _ignores(tried, output, self._batches)
+        except Exception:  # whatever a loss raises that expects no ignore label
+            can = False
+        finally:
+            self._compiles = True
+        return self._loss_with_ignore_label() if can else None
+
+    def _loss_with_ignore_label(self) -> nn.Module:
         manager = self.label_manager
         self.label_manager = copy.copy(manager)
         self.label_manager._ignore_label = max(manager.all_labels) + 1
         try:
-            loss = self._build_loss()
-        except Exception:  # whatever a trainer that expects no ignore label raises
-            return None
+            loss: nn.Module = self._build_loss()
         finally:
             self.label_manager = manager
-        return loss if _kinds(loss) == _kinds(self.loss) else None
+        return loss
 
 
 def _kinds(loss: Any) -> list[type]:
     return [type(part) for part in (loss, getattr(loss, "loss", None))]
 
 
-@torch.no_grad()
-def ignores(loss: Callable[[Any, Any], Tensor], network: nn.Module, image: Tensor, batches: BatchCodec) -> bool:
-    """Whether a loss is finite and the same whatever the network's output is at voxels with the ignore label.
-
-    Args:
-        loss: of the network's output and a target.
-        network: the segmentation network.
-        image: (B, channels, *spatial) any input.
-        batches: makes the targets.
-    """
-    rng = torch.Generator().manual_seed(0)
-    shape = (len(image), *image.shape[2:])
-    labels = torch.randint(0, batches.pseudo.classes, shape, generator=rng).to(image.device)
+def _ignores(loss: Callable[[Any, Any], Tensor], output: Any, batches: BatchCodec) -> bool:
+    """Whether a loss on the CPU is finite and the same whatever the network's output is at voxels with the ignore label."""
+    several = not isinstance(output, Tensor)
+    levels = [level.float().cpu() for level in (output if several else [output])]
+    labels = torch.randint(
+        batches.pseudo.classes, (len(levels[0]), *levels[0].shape[2:]), generator=torch.Generator().manual_seed(0)
+    )
     target = batches.to_target(labels, batches.pseudo)
-    output = network(image)
-    several = isinstance(output, (list, tuple))
-    levels = list(output) if several else [output]
     changed = []
     for level, truth in zip(levels, target if isinstance(target, list) else [target], strict=True):
         ignored = truth[:, -1:] if batches.pseudo.regions is not None else truth == batches.pseudo.foreground + 1

@@ -13,7 +13,6 @@ from nnunetv2_genseg.synthesis.pairs import slot_index
 from nnunetv2_genseg.synthesis.pseudo_labels import PseudoLabels
 from nnunetv2_genseg.trainers.batches import Parts
 from nnunetv2_genseg.trainers.building import pair_codec
-from nnunetv2_genseg.trainers.host import ignores
 from nnunetv2_genseg.trainers.teacher import Teacher
 from nnunetv2_genseg.trainers.unlabelled_cases import UnlabelledCases
 
@@ -31,16 +30,11 @@ class PseudoLabelling:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.cases = UnlabelledCases(trainer)
-        network = trainer._plain_network()
-        self.teacher = Teacher(network, trainer.num_epochs * trainer.num_iterations_per_epoch)
-        image = torch.zeros(2, trainer.num_input_channels, *trainer.configuration_manager.patch_size, device=trainer.device)
-        loss = trainer._build_ignoring_loss()
-        if loss is not None and not ignores(loss, self.teacher.average, image, trainer._batches):
-            loss = None
-        self._loss = loss
+        self.teacher = Teacher(trainer._plain_network(), trainer.num_epochs * trainer.num_iterations_per_epoch)
+        self._loss = trainer._build_ignoring_loss(self.teacher.average)
         """For targets with an ignore label; None if the trainer's loss cannot ignore."""
         confidence = trainer.genseg.unlabelled.confidence
-        self.labels = PseudoLabels(pair_codec(trainer), confidence, loss is not None, trainer.device)
+        self.labels = PseudoLabels(pair_codec(trainer), confidence, self._loss is not None, trainer.device)
 
     def announce(self) -> None:
         """Logs what is used, and how."""

@@ -7,6 +7,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def preprocess_unlabelled(
         missing = [name for name in cases if _text(target / STAMPS / f"{name}.json") != stamps[name]]
         for name in with_progress(missing, "preprocessing") if missing else ():
             (target / STAMPS / f"{name}.json").unlink(missing_ok=True)
+            for old in [*target.glob(f"{escape(name)}.*"), *target.glob(f"{escape(name)}_seg.*")]:  # nnU-Net overwrites nothing
+                old.unlink()
             preprocessor.run_case_save(str(target / name), cases[name], None, plans, configuration, description)
             write_text_atomically(stamps[name], target / STAMPS / f"{name}.json")
     return {name: Path(files[0]) for name, files in cases.items()}

@@ -100,6 +100,25 @@ def test_replaced_slots_hold_the_pairs_and_the_others_what_they_held(deep, name,
     assert all(map(torch.equal, levels_of(batch["target"]), levels_of(before["target"])))
 
 
+@DIMS
+@CODEC
+@pytest.mark.parametrize("deep", [False, True], ids=["one output", "deep supervision"])
+def test_with_pairs_of_pseudo_labels_targets_have_an_ignore_label(deep, name, dims):
+    made, batch, replacement = case(dims, name, deep, pseudo=CODECS[name].with_ignore())
+    labels = replacement.pairs.labels
+    labels[0, 0] = 3
+    found = made.replaced(batch, made.parts(batch), replacement)
+    regions = made.codec.regions is not None
+    given = nnunet_target(made.pseudo, labels, dims, deep)
+    for level, old, new in zip(levels_of(found["target"]), levels_of(batch["target"]), levels_of(given), strict=True):
+        assert level.dtype == old.dtype
+        assert torch.equal(level[SLOTS], new)
+        assert torch.equal(level[[0, 2, 4], : old.shape[1]], old[[0, 2, 4]])
+        if regions and not made.codec.has_ignore:
+            assert level.shape[1] == old.shape[1] + 1
+            assert not level[[0, 2, 4], -1].any()
+
+
 def test_a_batch_without_pairs_stays_as_it_is():
     made, batch, _ = case()
     found = made.replaced(batch | {"more": 3}, made.parts(batch), None)

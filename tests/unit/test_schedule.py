@@ -25,6 +25,15 @@ def test_without_a_ramp_the_full_share_follows_the_warmup():
     assert not stage_at(0.999, config).tail
 
 
+def test_the_share_of_unlabelled_images_rises_over_a_fifth_after_the_warmup():
+    given = {"images": ["folder"], "share": 0.6}
+    config = configured(schedule={"warmup": 0.2, "ramp": 0.0, "tail": 0.2}, unlabelled=given)
+    shares = {0.0: 0.0, 0.19: 0.0, 0.2: 0.0, 0.3: 0.3, 0.4: 0.6, 0.79: 0.6, 0.8: 0.0}
+    assert {at: stage_at(at, config).unlabelled for at in shares} == pytest.approx(shares)
+    without = configured(schedule={"warmup": 0.2, "ramp": 0.0, "tail": 0.2}, unlabelled={"share": 0.6})
+    assert {stage_at(at, without).unlabelled for at in shares} == {0.0}
+
+
 def test_feedback_waits_for_the_warmup_and_for_being_enabled():
     early = configured(schedule={"warmup": 0.4}, feedback={"start": 0.1})
     assert not stage_at(0.3, early).feedback
