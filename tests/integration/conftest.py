@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,12 +41,6 @@ class Workspace:
     def environment(self) -> dict[str, str]:
         return {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
 
-    def plan(self, dataset_id: int, configuration: str, *options: str) -> None:
-        command = ["nnUNetv2_plan_and_preprocess", "-d", str(dataset_id), "-c", configuration, "-np", "1", "-npfp", "1", *options]
-        environment = os.environ | self.environment | {"nnUNet_n_proc_DA": "1"}
-        done = subprocess.run([str(PROGRAMS / command[0]), *command[1:]], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-
     def shrink(self, dataset: str, configuration: str) -> None:
         """Plans beside nnU-Net's own, for a network of three stages with a few channels: an iteration takes milliseconds."""
         folder = self.preprocessed(dataset)
@@ -77,9 +70,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     space = Workspace(tmp_path_factory.mktemp("nnunet"))
     PhantomDataset(901, dims=2, training_cases=8, test_cases=2, extent=32).write(space.folder / "nnUNet_raw")
     PhantomDataset(902, dims=3, training_cases=5, test_cases=2, extent=24).write(space.folder / "nnUNet_raw")
-    space.plan(901, "2d", "--verify_dataset_integrity")
+    with pytest.MonkeyPatch.context() as patch:
+        use_threads(patch)
+        for name, value in space.environment.items():
+            patch.setenv(name, value)
+        plan(901, "2d", small=False)
+        plan(902, "3d_fullres", small=False)
     space.shrink("Dataset901_Phantom2D", "2d")
-    space.plan(902, "3d_fullres", "--verify_dataset_integrity")
+    space.shrink("Dataset902_Phantom3D", "3d_fullres")
     return space
 
 

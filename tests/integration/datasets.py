@@ -112,9 +112,21 @@ def use_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(
-    dataset_id: int, configuration: str, planner: str = "ExperimentPlanner", edit: Callable[[dict[str, Any]], None] | None = None
+    dataset_id: int,
+    configuration: str,
+    planner: str = "ExperimentPlanner",
+    edit: Callable[[dict[str, Any]], None] | None = None,
+    small: bool = True,
 ) -> str:
-    """Plans with nnU-Net, lets `edit` change the plans as a user may, and preprocesses; returns the plans' name."""
+    """Plans with nnU-Net, lets `edit` change the plans as a user may, and preprocesses; returns the plans' name.
+
+    Args:
+        dataset_id: of a raw dataset.
+        configuration: is preprocessed.
+        planner: nnU-Net's class.
+        edit: changes the plans in place.
+        small: whether networks and batches are made smaller than nnU-Net plans them.
+    """
     extractor = fingerprint_extractor.DatasetFingerprintExtractor(dataset_id, num_processes=1)
     extractor.num_foreground_voxels_for_intensitystats = 10_000  # nnU-Net draws 100 million, with replacement
     extractor.run(overwrite_existing=True)
@@ -123,7 +135,7 @@ def plan(
     path = next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{dataset_id:03d}_*/{name}.json"))
     plans = json.loads(path.read_text())
     for content in plans["configurations"].values():
-        if "architecture" in content:
+        if small and "architecture" in content:
             _shrink(content["architecture"]["arch_kwargs"])
             content["batch_size"] = 2
     if edit is not None:

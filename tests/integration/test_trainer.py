@@ -177,7 +177,7 @@ def test_feedback_leaves_the_segmentation_network_its_own_parameters_and_it_goes
 
 RESUMED = {
     "2D": (PHANTOM_2D, TINY, {}, [3, 7], lambda trainer: assert_all_stages(trainer)),
-    "3D": (PHANTOM_3D, "nnUNetPlans", {}, [3, 7], lambda trainer: assert_all_stages(trainer)),
+    "3D": (PHANTOM_3D, TINY, {}, [3, 7], lambda trainer: assert_all_stages(trainer)),
     "new shapes": (PHANTOM_2D, TINY, {"masks": {"source": "shape_vae"}}, [5], lambda trainer: assert_shapes_learned(trainer)),
 }
 """Dataset, plans, settings, the epochs before which it is stopped, and what holds of the training."""

@@ -11,7 +11,7 @@ from toy import CODECS, CPU, FAMILIES, Setting, configured, planned, real_pairs
 from nnunetv2_genseg import trainers
 from nnunetv2_genseg.bilevel.loop import BilevelLoop
 from nnunetv2_genseg.config import GenSegConfig
-from nnunetv2_genseg.plots.progress import SHARE
+from nnunetv2_genseg.plots.progress import SHARE, SURE, USED
 from nnunetv2_genseg.plots.values import MEANINGS
 from tests.bad_inputs import TABLE
 
@@ -58,6 +58,7 @@ def test_files_are_named_with_their_content(pages):
     assert {
         "genseg_config.json",
         "genseg_split.json",
+        "genseg_unlabelled.json",
         "genseg_samples.png",
         "genseg_progress.png",
         "nnUNet_genseg_config",
@@ -86,7 +87,7 @@ def logged(family: str) -> set[str]:
 
 
 def test_every_logged_value_has_its_meaning():
-    found = {SHARE}.union(*(logged(family) for family in FAMILIES))
+    found = {SHARE, USED, SURE}.union(*(logged(family) for family in FAMILIES))
     for parameters in ("architecture", "policy"):
         setting = Setting(feedback={"parameters": parameters})
         setting.feedback()
