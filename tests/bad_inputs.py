@@ -471,6 +471,9 @@ TABLE: tuple[BadInput, ...] = (
     ),
     BadInput("checkpoint garbage", "checkpoint_latest.pth is corrupt", damage(garbage, in_fold("checkpoint_latest.pth")), RESUME),
     # a generator trained before
+    BadInput("unlabelled folder missing", "/none is not a folder", settings({"unlabelled": {"images": ["/none"]}})),
+    BadInput("unlabelled no list", "unlabelled.images: Input should be", settings({"unlabelled": {"images": "/none"}})),
+    BadInput("unlabelled never sure", "unlabelled.confidence: Input should be", settings({"unlabelled": {"confidence": 1.0}})),
     BadInput("pretrained folder missing", "is not the folder of a trained", settings({"generator": {"pretrained": "/none"}})),
     BadInput("pretrained no path", "generator.pretrained: Input should be", settings({"generator": {"pretrained": 3}})),
     BadInput("pretrained on cases of another form", "`trained_on` in", pretrained(trained_on={"Dataset901_Phantom2D": 3})),

@@ -70,7 +70,8 @@ class UnlabelledCases:
 
     def announce(self, log: Callable[[str], None]) -> None:
         """Logs how many images there are, with a warning if some of them judge the training."""
-        log(f"GenSeg: pairs are also made from {len(self.images)} unlabelled images")
+        count = len(self.images)
+        log(f"GenSeg: pairs are also made from {count} unlabelled image{'s' * (count > 1)}")
         if self.judged_by:
             log(
                 f"GenSeg WARNING: {len(self.judged_by)} of the unlabelled images belong to this fold's validation cases or to "

@@ -149,7 +149,7 @@ def test_every_kind_of_dataset_trains_resumes_to_the_bit_and_predicts(folder, se
     plans = plan(DATASET_ID, configuration)
     arguments = (GenSegTrainerShort, raw.name, configuration, LENGTH)
     stopped = trained(make_trainer(*arguments, plans_name=plans), STOP)
-    assert "pairs are also made from 1 unlabelled images" in log_of(stopped)
+    assert "pairs are also made from 1 unlabelled image\n" in log_of(stopped)
     resumed = resume(*arguments, plans_name=plans)
     resumed._own_loss = resumed.loss
     steps = watch_targets(resumed, 3)
