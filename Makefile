@@ -14,6 +14,8 @@ INSTALLED := $(VENV)/.installed
 # worker without tests takes another's.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 test test-oldest test-development: export OMP_NUM_THREADS := 1
+# nnU-Net takes a thread for each core on a CPU; with several trainings at once, threads that spin take the time of others.
+test test-oldest test-development: export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: setup test test-oldest test-development lint docs demo wheel gpu clean
 
