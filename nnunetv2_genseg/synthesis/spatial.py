@@ -58,13 +58,13 @@ def affine(positions: Tensor, theta: Tensor) -> Tensor:
 
 
 def random_affine(
-    count: int, spatial: Sequence[int], rotation: float, scaling: float, movable: Sequence[bool], rng: torch.Generator
+    count: int, spatial: Sequence[float], rotation: float, scaling: float, movable: Sequence[bool], rng: torch.Generator
 ) -> Tensor:
-    """Draws rotations and changes of size about the centre of the patch, in voxel units so that shapes are kept.
+    """Draws rotations and changes of size about the centre of the patch, in units of `spatial` so that shapes are kept.
 
     Args:
         count: B.
-        spatial: extent of the patch, voxels.
+        spatial: extent of the patch, voxels or mm.
         rotation: largest angle in every plane, degrees; angles are uniform.
         scaling: largest relative change of size, in [0, 1); the factor is log-uniform in [1 - scaling, 1 / (1 - scaling)].
         movable: per spatial axis; an axis that is not movable is neither rotated nor scaled.

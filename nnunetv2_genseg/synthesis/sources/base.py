@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,6 +35,14 @@ class SourceContext:
     synchronise: Callable[[Iterable[Tensor]], None] = lambda tensors: None
     """Averages tensors over the processes of a distributed training, in place."""
 
+    def normal(self, shape: Sequence[int], rng: torch.Generator) -> Tensor:
+        """Standard normal noise of a shape (B, ...), on the device of `rng`: independent for every patch."""
+        return torch.randn(tuple(shape), generator=rng, device=rng.device)
+
+    def toned(self, drawn: Tensor, width: Tensor | float, rng: torch.Generator) -> Tensor:
+        """Images, (B, C, *spatial), whose intensities follow a new tone curve for every patch; see `tone_curve`."""
+        return tone_curve(drawn, width, rng)
+
     def finished(self, drawn: Tensor, image: Tensor, change: MaskChange, rng: torch.Generator) -> Pairs:
         """The last steps of every source: the tone curve, and what is blank stays blank.
 
@@ -45,7 +53,7 @@ class SourceContext:
             rng: on their device.
         """
         if self.config.intensity.tone:
-            drawn = tone_curve(drawn, self.policy.style * self.config.intensity.tone, rng)
+            drawn = self.toned(drawn, self.policy.style * self.config.intensity.tone, rng)
         return Pairs(blank_as_before(drawn, image, change, self.masked_channels), change.deformed(), change.grid, change.accepted)
 
 

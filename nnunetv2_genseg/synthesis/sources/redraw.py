@@ -67,14 +67,19 @@ class RedrawSource:
         mean = torch.where(self.variance > 0, self.variance / self.observed, 1.0)
         return mean.sqrt().view(-1, *(1,) * len(self.context.plan.patch_size))
 
+    @torch.no_grad()
+    def observe(self, image: Tensor) -> None:
+        """Measures how much real images, (B, C, *spatial), vary; see `deviation`."""
+        variance = image.flatten(2).var(dim=2).mean(dim=0)
+        self.context.synchronise([variance])
+        finite = torch.isfinite(variance)
+        self.variance += torch.where(finite, variance, 0.0)
+        self.observed += finite
+
     def training_step(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """A step of the generator and one of the mask source on real pairs; see `PairSource.training_step`."""
         with torch.no_grad():
-            variance = image.flatten(2).var(dim=2).mean(dim=0)
-            self.context.synchronise([variance])
-            finite = torch.isfinite(variance)
-            self.variance += torch.where(finite, variance, 0.0)
-            self.observed += finite
+            self.observe(image)
             image = image / self.deviation
             condition = self.real_condition(image, labels)
             style = self._style(image, rng)
@@ -103,7 +108,7 @@ class RedrawSource:
         before = conditioning.compose_scene(labels, tissue, self.layout)
         own = conditioning.class_intensities(image, before, self.layout)
         factor = self.context.policy.style * self.context.config.intensity.shift
-        shifted = own + factor * _shift(own.shape, rng)
+        shifted = own + factor * self._shift(own.shape, rng)
         deformed = warp_labels(before, change.grid)
         after = deformed
         if self.masks.new_shapes:
@@ -123,7 +128,12 @@ class RedrawSource:
     def _style(self, image: Tensor, rng: torch.Generator, factor: Tensor | float = 1.0) -> Tensor:
         """(B, *style_shape) style noise, standard normal times a factor."""
         shape = (len(image), *self.generator.style_shape(image.shape[2:]))
-        return factor * torch.randn(shape, generator=rng, device=rng.device)
+        return factor * self.context.normal(shape, rng)
+
+    def _shift(self, shape: torch.Size, rng: torch.Generator) -> Tensor:
+        """(B, classes, C) of unit variance, most of it common to all channels: brighter or darker rather than of another hue."""
+        common = self.context.normal((*shape[:2], 1), rng)
+        return math.sqrt(COMMON_SHIFT) * common + math.sqrt(1 - COMMON_SHIFT) * self.context.normal(shape, rng)
 
     def _unlabelled(self, labels: Tensor) -> Tensor:
         return ~self.context.codec.is_foreground(labels)
@@ -148,10 +158,3 @@ class RedrawSource:
         self.masks.load_state_dict(state["masks"])
         self.variance.copy_(state["variance"])
         self.observed.copy_(state["observed"])
-
-
-def _shift(shape: torch.Size, rng: torch.Generator) -> Tensor:
-    """(B, classes, C) of unit variance, most of it common to all channels: brighter or darker rather than of another hue."""
-    common = torch.randn(*shape[:2], 1, generator=rng, device=rng.device)
-    own = torch.randn(shape, generator=rng, device=rng.device)
-    return math.sqrt(COMMON_SHIFT) * common + math.sqrt(1 - COMMON_SHIFT) * own
