@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunetv2_genseg.config import GenSegError
 
-PREPROCESSED, RESULTS = "nnUNet_preprocessed", "nnUNet_results"
+RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 
 
 def require_fold(fold: str) -> None:

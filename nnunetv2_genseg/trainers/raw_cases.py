@@ -174,10 +174,13 @@ class RawCases:
             GenSegError: a label is not declared.
         """
         ignored = {int(self.manager.ignore_label)} if self.manager.has_ignore_label else set()
-        undeclared = sorted({int(value) for value in np.unique(segmentation)} - {-1, *map(int, self.manager.all_labels)} - ignored)
+        undeclared = sorted(
+            {int(value) for value in np.unique(segmentation)} - {-1, *map(int, self.manager.all_labels)} - ignored
+        )
         if undeclared:
             raise GenSegError(
-                f"the mask of the raw case {name} holds labels that dataset.json does not declare: {first_of([*map(str, undeclared)])}"
+                f"the mask of the raw case {name} holds labels that dataset.json does not declare: "
+                f"{first_of([*map(str, undeclared)])}; correct one of the two"
             )
         if not self.manager.has_regions:
             return torch.from_numpy(segmentation.astype(np.int64)).clamp(min=0)
@@ -222,7 +225,7 @@ class RawCases:
         raw = np.zeros((len(image), *case.whole), np.float32)
         for c, (line, masked) in enumerate(zip(case.lines, self.configuration.use_mask_for_norm, strict=True)):
             values = image[c].double() * line.scale + line.offset
-            raw[(c, *case.place)] = (values.masked_fill(outside, 0) if masked else values).float().numpy()
+            raw[c][case.place] = (values.masked_fill(outside, 0) if masked else values).float().numpy()
         label_of = list(self.codec.labels)
         if self.codec.has_ignore:
             label_of[-1] = int(self.manager.ignore_label)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
@@ -18,6 +18,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2_genseg.config import GenSegError
 
 Array = npt.NDArray[Any]
+sitk: Any = SimpleITK
 Write = Callable[[Array, Path, Path, dict[str, Any]], None]
 """Channels of one file, (channels, slices, height, width); the file; one of the same dataset; and nnU-Net's properties."""
 
@@ -74,18 +75,19 @@ def _write_with_sitk(image: Array, target: Path, like: Path, properties: dict[st
 
 
 def _write_with_nibabel(image: Array, target: Path, like: Path, properties: dict[str, Any]) -> None:
-    import nibabel
-    from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+    from nibabel import Nifti1Image, load, orientations, save
 
-    there = nibabel.load(like)
+    of_axes: Any = orientations
+    there: Any = load(like)
     scaled = tuple(there.header.get_slope_inter()) not in ((None, None), (1.0, 0.0))
     voxels = as_type(image[0].transpose(2, 1, 0), np.float32 if scaled else there.get_data_dtype())
     geometry = properties["nibabel_stuff"]
     own = geometry["original_affine"]
-    saved = nibabel.Nifti1Image(voxels, affine=geometry.get("reoriented_affine", own))
+    image_class: Any = Nifti1Image
+    saved = image_class(voxels, affine=geometry.get("reoriented_affine", own))
     if "reoriented_affine" in geometry:
-        saved = saved.as_reoriented(ornt_transform(axcodes2ornt("RAS"), io_orientation(own)))
-    nibabel.save(saved, target)
+        saved = saved.as_reoriented(of_axes.ornt_transform(of_axes.axcodes2ornt("RAS"), of_axes.io_orientation(own)))
+    save(saved, target)
 
 
 def _write_tiff(image: Array, target: Path, like: Path, properties: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig, UnlabelledConfig
+from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig, Settings, UnlabelledConfig
 from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop
 from nnunetv2_genseg.trainers.mixin import GenSegMixin
@@ -74,8 +74,13 @@ def writing_to(folder: str, **further: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def build(settings: Standalone, mixin: type[GenSegMixin]) -> Any:
+def build(settings: Standalone, mixin: type[GenSegMixin], preset: Settings | None = None) -> Any:
     """The trainer, with `mixin` before its class.
+
+    Args:
+        settings: which trainer.
+        mixin: what it shall do.
+        preset: settings in place of the trainer's preset.
 
     Raises:
         GenSegError: the trainer has no generator, or what it reads is not valid.
@@ -87,7 +92,7 @@ def build(settings: Standalone, mixin: type[GenSegMixin]) -> Any:
     host = recursive_find_trainer_class_by_name(settings.trainer)
     if not issubclass(host, GenSegMixin):
         raise GenSegError(f"{settings.trainer} has no generator; choose GenSegTrainer or another trainer with GenSegMixin")
-    kind = type(f"{settings.trainer}Standalone", (mixin, host), {})
+    kind = type(f"{settings.trainer}Standalone", (mixin, host), {} if preset is None else {"preset": preset})
     return kind(
         plans=plans | {"continue_training": False},
         configuration=settings.configuration,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import torch
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
@@ -48,7 +49,9 @@ class TiledGenerator:
         missing = [max(0, size - n) for n, size in zip(spatial, self.patch_size, strict=True)]
         padding = [side for n in reversed(missing) for side in (n // 2, n - n // 2)]
         whole = functional.pad(condition, padding, mode="replicate") if any(missing) else condition
-        drawn = torch.cat([self._drawn(*part) for part in zip(whole.split(AT_ONCE), style.split(AT_ONCE), strict=True)])
+        drawn = torch.cat(
+            [self._drawn(*part) for part in zip(torch.split(whole, AT_ONCE), torch.split(style, AT_ONCE), strict=True)]
+        )
         inside = [slice(n // 2, n // 2 + extent) for n, extent in zip(missing, spatial, strict=True)]
         return drawn[(slice(None), slice(None), *inside)]
 
@@ -59,7 +62,7 @@ class TiledGenerator:
         weight = compute_gaussian(self.patch_size, value_scaling_factor=10, dtype=torch.float32, device=condition.device)
         total, weights = torch.zeros((), device=condition.device), condition.new_zeros(spatial)
         for corner in product(*steps):
-            place = (..., *(slice(start, start + size) for start, size in zip(corner, self.patch_size, strict=True)))
+            place: Any = (..., *(slice(start, start + size) for start, size in zip(corner, self.patch_size, strict=True)))
             tile = self.generator.sample(condition[place].contiguous(), style[place].contiguous() if maps else style)
             if not total.ndim:
                 total = tile.new_zeros(*tile.shape[:2], *spatial)

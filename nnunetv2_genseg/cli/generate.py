@@ -1,0 +1,53 @@
+"""`genseg generate`: writes synthetic pairs as a raw dataset."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from functools import partial
+from io import StringIO
+from pathlib import Path
+
+from nnunetv2_genseg.cli.checks import RAW, preprocessed, require_set
+from nnunetv2_genseg.cli.options import add_dataset, add_overrides, add_trainer, prepared
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    options = argparse.ArgumentParser(
+        prog="genseg generate",
+        description="Writes synthetic pairs of whole images, made from a fold's training cases, as a raw dataset of nnU-Net.",
+        allow_abbrev=False,
+    )
+    add_dataset(options)
+    options.add_argument("fold", metavar="FOLD", help="fold whose training cases and generator are used, or `all`")
+    options.add_argument("-n", metavar="N", type=int, required=True, help="pairs that the folder holds in the end")
+    options.add_argument(
+        "-o", metavar="FOLDER", type=Path, required=True, help="where they are written; an interrupted run goes on there"
+    )
+    options.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
+    add_trainer(options, "cuda", "draw")
+    add_overrides(options)
+    return options
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Writes the pairs and prints where they are.
+
+    Raises:
+        GenSegError: the dataset was not preprocessed, or something else that a user can correct.
+    """
+    chosen = parser().parse_intermixed_args(arguments)
+    of_trainer = prepared(chosen)
+    require_set(RAW)
+    from nnunetv2_genseg.trainers import generating
+    from nnunetv2_genseg.trainers.guarding import ending_on_sigterm
+
+    settings = generating.Generation(**of_trainer, output=chosen.o, pairs=chosen.n, seed=chosen.seed)
+    say = partial(print, "genseg:", file=sys.stdout, flush=True)
+    with ending_on_sigterm(), preprocessed(chosen.dataset), redirect_stdout(StringIO()):  # nnU-Net and its readers say much
+        drawn = generating.generate(settings, say)
+    kept = f"; {chosen.n - drawn} were there already" if drawn < chosen.n else ""
+    print(f"{chosen.n} pairs are in {chosen.o}{kept}")

@@ -1,0 +1,97 @@
+"""The record beside synthetic pairs: what each was made from, by which a run that was interrupted goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_genseg.checkpoint import PARTIAL, write_text_atomically
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config.reading import read_json
+from nnunetv2_genseg.trainers.folder_lock import FILE_NAME as LOCK
+from nnunetv2_genseg.trainers.preflight import first_of
+
+FILE_NAME = "provenance.json"
+FORMAT = 1
+IMAGES, LABELS, DESCRIPTION = "imagesTr", "labelsTr", "dataset.json"
+SAVED_EVERY = 10.0
+"""Seconds between two writings of the record. Pairs that a killed run has not recorded are drawn again, to the same bytes."""
+
+
+class Provenance:
+    """The record of a folder of pairs.
+
+    Args:
+        folder: of the pairs; may be missing.
+        origin: what all pairs have in common: settings, cases, generator, versions; JSON-like.
+
+    Raises:
+        GenSegError: the folder holds files of others, or pairs of another origin.
+    """
+
+    def __init__(self, folder: Path, origin: dict[str, Any]) -> None:
+        self.folder = folder
+        self.origin: dict[str, Any] = json.loads(json.dumps(origin))
+        self.pairs: dict[str, dict[str, Any]] = {}
+        """What is known of each complete pair, by its name."""
+        self._saved = -SAVED_EVERY
+        path = folder / FILE_NAME
+        if not path.is_file():
+            self._require_empty()
+            return
+        content = read_json(path, dict[str, Any], "a mapping")
+        if content.get("format") != FORMAT or not {"origin", "pairs"} <= content.keys():
+            raise GenSegError(f"{path} is not a record of `genseg generate` of this version; choose another folder")
+        self._require_same(content["origin"])
+        self.pairs = {name: pair for name, pair in content["pairs"].items() if self._is_whole(pair)}
+
+    def _require_empty(self) -> None:
+        strangers = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        strangers = sorted(name for name in strangers if name != LOCK and not name.endswith(PARTIAL))
+        if strangers:
+            raise GenSegError(
+                f"{self.folder} holds files that `genseg generate` did not write ({first_of(strangers)}); name a new folder, an "
+                "empty one, or that of an interrupted run"
+            )
+
+    def _require_same(self, there: dict[str, Any]) -> None:
+        here, there = _flat(self.origin), _flat(there)
+        other = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
+        if other:
+            told = "\n  ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in other[:10])
+            raise GenSegError(
+                f"{self.folder} holds pairs of another origin:\n  {told}\nGo on with what it was begun with, or choose "
+                "another folder"
+            )
+
+    def _is_whole(self, pair: Any) -> bool:
+        files = [(self.folder / name, size) for name, size in pair["files"].items()]
+        return all(path.is_file() and path.stat().st_size == size for path, size in files)
+
+    def add(self, name: str, pair: Mapping[str, Any], files: list[str]) -> None:
+        """Records a pair whose files, named relative to the folder, are in place."""
+        sizes = {file: (self.folder / file).stat().st_size for file in files}
+        self.pairs[name] = {**pair, "files": sizes}
+        if time.monotonic() >= self._saved + SAVED_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Writes the record.
+
+        Raises:
+            GenSegFileError: it cannot be written; the older one is intact.
+        """
+        pairs = {name: self.pairs[name] for name in sorted(self.pairs)}
+        content = {"format": FORMAT, "origin": self.origin, "pairs": pairs}
+        write_text_atomically(json.dumps(content, indent=1) + "\n", self.folder / FILE_NAME)
+        self._saved = time.monotonic()
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

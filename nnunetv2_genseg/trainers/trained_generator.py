@@ -1,0 +1,148 @@
+"""The trained generator of a fold folder, or of `generator.pretrained`, for work after the training."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+from nnunetv2_genseg import checkpoint
+from nnunetv2_genseg.config import GenSegConfig, GenSegError, Settings
+from nnunetv2_genseg.config.reading import read_json
+from nnunetv2_genseg.generators import Generator
+from nnunetv2_genseg.generators.pretrained import Pretrainable, identity, load_pretrained
+from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
+from nnunetv2_genseg.trainers.planning import image_kind, network_plan
+from nnunetv2_genseg.trainers.resuming import CONFIG_FILE, STAMPS
+from nnunetv2_genseg.trainers.standalone import Standalone
+
+STEMS = ("checkpoint_final", "checkpoint_best", "checkpoint_latest")
+"""nnU-Net's checkpoints, in the order in which their generator is taken."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a generator comes from."""
+
+    family: str
+    sha256: str
+    """Of its weights: of the file `model.safetensors` that `genseg pretrain` would write."""
+    file: str
+    """The file or folder that it was loaded from; empty for a family that has nothing to learn."""
+
+
+def fold_folder(settings: Standalone) -> Path | None:
+    """The folder of a fold's training, if nnUNet_results is set and it is there."""
+    results = os.environ.get("nnUNet_results")
+    if not results:
+        return None
+    training = f"{settings.trainer}__{settings.plans}__{settings.configuration}"
+    folder = Path(results) / maybe_convert_to_dataset_name(settings.dataset) / training / f"fold_{settings.fold}"
+    return folder if folder.is_dir() else None
+
+
+def settings_of(folder: Path | None) -> Settings | None:
+    """The settings of the training in a fold folder; None if there is none."""
+    if folder is None or not (folder / CONFIG_FILE).is_file():
+        return None
+    content = read_json(folder / CONFIG_FILE, dict[str, Any], "a mapping of settings")
+    return {key: value for key, value in content.items() if key not in STAMPS}
+
+
+def load_generator(trainer: Any, source: RedrawSource, folder: Path | None) -> Origin | None:
+    """Loads the newest state of the fold's training, or else what `generator.pretrained` names.
+
+    Args:
+        trainer: a GenSeg trainer of nnU-Net; it is read alone.
+        source: its generator is loaded.
+        folder: of the fold's training; None: there was none.
+
+    Returns:
+        Where the generator comes from; None if it is untrained.
+
+    Raises:
+        GenSegError: a file is damaged or does not fit.
+    """
+    config: GenSegConfig = trainer.genseg
+    state = _newest(folder)
+    if state is not None:
+        path, epoch = state
+        _restore(source, checkpoint.load_sibling(_identity(trainer), path, epoch), checkpoint.sibling(path, epoch))
+        return Origin(config.generator.name, digest(source.generator), str(checkpoint.sibling(path, epoch)))
+    if config.generator.pretrained is not None:
+        images = image_kind(trainer.dataset_json, trainer.configuration_manager)
+        own = identity(config.generator, network_plan(trainer.configuration_manager), source.layout, images)
+        load_pretrained(source.generator, Path(config.generator.pretrained), own)
+        return Origin(config.generator.name, digest(source.generator), config.generator.pretrained)
+    if source.generator.weights():
+        return None
+    return Origin(config.generator.name, digest(source.generator), "")
+
+
+def _newest(folder: Path | None) -> tuple[Path, int] | None:
+    """nnU-Net's checkpoint whose generator is taken, and its epoch."""
+    for stem in STEMS if folder is not None else ():
+        assert folder is not None
+        epochs = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{stem}.genseg-[0-9]*.pt")]
+        if epochs:
+            return folder / f"{stem}.pth", max(epochs)
+    return None
+
+
+def _identity(trainer: Any) -> dict[str, Any]:
+    """What the state of a training must have in common with what it is loaded into."""
+    return {
+        "dataset": trainer.plans_manager.dataset_name,
+        "plans": trainer.plans_manager.plans_name,
+        "configuration": trainer.configuration_name,
+        "fold": str(trainer.fold),
+        "labels": {name: str(value) for name, value in trainer.dataset_json["labels"].items()},
+    }
+
+
+def _restore(source: RedrawSource, state: dict[str, Any], path: Path) -> None:
+    with checkpoint.explained(path):
+        sampler = state["loop"]["learned"]["sampler"]
+        there = sampler["sources"].get("redraw")
+        if there is None:
+            raise ValueError("the training had no source `redraw`")
+        kept = source.masks.state_dict()  # of a mask source only what draws images is needed
+        place = checkpoint.first_difference(source.generator.state_dict(), there["generator"])
+        if place is not None:
+            raise ValueError(f"{place or 'it'} has another form; leave the generator's settings as they were in the training")
+        source.load_state_dict({**there, "masks": kept})
+        source.context.policy.load_state_dict(sampler["policy"])
+
+
+def digest(generator: Generator) -> str:
+    """SHA-256 of a generator's weights: of the file that `genseg pretrain` writes, or of all weights in turn."""
+    found = hashlib.sha256()
+    if isinstance(generator, Pretrainable):
+        with TemporaryDirectory(prefix="genseg_weights_") as temporary:
+            generator.save_weights(Path(temporary))
+            for path in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
+                found.update(path.read_bytes())
+    else:
+        for weight in [*generator.weights(), *generator.architecture()]:
+            found.update(weight.detach().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def require_trained(others: list[str]) -> str:
+    """What is said when the generator is untrained.
+
+    Raises:
+        GenSegError: no other source is left to draw pairs.
+    """
+    where = "neither the fold folder nor generator.pretrained holds a trained generator"
+    if not others:
+        raise GenSegError(
+            f"{where}, and mixing.sources names no source but `redraw`; train this fold (genseg train) or a generator alone "
+            "(genseg pretrain, and --set generator.pretrained=FOLDER), or add --set mixing.sources.deformation=1"
+        )
+    return f"{where}: pairs are made by {', '.join(others)} alone"
