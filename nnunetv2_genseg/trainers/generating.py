@@ -24,7 +24,7 @@ from nnunetv2_genseg.trainers import standalone
 from nnunetv2_genseg.trainers.folder_lock import alone_in
 from nnunetv2_genseg.trainers.preflight import require_labels
 from nnunetv2_genseg.trainers.progress_bar import with_progress
-from nnunetv2_genseg.trainers.provenance import DESCRIPTION, IMAGES, LABELS, Provenance
+from nnunetv2_genseg.trainers.provenance import DESCRIPTION, IMAGES, LABELS, Provenance, require_own
 from nnunetv2_genseg.trainers.raw_cases import RawCase, RawCases
 from nnunetv2_genseg.trainers.raw_formats import require_format, write_images
 from nnunetv2_genseg.trainers.trained_generator import Origin, fold_folder, load_generator, require_trained, settings_of
@@ -61,6 +61,7 @@ def generate(settings: Generation, say: Callable[[str], None]) -> int:
     if settings.pairs < 1:
         raise GenSegError(f"-n must be 1 or more, found {settings.pairs}")
     standalone.require_writable(settings.output)
+    require_own(settings.output)
     folder = fold_folder(settings)
     with TemporaryDirectory(prefix="genseg_generate_") as temporary, standalone.writing_to(temporary, nnUNet_n_proc_DA="0"):
         trainer = standalone.build(settings, GeneratingMixin, settings_of(folder))
@@ -80,7 +81,8 @@ class GeneratingMixin(standalone.StandaloneMixin):
             say: tells the user.
         """
         asked = self.genseg
-        unused = {"feedback": FeedbackConfig(enabled=False), "masks": MaskConfig(), "unlabelled": UnlabelledConfig()}
+        unused: dict[str, Any] = {"feedback": FeedbackConfig(enabled=False), "masks": MaskConfig(), "unlabelled": UnlabelledConfig()}
+        unused["paste"] = asked.paste.model_copy(update={"probability": 0.0})
         self.genseg = asked.model_copy(update=unused)
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         names = sorted(self.do_split()[0])

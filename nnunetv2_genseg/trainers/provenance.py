@@ -40,22 +40,13 @@ class Provenance:
         self._saved = -SAVED_EVERY
         path = folder / FILE_NAME
         if not path.is_file():
-            self._require_empty()
+            require_own(folder)
             return
         content = read_json(path, dict[str, Any], "a mapping")
         if content.get("format") != FORMAT or not {"origin", "pairs"} <= content.keys():
             raise GenSegError(f"{path} is not a record of `genseg generate` of this version; choose another folder")
         self._require_same(content["origin"])
         self.pairs = {name: pair for name, pair in content["pairs"].items() if self._is_whole(pair)}
-
-    def _require_empty(self) -> None:
-        strangers = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        strangers = sorted(name for name in strangers if name != LOCK and not name.endswith(PARTIAL))
-        if strangers:
-            raise GenSegError(
-                f"{self.folder} holds files that `genseg generate` did not write ({first_of(strangers)}); name a new folder, an "
-                "empty one, or that of an interrupted run"
-            )
 
     def _require_same(self, there: dict[str, Any]) -> None:
         here, there = _flat(self.origin), _flat(there)
@@ -88,6 +79,17 @@ class Provenance:
         content = {"format": FORMAT, "origin": self.origin, "pairs": pairs}
         write_text_atomically(json.dumps(content, indent=1) + "\n", self.folder / FILE_NAME)
         self._saved = time.monotonic()
+
+
+def require_own(folder: Path) -> None:
+    """Raises GenSegError if a folder holds files and is none of pairs."""
+    strangers = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    strangers = sorted(name for name in strangers if name != LOCK and not name.endswith(PARTIAL))
+    if strangers and FILE_NAME not in strangers:
+        raise GenSegError(
+            f"{folder} holds files that `genseg generate` did not write ({first_of(strangers)}); name a new folder, an empty one, "
+            "or that of an interrupted run"
+        )
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Origin:
     sha256: str
     """Of its weights: of the file `model.safetensors` that `genseg pretrain` would write."""
     file: str
-    """The file or folder that it was loaded from; empty for a family that has nothing to learn."""
+    """The file of the fold folder, or the folder, that it was loaded from; empty for a family that has nothing to learn."""
 
 
 def fold_folder(settings: Standalone) -> Path | None:
@@ -73,7 +73,7 @@ def load_generator(trainer: Any, source: RedrawSource, folder: Path | None) -> O
     if state is not None:
         path, epoch = state
         _restore(source, checkpoint.load_sibling(_identity(trainer), path, epoch), checkpoint.sibling(path, epoch))
-        return Origin(config.generator.name, digest(source.generator), str(checkpoint.sibling(path, epoch)))
+        return Origin(config.generator.name, digest(source.generator), checkpoint.sibling(path, epoch).name)
     if config.generator.pretrained is not None:
         images = image_kind(trainer.dataset_json, trainer.configuration_manager)
         own = identity(config.generator, network_plan(trainer.configuration_manager), source.layout, images)
