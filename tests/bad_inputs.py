@@ -27,6 +27,7 @@ TRAIN = ("train", "{id}", "2d", "0", "-tr", "GenSegTrainerShort", "-p", "nnUNetP
 RESUME = (*TRAIN, "--c")
 PREVIEW = ("preview", "{id}", "2d", "-p", "nnUNetPlansTiny", "-o", "{folder}/preview")
 PRETRAIN = ("pretrain", "{id}", "2d", "{folder}/generator", "-p", "nnUNetPlansTiny", "--iterations", "2", "-device", "cpu")
+GENERATE = ("generate", "{id}", "2d", "0", "-n", "2", "-o", "{folder}/pairs", "-p", "nnUNetPlansTiny", "-device", "cpu")
 WITH_IMAGES = (*PRETRAIN, "--images", "{folder}/images")
 
 
@@ -188,6 +189,11 @@ def images(**files: Any) -> Preparation:
                 Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)).convert(content).save(path)
 
     return prepare
+
+
+def strangers_pairs(place: Place) -> None:
+    (place.folder / "pairs").mkdir()
+    (place.folder / "pairs" / "thesis.txt").write_text("precious")
 
 
 def strangers_model(place: Place) -> None:
@@ -566,6 +572,24 @@ TABLE: tuple[BadInput, ...] = (
         "file is no folder or not writable; name another",
         nothing,
         (*PREVIEW[:5], "-o", "{folder}/nnUNet_preprocessed/file"),
+    ),
+    # pairs as a dataset
+    BadInput("generate nothing", "-n must be 1 or more, found 0", nothing, (*GENERATE, "-n", "0")),
+    BadInput("generate with a negative seed", "--seed must be 0 or more, found -1", nothing, (*GENERATE, "--seed", "-1")),
+    BadInput("generate without the raw data", "lacks the raw image or mask of 4 of 4 training cases", nothing, GENERATE),
+    BadInput("generate without nnUNet_raw", "nnUNet_raw is not set", variable("nnUNet_raw", None), GENERATE),
+    BadInput("generate without the data", "nnUNet_preprocessed is not set", variable("nnUNet_preprocessed", None), GENERATE),
+    BadInput("generate among files of others", "did not write (thesis.txt)", strangers_pairs, GENERATE),
+    BadInput(
+        "generate for a fold of no number", "fold must be `all` or a whole number", nothing, (*GENERATE[:3], "x", *GENERATE[4:])
+    ),
+    BadInput("generate by stock nnU-Net", "nnUNetTrainer has no generator", nothing, (*GENERATE, "-tr", "nnUNetTrainer")),
+    BadInput("generate without GPU", "found; use -device cpu", nothing, GENERATE[:-2], without_gpu=True),
+    BadInput(
+        "generate into a file",
+        "file is no folder or not writable; name another",
+        nothing,
+        (*GENERATE[:6], "-o", "{folder}/nnUNet_preprocessed/file", *GENERATE[8:]),
     ),
     # the demo
     BadInput("demo device unknown", "invalid choice: 'tpu'", nothing, ("demo", "--device", "tpu")),

@@ -113,7 +113,7 @@ Nothing has to be set. A setting comes from one of four places; each overrides t
 1. the default,
 2. the preset of the trainer ([trainers](trainers.md)),
 3. the JSON or YAML file that the environment variable `nnUNet_genseg_config` names,
-4. `--set SECTION.SETTING=VALUE` of `genseg train`, `genseg preview` and `genseg pretrain`.
+4. `--set SECTION.SETTING=VALUE` of `genseg train`, `genseg preview`, `genseg pretrain` and `genseg generate`.
 
 A name that does not exist is refused, and so is a value that is not allowed. The settings of a training are in
 `genseg_config.json` in its fold folder. When a training is resumed, {", ".join(f"`{name}`" for name in ADJUSTABLE)} may change,

@@ -60,6 +60,8 @@ def generate(settings: Generation, say: Callable[[str], None]) -> int:
     """
     if settings.pairs < 1:
         raise GenSegError(f"-n must be 1 or more, found {settings.pairs}")
+    if settings.seed < 0:
+        raise GenSegError(f"--seed must be 0 or more, found {settings.seed}")
     standalone.require_writable(settings.output)
     require_own(settings.output)
     folder = fold_folder(settings)
@@ -81,7 +83,11 @@ class GeneratingMixin(standalone.StandaloneMixin):
             say: tells the user.
         """
         asked = self.genseg
-        unused: dict[str, Any] = {"feedback": FeedbackConfig(enabled=False), "masks": MaskConfig(), "unlabelled": UnlabelledConfig()}
+        unused: dict[str, Any] = {
+            "feedback": FeedbackConfig(enabled=False),
+            "masks": MaskConfig(),
+            "unlabelled": UnlabelledConfig(),
+        }
         unused["paste"] = asked.paste.model_copy(update={"probability": 0.0})
         self.genseg = asked.model_copy(update=unused)
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
@@ -102,7 +108,7 @@ class GeneratingMixin(standalone.StandaloneMixin):
         _require_space(settings, cases, [_case_of(k, settings.seed, names) for k in numbers])
         self._look_at_cases(whole, names, measure=generator is not None and not generator.file.endswith(".pt"))
         whole.tile()
-        self._write(settings, Writing(settings, whole, record, generator), numbers)
+        self._write(settings, Writing(settings, whole, record, generator, say), numbers)
         return len(numbers)
 
     def _load(self, whole: WholePairs, folder: Path | None, say: Callable[[str], None]) -> Origin | None:
@@ -173,14 +179,25 @@ class Writing:
         whole: draws.
         record: is told of each complete pair.
         generator: what draws for the source `redraw`.
+        say: tells the user.
     """
 
-    def __init__(self, settings: Generation, whole: WholePairs, record: Provenance, generator: Origin | None) -> None:
+    def __init__(
+        self,
+        settings: Generation,
+        whole: WholePairs,
+        record: Provenance,
+        generator: Origin | None,
+        say: Callable[[str], None],
+    ) -> None:
         self.settings = settings
         self.whole = whole
         self.record = record
         self.generator = generator
+        self.say = say
         self._read: RawCase | None = None
+        self._told: set[int] = set()
+        """Channels of which was said that their intensities are an approximation."""
 
     def pair(self, k: int) -> None:
         """Draws and writes pair number `k`.
@@ -205,9 +222,20 @@ class Writing:
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        redrawn = self.whole.sources[source].generator is not None
+        approximate = [c for c, line in enumerate(self._read.lines) if redrawn and not line.straight]
+        self._tell(approximate)
         drawn_by = self.generator.sha256 if self.generator is not None and source == "redraw" else None
-        pair = {"cases": [chosen], "source": source, "seed": seed, "generator": drawn_by, "new_mask": new}
-        self.record.add(name, pair, files)
+        pair: dict[str, Any] = {"cases": [chosen], "source": source, "seed": seed, "generator": drawn_by, "new_mask": new}
+        self.record.add(name, pair | ({"approximate_channels": approximate} if approximate else {}), files)
+
+    def _tell(self, approximate: Sequence[int]) -> None:
+        for c in sorted(set(approximate) - self._told):
+            scheme = self.whole.cases.configuration.normalization_schemes[c]
+            self.say(
+                f"{scheme} of channel {c} is no straight line; intensities that a generator draws are put on the nearest line"
+            )
+        self._told.update(approximate)
 
     def _plan(self, k: int) -> tuple[str, str, int]:
         """Source case, pair source and seed of pair number `k`."""

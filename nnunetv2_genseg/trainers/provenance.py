@@ -87,8 +87,8 @@ def require_own(folder: Path) -> None:
     strangers = sorted(name for name in strangers if name != LOCK and not name.endswith(PARTIAL))
     if strangers and FILE_NAME not in strangers:
         raise GenSegError(
-            f"{folder} holds files that `genseg generate` did not write ({first_of(strangers)}); name a new folder, an empty one, "
-            "or that of an interrupted run"
+            f"{folder} holds files that `genseg generate` did not write ({first_of(strangers)}); name a new folder, an empty "
+            "one, or that of an interrupted run"
         )
 
 

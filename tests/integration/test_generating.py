@@ -264,7 +264,9 @@ def test_the_generator_of_the_fold_draws_with_the_settings_of_its_training(folde
         assert origin["settings"]["generator.width"] == 0.25
         shas.append(origin["generator"]["sha256"])
     assert shas[0] != shas[1]
-    images = [(folder / out / "imagesTr" / "synthetic_00000_0000.png").read_bytes() for out in ("checkpoint_latest", "checkpoint_final")]
+    images = [
+        (folder / out / "imagesTr" / "synthetic_00000_0000.png").read_bytes() for out in ("checkpoint_latest", "checkpoint_final")
+    ]
     assert images[0] != images[1]
     assert "leave the generator's settings" in refused(configuration, 1, "generator.width=0.5", options=options, out="other")
     state = Path(trainer.output_folder) / "checkpoint_final.genseg-0001.pt"
