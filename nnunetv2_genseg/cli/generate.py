@@ -24,8 +24,12 @@ def parser() -> argparse.ArgumentParser:
     add_dataset(options)
     options.add_argument("fold", metavar="FOLD", help="fold whose training cases and generator are used, or `all`")
     options.add_argument("-n", metavar="N", type=int, required=True, help="pairs that the folder holds in the end")
-    options.add_argument(
-        "-o", metavar="FOLDER", type=Path, required=True, help="where they are written; an interrupted run goes on there"
+    where = options.add_mutually_exclusive_group(required=True)
+    where.add_argument("-o", metavar="FOLDER", type=Path, help="where they are written; an interrupted run goes on there")
+    where.add_argument(
+        "--into-raw",
+        metavar="NAME",
+        help="writes a dataset of this name, such as Dataset905_Mixed, into nnUNet_raw: the fold's training cases and the pairs",
     )
     options.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     add_trainer(options, "cuda", "draw")
@@ -44,10 +48,14 @@ def run(arguments: Sequence[str]) -> None:
     require_set(RAW)
     from nnunetv2_genseg.trainers import generating
     from nnunetv2_genseg.trainers.guarding import ending_on_sigterm
+    from nnunetv2_genseg.trainers.real_cases import raw_dataset
 
-    settings = generating.Generation(**of_trainer, output=chosen.o, pairs=chosen.n, seed=chosen.seed)
+    output = raw_dataset(chosen.into_raw) if chosen.into_raw is not None else chosen.o
+    settings = generating.Generation(
+        **of_trainer, output=output, pairs=chosen.n, seed=chosen.seed, with_real=chosen.into_raw is not None
+    )
     say = partial(print, "genseg:", file=sys.stdout, flush=True)
     with ending_on_sigterm(), preprocessed(chosen.dataset), redirect_stdout(StringIO()):  # nnU-Net and its readers say much
         drawn = generating.generate(settings, say)
     kept = f"; {chosen.n - drawn} were there already" if drawn < chosen.n else ""
-    print(f"{chosen.n} pairs are in {chosen.o}{kept}")
+    print(f"{chosen.n} pairs are in {output}{kept}")

@@ -27,6 +27,7 @@ from nnunetv2_genseg.trainers.progress_bar import with_progress
 from nnunetv2_genseg.trainers.provenance import DESCRIPTION, IMAGES, LABELS, Provenance, require_own
 from nnunetv2_genseg.trainers.raw_cases import RawCase, RawCases
 from nnunetv2_genseg.trainers.raw_formats import require_format, write_images
+from nnunetv2_genseg.trainers.real_cases import copy_cases, require_other_names
 from nnunetv2_genseg.trainers.trained_generator import Origin, fold_folder, load_generator, require_trained, settings_of
 from nnunetv2_genseg.trainers.whole_pairs import WholePairs
 
@@ -44,6 +45,8 @@ class Generation(standalone.Standalone):
     """How many pairs the folder holds in the end."""
     seed: int = 0
     """Of all draws; pair k depends on it and on k alone."""
+    with_real: bool = False
+    """Whether the fold's training cases are copied beside the pairs."""
 
 
 def generate(settings: Generation, say: Callable[[str], None]) -> int:
@@ -104,6 +107,8 @@ class GeneratingMixin(standalone.StandaloneMixin):
         record = Provenance(settings.output, self._origin(settings, names, generator))
         if len(record.pairs) > settings.pairs:
             raise GenSegError(f"{settings.output} holds {len(record.pairs)} pairs already; -n must not be less")
+        if settings.with_real:
+            require_other_names(names, [NAME.format(k) for k in range(settings.pairs)])
         numbers = [k for k in range(settings.pairs) if NAME.format(k) not in record.pairs]
         _require_space(settings, cases, [_case_of(k, settings.seed, names) for k in numbers])
         self._look_at_cases(whole, names, measure=generator is not None and not generator.file.endswith(".pt"))
@@ -145,6 +150,7 @@ class GeneratingMixin(standalone.StandaloneMixin):
             "device": self.device.type,
             "seed": settings.seed,
             "cases": list(names),
+            "with_real_cases": settings.with_real,
             "generator": None if generator is None else asdict(generator),
             "settings": self.genseg.flat(),
             "versions": {
@@ -166,8 +172,11 @@ class GeneratingMixin(standalone.StandaloneMixin):
                     writing.pair(k)
             finally:
                 writing.record.save()
+            if settings.with_real:
+                copy_cases(writing.whole.cases.files, writing.whole.cases.ending, output)
             kept = {key: value for key, value in self.dataset_json.items() if key != "dataset"}
-            description = kept | {"numTraining": settings.pairs}
+            real = len(writing.whole.cases.files) if settings.with_real else 0
+            description = kept | {"numTraining": settings.pairs + real}
             write_text_atomically(json.dumps(description, indent=2) + "\n", output / DESCRIPTION)
 
 
@@ -248,13 +257,11 @@ class Writing:
     def _files(self, folder: Path, name: str, case: RawCase, image: Any, labels: Any) -> list[str]:
         """Writes the files of a pair below a folder; their paths relative to it, the label file last."""
         cases = self.whole.cases
-        _, label = cases.files[case.name]
         for part in (IMAGES, LABELS):
             (folder / part).mkdir(parents=True)
-        ending = label.name[len(case.name) :]
-        targets = [folder / IMAGES / f"{name}_{i:04d}{ending}" for i in range(len(case.files))]
+        targets = [folder / IMAGES / f"{name}_{i:04d}{cases.ending}" for i in range(len(case.files))]
         write_images(image, targets, case.files, cases.reader, case.properties)
-        cases.reader().write_seg(labels, str(folder / LABELS / f"{name}{ending}"), case.properties)
+        cases.reader().write_seg(labels, str(folder / LABELS / f"{name}{cases.ending}"), case.properties)
         written = [part / path.name for part in (Path(IMAGES), Path(LABELS)) for path in sorted((folder / part).iterdir())]
         return [str(path) for path in written]
 
@@ -268,7 +275,7 @@ def _case_of(k: int, seed: int, names: Sequence[str]) -> str:
 def _require_space(settings: Generation, cases: RawCases, sources: Sequence[str]) -> None:
     """Raises GenSegError if the disk does not hold the pairs that are still to be made of some cases."""
     sizes = {name: sum(file.stat().st_size for file in [*images, label]) for name, (images, label) in cases.files.items()}
-    needed = MARGIN * sum(sizes[name] for name in sources)
+    needed = MARGIN * sum(sizes[name] for name in sources) + settings.with_real * sum(sizes.values())
     place = next(path for path in (settings.output.resolve(), *settings.output.resolve().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if needed > free:

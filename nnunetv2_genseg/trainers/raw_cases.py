@@ -111,6 +111,7 @@ class RawCases:
         self.reader: Any = plans.image_reader_writer_class
         self.files = _files(folder, description, names)
         """Image files and label file of every case."""
+        self.ending: str = description["file_ending"]
         self.channels = len(description["modality" if "modality" in description else "channel_names"])
         self._preprocessor = configuration.preprocessor_class(verbose=False)
 

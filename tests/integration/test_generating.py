@@ -55,10 +55,13 @@ def generate(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     for name in (OVERRIDES, EXTERNAL_TRAINERS):
         monkeypatch.setenv(name, "")
 
-    def call(configuration: str, count: int, *settings: str, out: str = "pairs", options: tuple[str, ...] = ()) -> Path:
+    def call(
+        configuration: str, count: int, *settings: str, out: str = "pairs", into_raw: str = "", options: tuple[str, ...] = ()
+    ) -> Path:
         sets = [part for setting in settings for part in ("--set", setting)]
-        target = folder / out
-        cli.main(["generate", "910", configuration, "0", "-n", str(count), "-o", str(target), "-device", "cpu", *options, *sets])
+        target = folder / "nnUNet_raw" / into_raw if into_raw else folder / out
+        where = ["--into-raw", into_raw] if into_raw else ["-o", str(target)]
+        cli.main(["generate", "910", configuration, "0", "-n", str(count), *where, "-device", "cpu", *options, *sets])
         call.said = capsys.readouterr().out  # type: ignore[attr-defined]
         return target
 
@@ -274,11 +277,22 @@ def test_the_generator_of_the_fold_draws_with_the_settings_of_its_training(folde
     assert "is corrupt" in refused(configuration, 1, options=options, out="other")
 
 
-def test_what_was_generated_is_planned_and_trained_on_by_stock_nnunet(folder, generate):
-    _, configuration = planned(folder, "regions")
-    shutil.move(generate(configuration, 5, *ALONE), folder / "nnUNet_raw" / "Dataset911_Synthetic")
+def test_pairs_and_real_cases_are_planned_and_trained_on_by_stock_nnunet(folder, generate, refused, monkeypatch):
+    raw, configuration = planned(folder, "regions")
+    name = "Dataset911_Mixed"
+    mixed = generate(configuration, 2, *ALONE, into_raw=name)
+    assert mixed == folder / "nnUNet_raw" / name
+    names = [path.name for path in (mixed / "labelsTr").iterdir()]
+    assert sorted(names) == [
+        f"{case}.png" for case in ("synthetic_00000", "synthetic_00001", *(f"tr_00{i}" for i in range(1, 5)))
+    ]
+    assert files_in(mixed)["imagesTr/tr_002_0000.png"] == files_in(raw)["imagesTr/tr_002_0000.png"]
+    assert json.loads((mixed / "dataset.json").read_text())["numTraining"] == 6
+    assert "needs a name such as" in refused(configuration, 2, into_raw="Mixed")
+    assert "Dataset911_Mixed already" in refused(configuration, 2, into_raw="Dataset911_Other")
+    assert "with_real_cases: True there, False now" in refused(configuration, 2, *ALONE, out=f"nnUNet_raw/{name}")
     plan(911, configuration)
-    trainer = make_trainer(nnUNetTrainer, "Dataset911_Synthetic", configuration, "1,1,1,1,0")
+    trainer = make_trainer(nnUNetTrainer, name, configuration, "1,1,1,1,0")
     trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 2, 1
     trainer.run_training()
     assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
