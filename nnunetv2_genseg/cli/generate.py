@@ -31,6 +31,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="writes a dataset of this name, such as Dataset905_Mixed, into nnUNet_raw: the fold's training cases and the pairs",
     )
+    options.add_argument(
+        "--masks",
+        metavar="FOLDER",
+        type=Path,
+        help="masks in the format of labelsTr, for which a trained generator draws images (default: deformed real masks)",
+    )
     options.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     add_trainer(options, "cuda", "draw")
     add_overrides(options)
@@ -52,7 +58,7 @@ def run(arguments: Sequence[str]) -> None:
 
     output = raw_dataset(chosen.into_raw) if chosen.into_raw is not None else chosen.o
     settings = generating.Generation(
-        **of_trainer, output=output, pairs=chosen.n, seed=chosen.seed, with_real=chosen.into_raw is not None
+        **of_trainer, output=output, pairs=chosen.n, seed=chosen.seed, with_real=chosen.into_raw is not None, masks=chosen.masks
     )
     say = partial(print, "genseg:", file=sys.stdout, flush=True)
     with ending_on_sigterm(), preprocessed(chosen.dataset), redirect_stdout(StringIO()):  # nnU-Net and its readers say much

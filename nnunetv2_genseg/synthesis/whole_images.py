@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class WholeImageDeformer(MaskDeformer):
         super().__init__(config, codec, movable_axes, device)
         self.flat = len(self.movable_axes) == 2
         """Whether a batch holds the slices of one volume; a single volume otherwise."""
+        self.still = False
+        """Whether masks stay as they are, without any bounds."""
         self._spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def begin(self, spacing: Sequence[float], largest: Tensor) -> None:
@@ -61,6 +64,10 @@ class WholeImageDeformer(MaskDeformer):
     ) -> MaskChange:
         """As `MaskDeformer.sample`, for a batch from `as_batch`; slices move together and stay in their planes."""
         start = labels if start is None else start
+        if self.still:
+            spatial = labels.shape[1:]
+            grid = identity_grid(spatial, labels.device).expand(len(labels), *spatial, len(spatial))
+            return MaskChange(start, grid, torch.ones(len(labels), dtype=torch.bool, device=labels.device))
         real, before = (maps[None] if self.flat else maps for maps in (labels, start))
         spatial = real.shape[1:]
         movable = (False, *self.movable_axes) if self.flat else self.movable_axes
@@ -76,6 +83,32 @@ class WholeImageDeformer(MaskDeformer):
         grid, chosen = (grid, start) if accepted else (identity, labels)
         grid = grid[0, ..., : len(self.movable_axes)] if self.flat else grid
         return MaskChange(chosen, grid, torch.full((len(labels),), accepted, device=labels.device))
+
+
+class GivenMask:
+    """A mask source that gives the mask of one image, whatever the real one is."""
+
+    new_shapes = True
+
+    def __init__(self) -> None:
+        self.wanted: Tensor | None = None
+        """(B, *spatial) int64 class maps of the next call."""
+
+    def training_step(self, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Nothing is learned."""
+        return {}
+
+    def sample(self, labels: Tensor, rng: torch.Generator, amount: Tensor | float = 1.0) -> Tensor:
+        """The mask that was given."""
+        assert self.wanted is not None
+        return self.wanted
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True)

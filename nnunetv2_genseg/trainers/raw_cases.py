@@ -189,6 +189,18 @@ class RawCases:
         members = [np.isin(segmentation, list(region) if isinstance(region, (list, tuple)) else [region]) for region in targets]
         return self.codec.to_classes(torch.from_numpy(np.stack(members))[None])[0]
 
+    def whole_volume(self, case: RawCase) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, class map and empty voxels of a case before it was cropped; its axes stay in the order of the plans."""
+        zero = [
+            0.0 if masked else -line.offset / line.scale
+            for line, masked in zip(case.lines, self.configuration.use_mask_for_norm, strict=True)
+        ]
+        image = torch.tensor(zero).view(-1, 1, 1, 1).repeat(1, *case.whole)
+        labels, outside = torch.zeros(case.whole, dtype=torch.int64), torch.ones(case.whole, dtype=torch.bool)
+        image[(slice(None), *case.place)] = case.image
+        labels[case.place], outside[case.place] = case.labels, case.outside
+        return image, labels, outside
+
     # ------------------------------------------------------------------ to the plans' resolution and back
 
     def planned_spacing(self, case: RawCase) -> list[float]:
@@ -198,12 +210,20 @@ class RawCases:
 
     def planned(self, case: RawCase) -> tuple[Tensor, Tensor]:
         """Image, (C, *spatial), and class map, (*spatial), as nnU-Net's preprocessing makes them."""
-        target = self.planned_spacing(case)
-        shape = compute_new_shape(tuple(case.labels.shape), case.spacing, target)
+        target, shape = self.planned_spacing(case), self._planned_shape(case)
         clipped = np.stack([np.clip(c, line.low, line.high) for c, line in zip(case.image.numpy(), case.lines, strict=True)])
         image = self.configuration.resampling_fn_data(clipped, shape, case.spacing, target)
-        labels = self.configuration.resampling_fn_seg(case.labels.numpy()[None].astype(np.int16), shape, case.spacing, target)
-        return _tensor(image).float(), _tensor(labels)[0].long()
+        return _tensor(image).float(), self.planned_labels(case, case.labels)
+
+    def _planned_shape(self, case: RawCase) -> Array:
+        shape: Array = compute_new_shape(tuple(case.labels.shape), case.spacing, self.planned_spacing(case))
+        return shape
+
+    def planned_labels(self, case: RawCase, labels: Tensor) -> Tensor:
+        """(*spatial) class map of the extent of a case, at the resolution of the plans."""
+        maps = labels.numpy()[None].astype(np.int16)
+        target, shape = self.planned_spacing(case), self._planned_shape(case)
+        return _tensor(self.configuration.resampling_fn_seg(maps, shape, case.spacing, target))[0].long()
 
     def at_own_resolution(self, case: RawCase, image: Tensor) -> Tensor:
         """(C, *spatial) at the resolution of the plans to that of the case."""

@@ -24,6 +24,8 @@ from nnunetv2_genseg.trainers.standalone import Standalone
 STEMS = ("checkpoint_final", "checkpoint_best", "checkpoint_latest")
 """nnU-Net's checkpoints, in the order in which their generator is taken."""
 
+TRAIN_ONE = "train this fold (genseg train) or a generator alone (genseg pretrain, and --set generator.pretrained=FOLDER)"
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -142,7 +144,6 @@ def require_trained(others: list[str]) -> str:
     where = "neither the fold folder nor generator.pretrained holds a trained generator"
     if not others:
         raise GenSegError(
-            f"{where}, and mixing.sources names no source but `redraw`; train this fold (genseg train) or a generator alone "
-            "(genseg pretrain, and --set generator.pretrained=FOLDER), or add --set mixing.sources.deformation=1"
+            f"{where}, and mixing.sources names no source but `redraw`; {TRAIN_ONE}, or add --set mixing.sources.deformation=1"
         )
     return f"{where}: pairs are made by {', '.join(others)} alone"

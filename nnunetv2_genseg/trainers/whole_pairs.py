@@ -14,7 +14,7 @@ from nnunetv2_genseg.synthesis.policy import Policy
 from nnunetv2_genseg.synthesis.sources import PAIR_SOURCES, PairSource
 from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
 from nnunetv2_genseg.synthesis.spatial import identity_grid, warp_image, warp_labels
-from nnunetv2_genseg.synthesis.whole_images import WholeImageContext, WholeImageDeformer, as_batch, as_volume
+from nnunetv2_genseg.synthesis.whole_images import GivenMask, WholeImageContext, WholeImageDeformer, as_batch, as_volume
 from nnunetv2_genseg.trainers.planning import image_kind, network_plan
 from nnunetv2_genseg.trainers.raw_cases import Array, RawCase, RawCases
 from nnunetv2_genseg.trainers.tiling import TiledGenerator
@@ -50,10 +50,10 @@ class WholePairs:
             Policy().to(self.device).requires_grad_(False),
             self.device,
         )
-        self.sources: dict[str, PairSource] = {
-            name: PAIR_SOURCES[name](context) for name in sorted(trainer.genseg.mixing.sources)
-        }
-        self._weights: dict[str, float] = dict(trainer.genseg.mixing.sources)
+        self._weights = {name: weight for name, weight in sorted(trainer.genseg.mixing.sources.items()) if weight > 0}
+        self.sources: dict[str, PairSource] = {name: PAIR_SOURCES[name](context) for name in self._weights}
+        self.given: GivenMask | None = None
+        """Gives the masks that images are drawn for; None: masks are deformed real ones."""
         self.largest = torch.zeros(cases.codec.classes, dtype=torch.float64)
         """(classes,) largest volume of every class in a case, mm³."""
 
@@ -73,6 +73,15 @@ class WholePairs:
         total = sum(self._weights[name] for name in self.sources)
         return {name: self._weights[name] / total for name in self.sources}
 
+    def give_masks(self) -> None:
+        """Makes generators draw for given masks, from now on; other sources are left out."""
+        self.given = GivenMask()
+        self.deformer.still = True
+        self.sources = {name: source for name, source in self.sources.items() if isinstance(source, RedrawSource)}
+        for source in self.sources.values():
+            assert isinstance(source, RedrawSource)
+            source.masks = self.given
+
     def tile(self) -> None:
         """Makes generators draw images larger or smaller than their patch, from now on."""
         for source in self.sources.values():
@@ -86,13 +95,15 @@ class WholePairs:
         return self._batch(volume[None])[:, 0]
 
     @torch.no_grad()
-    def sample(self, case: RawCase, name: str, seed: int) -> tuple[Array, Array, bool]:
+    def sample(self, case: RawCase, name: str, seed: int, wanted: Tensor | None = None) -> tuple[Array, Array, bool]:
         """Draws a pair; equal arguments give equal pairs.
 
         Args:
             case: what it is made from.
             name: of the source.
             seed: of the draw.
+            wanted: (*spatial) class map of the image to draw, which stays as it is (see `give_masks`); None: the real one is
+                deformed.
 
         Returns:
             As `RawCases.original`, and whether the mask is new: it was not, if every deformation was out of bounds.
@@ -110,6 +121,8 @@ class WholePairs:
             planned = self.cases.planned(case)
             small, small_labels = self._batch(planned[0]), self._label_batch(planned[1])
             self.deformer.begin(self.cases.planned_spacing(case), self.largest)
+            if self.given is not None and wanted is not None:
+                self.given.wanted = self._label_batch(self.cases.planned_labels(case, wanted))
             pairs = source.sample(small, small_labels, rng)
             grid = resized_grid(pairs.grid, tuple(labels.shape[1:]))
             adds = isinstance(source, RedrawSource) and source.mode.cancels
@@ -117,7 +130,7 @@ class WholePairs:
             drawn = self.cases.at_own_resolution(case, as_volume(change.cpu(), self.flat))
             if adds:
                 drawn = drawn + as_volume(warp_image(image, grid).cpu(), self.flat)
-            masks = warp_labels(labels, grid)
+            masks = warp_labels(labels if wanted is None else self._label_batch(wanted), grid)
         if not bool(drawn.isfinite().all()):
             raise GenSegError(
                 f"the source {name} draws intensities that are not finite from case {case.name}; use another generator"

@@ -21,7 +21,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_genseg import cli
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES
-from nnunetv2_genseg.trainers import GenSegTrainerShort, generating, resuming
+from nnunetv2_genseg.trainers import GenSegTrainerShort, pair_files, resuming
 
 from .conftest import StoppedError, make_trainer
 from .datasets import REGIONS, Kind, plan
@@ -158,27 +158,28 @@ def test_image_and_mask_are_deformed_alike(name, folder, generate):
 def test_an_interrupted_run_goes_on_to_the_same_bytes(folder, generate, refused, monkeypatch):
     _, configuration = planned(folder, "photographs")
     whole = files_in(generate(configuration, 5, *ALONE, out="whole"))
-    writing, done = generating.write_images, []
+    writing, done = pair_files.write_images, []
 
     def stopping(*arguments: Any) -> None:
         if len(done) == 3:
             raise StoppedError
         done.append(writing(*arguments))
 
-    monkeypatch.setattr(generating, "write_images", stopping)
+    monkeypatch.setattr(pair_files, "write_images", stopping)
     with pytest.raises(StoppedError):
         generate(configuration, 5, *ALONE)
     assert len(record_of(folder / "pairs")["pairs"]) == 3
     assert not (folder / "pairs" / "dataset.json").exists(), "it is not taken for complete"
-    monkeypatch.setattr(generating, "write_images", writing)
+    monkeypatch.setattr(pair_files, "write_images", writing)
     (folder / "pairs" / "labelsTr" / "synthetic_00001.png").write_bytes(b"")
+    (folder / "pairs" / "imagesTr" / "synthetic_00008_0000.png").write_bytes(b"left by a process that was killed")
     pairs = generate(configuration, 5, *ALONE)
     assert "5 pairs are in" in generate.said and "2 were there already" in generate.said
     assert files_in(pairs) == whole
     # what was begun stays what it is
     assert "seed: 0 there, 1 now" in refused(configuration, 5, *ALONE, options=("--seed", "1"))
     assert "deformation.rotation: 30.0 there, 5" in refused(configuration, 5, *ALONE, "deformation.rotation=5")
-    assert "5 pairs already" in refused(configuration, 4, *ALONE)
+    assert "5 pairs already; -n must be 5 or more" in refused(configuration, 4, *ALONE)
     assert files_in(pairs) == whole
     # more pairs of the same, and others of another seed
     more = generate(configuration, 6, *ALONE)
@@ -207,7 +208,7 @@ def test_what_is_wrong_is_one_message_and_leaves_no_pair(folder, generate, refus
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(generating, "write_images", full)
+        patch.setattr(pair_files, "write_images", full)
         assert "could not write pair synthetic_00000" in refused(configuration, 2)
     assert {path.name for path in pairs.rglob("*")} == {"imagesTr", "labelsTr", "provenance.json"}
     case = next(path for path in (raw / "labelsTr").iterdir() if "tr_000" not in path.name)
@@ -245,6 +246,45 @@ def test_a_generator_draws_whole_images(name, mode, folder, generate):
                     assert (there[own == 0] == 0).mean() > 0.98, "the outside stays empty"
     again = generate(configuration, 2, *settings, options=("-tr", "GenSegTrainerGMM"), out="again")
     assert files_in(again) == files_in(pairs)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("photographs", "tissue"), ("volumes", "residual"), ("slices", "residual")])
+def test_images_are_drawn_for_given_masks(name, mode, folder, generate, refused):
+    _, configuration = planned(folder, name)
+    own = folder / "own"
+    own.mkdir()
+    shape, spacing = ((40, 37), (1.0, 1.0)) if name == "photographs" else ((6, 37, 28), (1.2, 0.9, 4.0))
+    ending = ".png" if name == "photographs" else ".nii.gz"
+    options = ("-tr", "GenSegTrainerGMM", "--masks", str(own))
+    assert "holds no masks" in refused(configuration, 2, options=options)
+    for i in range(2):
+        mask = np.zeros(shape, np.uint8)
+        mask[..., 8 + 5 * i : 30, 6:22], mask[..., 14:22, 10 : 16 + i] = 1, 2
+        saved = sitk.GetImageFromArray(mask)
+        saved.SetSpacing(spacing)
+        sitk.WriteImage(saved, str(own / f"own_{i}{ending}"))
+    pairs = generate(configuration, 3, f"redraw.mode={mode}", "intensity.shift=0", options=options)
+    record = record_of(pairs)
+    assert [pair["mask"] for pair in record["pairs"].values()] == [f"own_{i}{ending}" for i in (0, 1, 0)]
+    assert set(record["origin"]["masks"]) == {f"own_{i}{ending}" for i in range(2)}
+    contrast = []
+    for pair_name, pair in record["pairs"].items():
+        image, geometry = arrays(pairs / "imagesTr" / f"{pair_name}_0000{ending}")
+        labels, _ = arrays(pairs / "labelsTr" / f"{pair_name}{ending}")
+        expected, own_geometry = arrays(own / pair["mask"])
+        np.testing.assert_array_equal(labels, expected)
+        np.testing.assert_allclose(geometry[0], own_geometry[0], rtol=1e-6)
+        image = image[..., 0] if name == "photographs" else image
+        assert image.shape == labels.shape
+        contrast.append((image[labels == 2].mean() - image[labels == 0].mean()) / image.std())
+    assert np.mean(contrast) > 0.2, "the inner structure of the phantoms is bright"
+    (own / f"own_0{ending}").write_bytes(b"no image")
+    assert "cannot be read" in refused(configuration, 3, options=options)
+    sitk.WriteImage(saved * 0 + 7, str(own / f"own_0{ending}"))
+    assert "labels that dataset.json does not declare: 7" in refused(configuration, 3, options=options)
+    sitk.WriteImage(saved, str(own / f"own_0{ending}"))
+    assert "masks.own_0" in refused(configuration, 3, f"redraw.mode={mode}", "intensity.shift=0", options=options)
+    assert "--masks needs a generator" in refused(configuration, 3, options=("--masks", str(own)), out="other")
 
 
 def test_the_generator_of_the_fold_draws_with_the_settings_of_its_training(folder, generate, refused, settings):
