@@ -87,7 +87,7 @@ class PairFiles:
         redrawn = self.whole.sources[source].generator is not None
         approximate = [c for c, line in enumerate(self._read.lines) if redrawn and not line.straight]
         self._tell(approximate)
-        drawn_by = self.generator.sha256 if self.generator is not None and source == "redraw" else None
+        drawn_by = None if self.generator is None or not redrawn else self.generator.sha256 or self.generator.family
         pair: dict[str, Any] = {"cases": [chosen], "source": source, "seed": seed, "generator": drawn_by, "new_mask": new}
         pair |= {"approximate_channels": approximate} if approximate else {}
         pair |= {"mask": mask} if mask is not None else {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunetv2_genseg.checkpoint import PARTIAL, write_text_atomically
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.config.reading import read_json
+from nnunetv2_genseg.config.reading import in_form, read_json
 from nnunetv2_genseg.trainers.folder_lock import FILE_NAME as LOCK
 from nnunetv2_genseg.trainers.preflight import first_of
 
@@ -45,8 +45,10 @@ class Provenance:
         content = read_json(path, dict[str, Any], "a mapping")
         if content.get("format") != FORMAT or not {"origin", "pairs"} <= content.keys():
             raise GenSegError(f"{path} is not a record of `genseg generate` of this version; choose another folder")
-        self._require_same(content["origin"])
-        self.pairs = {name: pair for name, pair in content["pairs"].items() if self._is_whole(pair)}
+        parts = dict[str, dict[str, Any]]
+        self._require_same(in_form(content["origin"], dict[str, Any], "a mapping", f"`origin` in {path}"))
+        pairs = in_form(content["pairs"], parts, "a mapping of pairs", f"`pairs` in {path}")
+        self.pairs = {name: pair for name, pair in pairs.items() if self._is_whole(pair)}
 
     def _require_same(self, there: dict[str, Any]) -> None:
         here, there = _flat(self.origin), _flat(there)
@@ -58,9 +60,9 @@ class Provenance:
                 "another folder"
             )
 
-    def _is_whole(self, pair: Any) -> bool:
-        files = [(self.folder / name, size) for name, size in pair["files"].items()]
-        return all(path.is_file() and path.stat().st_size == size for path, size in files)
+    def _is_whole(self, pair: dict[str, Any]) -> bool:
+        files = in_form(pair.get("files"), dict[str, int], "a mapping of files to bytes", f"`files` in {self.folder / FILE_NAME}")
+        return all((self.folder / name).is_file() and (self.folder / name).stat().st_size == size for name, size in files.items())
 
     def add(self, name: str, pair: Mapping[str, Any], files: list[str]) -> None:
         """Records a pair whose files, named relative to the folder, are in place."""

@@ -32,10 +32,10 @@ class Origin:
     """Where a generator comes from."""
 
     family: str
-    sha256: str
-    """Of its weights: of the file `model.safetensors` that `genseg pretrain` would write."""
+    sha256: str | None
+    """Of its weights: of the file `model.safetensors` that `genseg pretrain` would write; None for a family without any."""
     file: str
-    """The file of the fold folder, or the folder, that it was loaded from; empty for a family that has nothing to learn."""
+    """The file of the fold folder, or the folder, that it was loaded from; empty for a family without weights."""
 
 
 def fold_folder(settings: Standalone) -> Path | None:
@@ -83,7 +83,7 @@ def load_generator(trainer: Any, source: RedrawSource, folder: Path | None) -> O
         return Origin(config.generator.name, digest(source.generator), config.generator.pretrained)
     if source.generator.weights():
         return None
-    return Origin(config.generator.name, digest(source.generator), "")
+    return Origin(config.generator.name, None, "")
 
 
 def _newest(folder: Path | None) -> tuple[Path, int] | None:
@@ -121,8 +121,10 @@ def _restore(source: RedrawSource, state: dict[str, Any], path: Path) -> None:
         source.context.policy.load_state_dict(sampler["policy"])
 
 
-def digest(generator: Generator) -> str:
+def digest(generator: Generator) -> str | None:
     """SHA-256 of a generator's weights: of the file that `genseg pretrain` writes, or of all weights in turn."""
+    if not generator.weights():
+        return None
     found = hashlib.sha256()
     if isinstance(generator, Pretrainable):
         with TemporaryDirectory(prefix="genseg_weights_") as temporary:
