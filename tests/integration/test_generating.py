@@ -18,11 +18,14 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 from nnunetv2.experiment_planning import verify_dataset_integrity as integrity
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_genseg import cli
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES
 from nnunetv2_genseg.trainers import GenSegTrainerShort, pair_files, resuming
+from nnunetv2_genseg.trainers.raw_cases import RawCases
 
 from .conftest import StoppedError, make_trainer
 from .datasets import REGIONS, Kind, plan
@@ -132,6 +135,22 @@ def test_a_pair_that_is_not_changed_is_the_raw_case(name, folder, generate, monk
     if name == "regions":
         assert description["labels"] == REGIONS | {"ignore": 3}
         assert set(np.unique(arrays(pairs / "labelsTr" / "synthetic_00000.png")[0])) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_raw_case_as_a_generator_sees_it_is_the_preprocessed_one(name, folder):
+    raw, configuration = planned(folder, name)
+    preprocessed = folder / "nnUNet_preprocessed" / raw.name
+    plans = PlansManager(str(preprocessed / "nnUNetPlans.json"))
+    configured = plans.get_configuration(configuration)
+    cases = RawCases(plans, configured, json.loads((raw / "dataset.json").read_text()), raw, ["tr_000"])
+    case = cases.read("tr_000")
+    image, labels = cases.planned(case)
+    source = str(preprocessed / configured.data_identifier)
+    own, segmentation, _, _ = infer_dataset_class(source)(source).load_case("tr_000")
+    np.testing.assert_allclose(image.numpy(), own[:], atol=2e-4)
+    assert torch.equal(labels, cases.classes("tr_000", segmentation[:][0]))
+    assert case.image.amax() > image.amax() + 0.01 or name != "volumes", "of CT what nnU-Net clips is kept"
 
 
 @pytest.mark.parametrize("name", ["photographs", "volumes", "slices"])
