@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunetv2_genseg import __version__
 from nnunetv2_genseg.checkpoint import remove_partial, write_text_atomically
-from nnunetv2_genseg.config import FeedbackConfig, GenSegError, MaskConfig, UnlabelledConfig
+from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig, UnlabelledConfig
 from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
 from nnunetv2_genseg.trainers import standalone
 from nnunetv2_genseg.trainers.folder_lock import alone_in
@@ -37,6 +38,7 @@ from nnunetv2_genseg.trainers.trained_generator import (
     load_generator,
     require_trained,
     settings_of,
+    warn_of_validation,
 )
 from nnunetv2_genseg.trainers.whole_pairs import WholePairs
 
@@ -103,12 +105,14 @@ class GeneratingMixin(standalone.StandaloneMixin):
         unused["paste"] = asked.paste.model_copy(update={"probability": 0.0})
         self.genseg = asked.model_copy(update=unused)
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
-        names = sorted(self.do_split()[0])
+        training, validation = self.do_split()
+        names = sorted(training)
         raw = Path(os.environ["nnUNet_raw"]) / self.plans_manager.dataset_name
         cases = RawCases(self.plans_manager, self.configuration_manager, self.dataset_json, raw, names)
         require_format(cases.reader)
         whole = WholePairs(self, cases)
         generator = self._load(whole, folder, settings.masks is not None, say)
+        warn_of_validation(folder, generator, set(validation) - set(training), self.plans_manager.dataset_name, say)
         masks = None if settings.masks is None else GivenMasks(settings.masks, cases)
         if masks is not None:
             whole.give_masks()
@@ -191,11 +195,16 @@ class GeneratingMixin(standalone.StandaloneMixin):
             remove_partial(output)
             writing.record.save()
             writing.remove_others()
+            if numbers:  # until all pairs are there, the folder is not to be taken for a dataset
+                (output / DESCRIPTION).unlink(missing_ok=True)
             try:
                 for k in with_progress(list(numbers), "pairs"):
                     writing.pair(k)
-            finally:
-                writing.record.save()
+            except BaseException:
+                with suppress(GenSegFileError):  # what ended the run is what is to be told
+                    writing.record.save()
+                raise
+            writing.record.save()
             if settings.with_real:
                 copy_cases(writing.whole.cases.files, writing.whole.cases.ending, output)
             kept = {key: value for key, value in self.dataset_json.items() if key != "dataset"}

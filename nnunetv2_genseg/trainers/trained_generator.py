@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,11 +16,13 @@ from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, Settings
 from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.generators import Generator
-from nnunetv2_genseg.generators.pretrained import Pretrainable, identity, load_pretrained
+from nnunetv2_genseg.generators.pretrained import CONFIG, TRAINED_ON, Pretrainable, identity, load_pretrained
 from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
 from nnunetv2_genseg.trainers.planning import image_kind, network_plan
+from nnunetv2_genseg.trainers.preflight import warn_of_seen
 from nnunetv2_genseg.trainers.resuming import CONFIG_FILE, STAMPS
 from nnunetv2_genseg.trainers.standalone import Standalone
+from nnunetv2_genseg.trainers.unlabelled_cases import FILE_NAME as UNLABELLED
 
 STEMS = ("checkpoint_final", "checkpoint_best", "checkpoint_latest")
 """nnU-Net's checkpoints, in the order in which their generator is taken."""
@@ -135,6 +138,32 @@ def digest(generator: Generator) -> str | None:
         for weight in [*generator.weights(), *generator.architecture()]:
             found.update(weight.detach().cpu().numpy().tobytes())
     return found.hexdigest()
+
+
+def warn_of_validation(
+    folder: Path | None, origin: Origin | None, validation: Collection[str], dataset: str, say: Callable[[str], None]
+) -> None:
+    """Says so if a generator has learned from validation cases of the fold.
+
+    Args:
+        folder: of the fold's training, or None.
+        origin: of the generator, or None.
+        validation: names of the cases.
+        dataset: name of the dataset.
+        say: tells the user.
+    """
+    if origin is None or not origin.file:
+        return
+    if (description := Path(origin.file) / CONFIG).is_file():
+        seen = read_json(description, dict[str, Any], "a mapping").get(TRAINED_ON, {}).get(dataset, ())
+        warn_of_seen(validation, seen, origin.file, say)
+    elif folder is not None and (folder / UNLABELLED).is_file():
+        seen = read_json(folder / UNLABELLED, dict[str, Any], "a mapping").get("transductive", ())
+        if seen:
+            say(
+                f"WARNING: the generator has learned from {len(seen)} images, without their labels, that belong to this fold's "
+                "validation cases or to imagesTs; do not judge what trains on these pairs by them, or say so"
+            )
 
 
 def require_trained(others: list[str]) -> str:

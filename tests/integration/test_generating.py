@@ -203,6 +203,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(folder, generate, refused,
     assert "5 pairs already; -n must be 5 or more" in refused(configuration, 4, *ALONE)
     assert files_in(pairs) == whole
     # more pairs of the same, and others of another seed
+    monkeypatch.setattr(pair_files, "write_images", stopping)
+    with pytest.raises(StoppedError):
+        generate(configuration, 6, *ALONE)
+    assert not (pairs / "dataset.json").exists(), "its number of cases would be wrong"
+    monkeypatch.setattr(pair_files, "write_images", writing)
     more = generate(configuration, 6, *ALONE)
     assert {name: content for name, content in files_in(more).items() if name in whole and name.startswith("images")} == {
         name: content for name, content in whole.items() if name.startswith("images")
@@ -328,6 +333,10 @@ def test_the_generator_of_the_fold_draws_with_the_settings_of_its_training(folde
         assert origin["settings"]["generator.width"] == 0.25
         shas.append(origin["generator"]["sha256"])
     assert shas[0] != shas[1]
+    assert "WARNING" not in generate.said
+    (Path(trainer.output_folder) / "genseg_unlabelled.json").write_text('{"images": {}, "transductive": ["tr_000_0000.png"]}')
+    generate(configuration, 1, options=options, out="checkpoint_final")
+    assert "has learned from 1 images, without their labels" in generate.said
     images = [
         (folder / out / "imagesTr" / "synthetic_00000_0000.png").read_bytes() for out in ("checkpoint_latest", "checkpoint_final")
     ]
@@ -349,6 +358,13 @@ def test_a_generator_that_was_trained_alone_draws(folder, generate, capsys):
         "mixing.sources={deformation: 0, redraw: 1}",
     )
     record = record_of(generate(configuration, 2, *settings))
+    assert "WARNING" not in generate.said
+    description = folder / "generator" / "config.json"
+    content = json.loads(description.read_text())
+    content["trained_on"][next(iter(content["trained_on"]))] += ["tr_000"]
+    description.write_text(json.dumps(content))
+    generate(configuration, 2, *settings)
+    assert "was trained on 1 of the 1 validation cases" in generate.said
     weights = next((folder / "generator").glob("weights_*/model.safetensors")).read_bytes()
     sha256 = hashlib.sha256(weights).hexdigest()
     assert record["origin"]["generator"] == {"family": "gan", "sha256": sha256, "file": str(folder / "generator")}
