@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -182,7 +183,8 @@ def _train(connection: Connection, training: Training, moment: Moment | None, re
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     torch.set_num_threads(1)
     make_repeatable()
-    recording.PICTURES = 1  # in the first and the last epoch: drawing takes longer than training here
+    # pictures in the first and the last epoch alone: drawing takes longer than training here, and one more memory
+    mock.patch.object(recording, "PICTURE_TIME", 1e-9).start()
     os.environ.update(training.workspace.environment)
     os.environ.update(nnUNet_results=str(training.results), nnUNet_n_proc_DA=str(training.workers))
     os.environ["nnUNet_genseg_config"] = str(training.results / "genseg.json")
