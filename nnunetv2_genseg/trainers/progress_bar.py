@@ -4,12 +4,45 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+
+
+class Terminal:
+    """A stream that takes no more text after its first error.
+
+    tqdm must not see the error: it would keep its lock, for which its own thread waits when the program ends.
+
+    Args:
+        stream: what is written to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._gone = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes, if the stream is still there; returns how many characters."""
+        if not self._gone:
+            try:
+                return self._stream.write(text)
+            except (OSError, ValueError):
+                self._gone = True
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream, if it is still there."""
+        if not self._gone:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._gone = True
 
 
 class ProgressBar:
@@ -23,30 +56,18 @@ class ProgressBar:
     def __init__(self, total: int, description: str) -> None:
         self._bar: tqdm[Any] | None = None
         if sys.stderr is not None and not sys.stderr.closed:
-            with self._terminal_may_be_gone():
-                self._bar = tqdm(total=total, desc=description, disable=None, leave=False)
+            self._bar = tqdm(total=total, desc=description, disable=None, leave=False, file=Terminal(sys.stderr))
 
     def step(self) -> None:
         """One step is done."""
-        with self._terminal_may_be_gone():
-            if self._bar is not None:
-                self._bar.update()
+        if self._bar is not None:
+            self._bar.update()
 
     def close(self) -> None:
         """Removes the bar."""
-        with self._terminal_may_be_gone():
-            if self._bar is not None:
-                self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
         self._bar = None
-
-    @contextmanager
-    def _terminal_may_be_gone(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError):
-            if self._bar is not None:
-                self._bar.disable = True  # or its destructor would try once more
-            self._bar = None
 
 
 def with_progress(items: Collection[T], description: str) -> Iterator[T]:

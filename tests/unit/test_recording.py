@@ -2,10 +2,12 @@
 
 import io
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from toy import Setting
+from tqdm import tqdm
 
 from nnunetv2_genseg.trainers import recording
 from nnunetv2_genseg.trainers.progress_bar import ProgressBar, with_progress
@@ -55,6 +57,16 @@ def test_a_bar_without_a_terminal_is_no_error(terminal, monkeypatch):
     bar.close()
     bar.step()
     assert list(with_progress(range(30), "steps")) == list(range(30))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lock_is_free).result(), "tqdm's own thread waits for it when the program ends"
+
+
+def lock_is_free():
+    """Whether another thread than the one that draws bars can have tqdm's lock."""
+    taken = [lock for lock in tqdm.get_lock().locks if lock.acquire(False)]
+    for lock in taken:
+        lock.release()
+    return len(taken) == len(tqdm.get_lock().locks)
 
 
 def test_a_terminal_shows_the_bar(monkeypatch):
