@@ -115,8 +115,11 @@ class RawCases:
         self.channels = len(description["modality" if "modality" in description else "channel_names"])
         self._preprocessor = configuration.preprocessor_class(verbose=False)
 
-    def read(self, name: str) -> RawCase:
-        """Reads a case.
+    def load(self, name: str) -> tuple[Array, Array, dict[str, Any]]:
+        """The content of a case's files, as nnU-Net's reader gives it.
+
+        Returns:
+            (C, slices, height, width) raw intensities, (1, slices, height, width) labels, and the geometry.
 
         Raises:
             GenSegError: it cannot be read, or is not as dataset.json says.
@@ -134,6 +137,15 @@ class RawCases:
             )
         if raw.shape[1:] != segmentation.shape[1:]:
             raise GenSegError(f"image and mask of the raw case {name} differ in shape: {raw.shape[1:]}, {segmentation.shape[1:]}")
+        return raw, segmentation, properties
+
+    def read(self, name: str) -> RawCase:
+        """Reads a case.
+
+        Raises:
+            GenSegError: it cannot be read, or is not as dataset.json says.
+        """
+        raw, segmentation, properties = self.load(name)
         order = [0, *(axis + 1 for axis in self.plans.transpose_forward)]
         raw, segmentation = raw.transpose(order).astype(np.float32), segmentation.transpose(order)
         whole = raw.shape[1:]
@@ -143,7 +155,7 @@ class RawCases:
         image, lines = self._normalised(raw, segmentation)
         return RawCase(
             name=name,
-            files=files,
+            files=self.files[name][0],
             image=torch.from_numpy(image),
             labels=self.classes(name, segmentation[0]),
             outside=torch.from_numpy(outside),
