@@ -42,8 +42,12 @@ class Measure(Protocol):
         """The figure; NaN if these samples do not determine it."""
 
 
-MEASURES: Registry[Measure] = Registry("quality measure", __package__ or "", exclude=("base", "features", "spectrum"))
-"""`features` and `spectrum` hold what measures compute with."""
+NO_MEASURES = (
+    *("base", "features", "spectrum"),
+    *("figures", "halves", "feature_figures", "frechet_distance", "intensities", "nearest", "table"),
+)
+"""Modules that hold what measures compute with, and what only whole folders of pairs are judged by."""
+MEASURES: Registry[Measure] = Registry("quality measure", __package__ or "", exclude=NO_MEASURES)
 
 
 @torch.no_grad()

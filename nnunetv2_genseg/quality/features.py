@@ -22,14 +22,14 @@ def encoder_features(segmenter: nn.Module, images: Tensor, batch_size: int) -> T
         batch_size: images that the network is given at once.
 
     Returns:
-        (B, channels of all stages) float64.
+        (B, channels of all stages) float64, on the CPU.
     """
     encoder: nn.Module = segmenter.encoder  # type: ignore[assignment]
 
     def strongest(part: Tensor) -> Tensor:
         return torch.cat([stage.flatten(2).amax(dim=2) for stage in encoder(part)], dim=1)
 
-    return in_batches(strongest, images, batch_size).double()
+    return in_batches(strongest, images, batch_size).cpu().double()  # MPS knows no float64
 
 
 def standardised(features: Tensor, reference: Tensor) -> Tensor:
