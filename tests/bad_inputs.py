@@ -28,6 +28,7 @@ RESUME = (*TRAIN, "--c")
 PREVIEW = ("preview", "{id}", "2d", "-p", "nnUNetPlansTiny", "-o", "{folder}/preview")
 PRETRAIN = ("pretrain", "{id}", "2d", "{folder}/generator", "-p", "nnUNetPlansTiny", "--iterations", "2", "-device", "cpu")
 GENERATE = ("generate", "{id}", "2d", "0", "-n", "2", "-o", "{folder}/pairs", "-p", "nnUNetPlansTiny", "-device", "cpu")
+QUALITY = ("quality", "{id}", "2d", "0", "{folder}/pairs", "-p", "nnUNetPlansTiny", "-device", "cpu")
 WITH_IMAGES = (*PRETRAIN, "--images", "{folder}/images")
 
 
@@ -590,6 +591,21 @@ TABLE: tuple[BadInput, ...] = (
         "file is no folder or not writable; name another",
         nothing,
         (*GENERATE[:6], "-o", "{folder}/nnUNet_preprocessed/file", *GENERATE[8:]),
+    ),
+    # figures of pairs
+    BadInput("quality of nothing", "-n must be 1 or more, found 0", nothing, (*QUALITY, "-n", "0")),
+    BadInput("quality without a trained network", "no trained network of fold 0 with trainer GenSegTrainer", nothing, QUALITY),
+    BadInput("quality without nnUNet_raw", "nnUNet_raw is not set", variable("nnUNet_raw", None), QUALITY),
+    BadInput("quality without nnUNet_results", "nnUNet_results is not set", variable("nnUNet_results", None), QUALITY),
+    BadInput("quality without the data", "nnUNet_preprocessed is not set", variable("nnUNet_preprocessed", None), QUALITY),
+    BadInput("quality of a dataset that is not there", "999", nothing, ("quality", "999", *QUALITY[2:])),
+    BadInput("quality of a fold of no number", "fold must be `all` or a whole", nothing, (*QUALITY[:3], "x", *QUALITY[4:])),
+    BadInput("quality without GPU", "found; use -device cpu", nothing, QUALITY[:-2], without_gpu=True),
+    BadInput(
+        "quality into a file",
+        "file is no folder or not writable; name another",
+        nothing,
+        (*QUALITY, "-o", "{folder}/nnUNet_preprocessed/file"),
     ),
     # the demo
     BadInput("demo device unknown", "invalid choice: 'tpu'", nothing, ("demo", "--device", "tpu")),

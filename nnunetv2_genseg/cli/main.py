@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nnunetv2_genseg.cli import demo, generate, pretrain, preview, train
+from nnunetv2_genseg.cli import demo, generate, pretrain, preview, quality, train
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
 
@@ -39,7 +39,14 @@ def generators() -> None:
     print("\n".join(GENERATORS.names()))
 
 
-WITH_OPTIONS = {"train": train, "preview": preview, "pretrain": pretrain, "generate": generate, "demo": demo}
+WITH_OPTIONS = {
+    "train": train,
+    "preview": preview,
+    "pretrain": pretrain,
+    "generate": generate,
+    "quality": quality,
+    "demo": demo,
+}
 """Sub-commands that are a module each."""
 WITHOUT_OPTIONS: dict[str, Callable[[], None]] = {"env": env, "generators": generators}
 

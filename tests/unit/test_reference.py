@@ -54,6 +54,7 @@ def test_every_command_shows_its_options(pages):
         "preview",
         "pretrain",
         "generate",
+        "quality",
         "demo",
         "env",
         "generators",

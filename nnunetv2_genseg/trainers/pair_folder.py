@@ -1,0 +1,103 @@
+"""A folder that `genseg generate` wrote, as it is read again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config.reading import in_form, read_json
+from nnunetv2_genseg.trainers.preflight import first_of
+from nnunetv2_genseg.trainers.provenance import FILE_NAME, FORMAT
+
+
+@dataclass(frozen=True)
+class PairFolder:
+    """The complete pairs of a folder, and what they were made from."""
+
+    folder: Path
+    sources: dict[str, str]
+    """For every pair the case that it was made from, in the order of their names."""
+    new_masks: dict[str, bool]
+    """For every pair whether its mask is no real one."""
+    cases: list[str]
+    """The training cases of the fold that the pairs were made for."""
+
+    @staticmethod
+    def read(folder: Path, dataset: str, fold: str, most: int | None) -> PairFolder:
+        """Reads the record.
+
+        Args:
+            folder: of the pairs.
+            dataset: that they must have been made from.
+            fold: that they must have been made for.
+            most: as many pairs are taken, the first ones; None: all.
+
+        Raises:
+            GenSegError: the folder holds no pairs, pairs of another dataset or fold, or not all files of its pairs.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise GenSegError(f"{path} is missing; name a folder that `genseg generate` wrote")
+        content = read_json(path, dict[str, Any], "a mapping")
+        if content.get("format") != FORMAT or not {"origin", "pairs"} <= content.keys():
+            raise GenSegError(f"{path} is not a record of `genseg generate` of this version; generate the pairs again")
+        origin = in_form(content["origin"], dict[str, Any], "a mapping", f"`origin` in {path}")
+        for name, own in (("dataset", dataset), ("fold", fold)):
+            if origin.get(name) != own:
+                raise GenSegError(
+                    f"the pairs in {folder} were made from {name} {origin.get(name)}, not from {own}; name the {name} that they "
+                    "were made from"
+                )
+        pairs = in_form(content["pairs"], dict[str, dict[str, Any]], "a mapping of pairs", f"`pairs` in {path}")
+        chosen = {name: pairs[name] for name in sorted(pairs)[:most]}
+        if not chosen:
+            raise GenSegError(f"{folder} holds no complete pair; start `genseg generate` again")
+        cases = in_form(origin.get("cases"), list[str], "a list of cases", f"`origin.cases` in {path}")
+        sources, new_masks, missing = {}, {}, []
+        for name, pair in chosen.items():
+            where = f"`pairs.{name}` in {path}"
+            made_from = in_form(pair.get("cases"), list[str], "a list of cases", f"`cases` of {where}")
+            if not made_from or made_from[0] not in cases:
+                raise GenSegError(
+                    f"`cases` of {where} must name a training case of the fold, found {made_from}; restore the file"
+                )
+            sources[name] = made_from[0]
+            new_masks[name] = in_form(pair.get("new_mask"), bool, "true or false", f"`new_mask` of {where}")
+            files = in_form(pair.get("files"), dict[str, int], "a mapping of files to bytes", f"`files` of {where}")
+            missing += [file for file in files if not (folder / file).is_file()]
+        if missing:
+            raise GenSegError(f"{folder} lacks files of its pairs ({first_of(missing)}); start `genseg generate` again")
+        return PairFolder(folder, sources, new_masks, cases)
+
+
+def fold_cases(preprocessed: Path, fold: str, pairs: PairFolder) -> tuple[list[str], list[str]]:
+    """The training and the validation cases of a fold; for the fold `all` no validation cases.
+
+    Args:
+        preprocessed: folder of the preprocessed dataset.
+        fold: its number, or `all`.
+        pairs: that were made for it.
+
+    Raises:
+        GenSegError: there is no such fold, or it has other training cases than when the pairs were made.
+    """
+    if fold == "all":
+        return sorted(pairs.cases), []
+    path = preprocessed / "splits_final.json"
+    splits = read_json(path, list[dict[str, list[str]]], "a list of folds with their cases") if path.is_file() else []
+    if int(fold) >= len(splits):
+        raise GenSegError(f"{path} has no fold {fold}; choose one of its {len(splits)} folds, or `all`")
+    _require_same(set(splits[int(fold)]["train"]), pairs, path, fold)
+    return sorted(pairs.cases), sorted({*splits[int(fold)]["val"]} - set(pairs.cases))
+
+
+def _require_same(training: Collection[str], pairs: PairFolder, path: Path, fold: str) -> None:
+    differing = sorted(set(training) ^ set(pairs.cases))
+    if differing:
+        raise GenSegError(
+            f"the pairs in {pairs.folder} were made from other training cases than those of fold {fold} in {path} "
+            f"({first_of(differing)}); restore that file, or generate the pairs again"
+        )
