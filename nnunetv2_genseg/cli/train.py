@@ -26,8 +26,9 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--unlabelled",
         nargs="+",
+        action="extend",
         type=Path,
-        default=(),
+        default=[],
         metavar="FOLDER",
         help="raw images named CASE_0000.EXT with the dataset's channels, from which pairs are made as well; the same as "
         "`--set unlabelled.images=[FOLDER, ...]`. They are preprocessed once, beside the dataset",

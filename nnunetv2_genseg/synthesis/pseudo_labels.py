@@ -12,6 +12,8 @@ from nnunetv2_genseg.synthesis.labels import LabelCodec
 
 UNSURE = 0.05
 """Where nothing can be ignored: largest fraction of a patch whose labels may be unsure."""
+SURE = 0.05
+"""Smallest fraction of a patch whose labels are sure: a loss over hardly any voxels is noise."""
 
 
 class PseudoLabels:
@@ -36,10 +38,14 @@ class PseudoLabels:
         """(foreground,) most voxels."""
 
     def observe(self, labels: Tensor) -> None:
-        """Widens the bounds to the class sizes of real patches, (B, *spatial) class maps."""
+        """Widens the bounds to the class sizes of real patches, (B, *spatial) class maps.
+
+        In a patch that is not annotated all over, a class may be of any size.
+        """
         sizes = self._sizes(labels)
+        partial = (labels > self.codec.foreground).any()
         self.fewest = torch.minimum(self.fewest, sizes.amin(dim=0))
-        self.most = torch.maximum(self.most, sizes.amax(dim=0))
+        self.most = torch.maximum(self.most, torch.where(partial, torch.inf, sizes.amax(dim=0)))
 
     def read(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Class maps of patches.
@@ -56,7 +62,7 @@ class PseudoLabels:
         share = sure.flatten(1).float().mean(dim=1)
         if not self.ignores:
             return labels, usable & (share >= 1 - UNSURE), share.mean()
-        return labels.masked_fill(~sure, self.codec.foreground + 1), usable & (share > 0), share.mean()
+        return labels.masked_fill(~sure, self.codec.foreground + 1), usable & (share >= SURE), share.mean()
 
     def _sizes(self, labels: Tensor) -> Tensor:
         return class_sizes(labels, self.codec.classes)[:, 1 : self.codec.foreground + 1]

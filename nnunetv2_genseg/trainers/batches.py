@@ -139,14 +139,23 @@ class BatchCodec:
             return target
         return _mapped(target, lambda level: torch.cat([level, torch.zeros_like(level[:, :1])], dim=1))
 
-    def require_known(self, batch: dict[str, Any]) -> None:
-        """Whether every map of a batch can follow a deformation.
+    def require_known(self, batch: dict[str, Any], other_images: bool = False) -> None:
+        """Whether every map of a batch can follow what happens to its image.
+
+        Args:
+            batch: nnU-Net's.
+            other_images: whether patches of other images take the place of the batch's, without such maps.
 
         Raises:
             GenSegError: one cannot.
         """
         for key in _further_maps(batch):
             rule, value = SPATIAL_ENTRIES.get(key), batch[key]
+            if other_images and rule is not unchanged:
+                raise GenSegError(
+                    f"this trainer's batches hold the map {key!r}, which unlabelled images do not have; leave unlabelled.images "
+                    "out"
+                )
             as_the_patch = isinstance(value, Tensor) and value.shape[2:] == batch["data"].shape[2:]
             if rule is None or (rule is not unchanged and not as_the_patch):
                 raise GenSegError(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.trainers.batches import BatchCodec
 from nnunetv2_genseg.trainers.guarding import GuardedTraining
+
+Loss = Callable[[Any, Any], Tensor]
+"""Of a network's output and a target."""
 
 
 class HostAccess(GuardedTraining):
@@ -47,49 +53,72 @@ class HostAccess(GuardedTraining):
         """The trainer's loss for targets with an ignore label; None if the trainer has none that ignores.
 
         Args:
-            network: gives outputs to try the loss with; in evaluation, so that nothing of it changes.
+            network: its outputs have the shapes with which the loss is tried; in evaluation, so that nothing of it changes.
         """
         if self.label_manager.has_ignore_label:
             return self.loss
         image = torch.zeros(2, self.num_input_channels, *self.configuration_manager.patch_size, device=self.device)
         with torch.no_grad():
             output = network(image)
-        self._compiles = False
         try:
-            tried = self._loss_with_ignore_label().cpu()  # labels that a loss does not know end a GPU's work for good
-            can = _kinds(tried) == _kinds(self.loss) and _ignores(tried, output, self._batches)
+            with self._with_ignore_label():
+                tried = self._balanced(self._build_feedback_loss())
+            # on the CPU: labels that a loss does not know end a GPU's work for good
+            own = self._build_feedback_loss().cpu()
+            can = _kinds(tried) == _kinds(own) and _ignores(tried.cpu(), own, output, self._batches)
         except Exception:  # whatever a loss raises that expects no ignore label
             can = False
-        finally:
-            self._compiles = True
-        return self._loss_with_ignore_label() if can else None
+        if not can:
+            return None
+        with self._with_ignore_label():
+            return self._balanced(self._build_loss())
 
-    def _loss_with_ignore_label(self) -> nn.Module:
+    def _balanced(self, loss: Any) -> Any:
+        """With an ignore label, nnU-Net's loss for regions adds up the cross-entropies of the regions instead of their mean."""
+        own = getattr(loss, "loss", loss)
+        if isinstance(own, DC_and_BCE_loss):
+            own.weight_ce /= len(self.label_manager.foreground_regions)
+        return loss
+
+    @contextmanager
+    def _with_ignore_label(self) -> Iterator[None]:
+        """Inside the block the dataset seems to have an ignore label."""
         manager = self.label_manager
         self.label_manager = copy.copy(manager)
         self.label_manager._ignore_label = max(manager.all_labels) + 1
         try:
-            loss: nn.Module = self._build_loss()
+            yield
         finally:
             self.label_manager = manager
-        return loss
 
 
 def _kinds(loss: Any) -> list[type]:
     return [type(part) for part in (loss, getattr(loss, "loss", None))]
 
 
-def _ignores(loss: Callable[[Any, Any], Tensor], output: Any, batches: BatchCodec) -> bool:
-    """Whether a loss on the CPU is finite and the same whatever the network's output is at voxels with the ignore label."""
-    several = not isinstance(output, Tensor)
-    levels = [level.float().cpu() for level in (output if several else [output])]
-    labels = torch.randint(
-        batches.pseudo.classes, (len(levels[0]), *levels[0].shape[2:]), generator=torch.Generator().manual_seed(0)
-    )
+def _ignores(loss: Loss, own: Loss, output: Any, batches: BatchCodec) -> bool:
+    """Whether a loss is that of the trainer where nothing is ignored, and does not see voxels with the ignore label.
+
+    Args:
+        loss: for targets with an ignore label, on the CPU.
+        own: that of the trainer, on the CPU.
+        output: of the network; its values do not matter.
+        batches: makes targets.
+    """
+    several, rng = not isinstance(output, Tensor), torch.Generator().manual_seed(0)
+    levels = [torch.randn(level.shape, generator=rng) for level in (output if several else [output])]
+    shape = (len(levels[0]), *levels[0].shape[2:])
+
+    def value(of: Loss, outputs: list[Tensor], codec: LabelCodec, labels: Tensor) -> Tensor:
+        return of(outputs if several else outputs[0], batches.to_target(labels, codec))
+
+    shown = torch.randint(batches.codec.classes, shape, generator=rng)
+    whole = [value(loss, levels, batches.pseudo, shown), value(own, levels, batches.codec, shown)]
+    labels = torch.randint(batches.pseudo.classes, shape, generator=rng)
     target = batches.to_target(labels, batches.pseudo)
     changed = []
     for level, truth in zip(levels, target if isinstance(target, list) else [target], strict=True):
         ignored = truth[:, -1:] if batches.pseudo.regions is not None else truth == batches.pseudo.foreground + 1
-        changed.append(torch.where(ignored.bool(), 3 - 2 * level, level))
-    first, second = (loss(found if several else found[0], target) for found in (levels, changed))
-    return bool(first.isfinite()) and torch.allclose(first, second, rtol=1e-4)
+        changed.append(torch.where(ignored.bool(), torch.randn(level.shape, generator=rng), level))
+    part = [value(loss, outputs, batches.pseudo, labels) for outputs in (levels, changed)]
+    return all(bool(one.isfinite()) and torch.allclose(one, other, rtol=1e-4) for one, other in (whole, part))

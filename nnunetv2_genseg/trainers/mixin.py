@@ -184,7 +184,7 @@ class GenSegMixin(HostAccess):
             GenSegError: the first batch holds maps that cannot follow a deformation.
         """
         if not self._checked_batch:
-            self._batches.require_known(batch)
+            self._batches.require_known(batch, self._pseudo is not None)
             self._checked_batch = True
         stage = self._stage()
         if stage.tail:

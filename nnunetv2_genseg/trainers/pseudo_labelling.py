@@ -33,6 +33,8 @@ class PseudoLabelling:
         self.teacher = Teacher(trainer._plain_network(), trainer.num_epochs * trainer.num_iterations_per_epoch)
         self._loss = trainer._build_ignoring_loss(self.teacher.average)
         """For targets with an ignore label; None if the trainer's loss cannot ignore."""
+        if self._loss is None:
+            trainer._batches.pseudo = trainer._batches.codec
         confidence = trainer.genseg.unlabelled.confidence
         self.labels = PseudoLabels(pair_codec(trainer), confidence, self._loss is not None, trainer.device)
 

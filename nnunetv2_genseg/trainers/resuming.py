@@ -11,6 +11,7 @@ from nnunetv2_genseg import __version__, checkpoint
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, checked
 from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.trainers.saving import save_with_trainer_name
+from nnunetv2_genseg.trainers.unlabelled_cases import FILE_NAME as UNLABELLED_FILE
 
 CONFIG_FILE = "genseg_config.json"
 """All settings of the training, the version of this package and the trainer."""
@@ -28,6 +29,8 @@ def record(trainer: Any, resumed: bool) -> None:
         trainer._held_out.write(folder)
     if trainer._pseudo is not None:
         trainer._pseudo.cases.write(folder)
+    else:
+        (folder / UNLABELLED_FILE).unlink(missing_ok=True)
 
 
 def announce(trainer: Any) -> None:

@@ -54,12 +54,18 @@ def preprocess_unlabelled(
         for name, files in _cases(folder, readers).items()
     }
     preprocessor = type("UnlabelledPreprocessor", (_Unlabelled, configuration.preprocessor_class), {})(verbose=False)
-    plan = _digest(json.dumps(_what_preprocessing_takes(plans, configuration), sort_keys=True, default=str))
+    plan = _digest(json.dumps(_what_preprocessing_takes(plans, configuration, description), sort_keys=True, default=str))
+
+    def missing() -> dict[str, str]:
+        stamps = {name: json.dumps({"plan": plan, "files": [_state(file) for file in files]}) for name, files in cases.items()}
+        return {name: stamp for name, stamp in stamps.items() if _text(target / STAMPS / f"{name}.json") != stamp}
+
+    if not missing():  # so that nothing is written
+        return {name: Path(files[0]) for name, files in cases.items()}
     (target / STAMPS).mkdir(parents=True, exist_ok=True)
     with alone_in(target / STAMPS, wait=True):
-        stamps = {name: json.dumps({"plan": plan, "files": [_state(file) for file in files]}) for name, files in cases.items()}
-        missing = [name for name in cases if _text(target / STAMPS / f"{name}.json") != stamps[name]]
-        for name in with_progress(missing, "preprocessing") if missing else ():
+        stamps = missing()
+        for name in with_progress(stamps, "preprocessing"):
             (target / STAMPS / f"{name}.json").unlink(missing_ok=True)
             for old in [*target.glob(f"{escape(name)}.*"), *target.glob(f"{escape(name)}_seg.*")]:  # nnU-Net overwrites nothing
                 old.unlink()
@@ -68,10 +74,11 @@ def preprocess_unlabelled(
     return {name: Path(files[0]) for name, files in cases.items()}
 
 
-def _what_preprocessing_takes(plans: Any, configuration: Any) -> list[Any]:
+def _what_preprocessing_takes(plans: Any, configuration: Any, description: dict[str, Any]) -> list[Any]:
     """The part of the plans on which a preprocessed case depends: other plans may share the folder of preprocessed cases."""
     own = {key: configuration.configuration[key] for key in sorted(configuration.configuration) if key.startswith(PREPROCESSING)}
-    return [own, plans.transpose_forward, plans.foreground_intensity_properties_per_channel]
+    reader, intensities = plans.plans["image_reader_writer"], plans.foreground_intensity_properties_per_channel
+    return [own, plans.transpose_forward, intensities, reader, description["labels"]]
 
 
 def _digest(text: str) -> str:
@@ -97,7 +104,7 @@ def _cases(folder: Path, readers: Sequence[Any]) -> dict[str, list[str]]:
         name = NAMED.fullmatch(path.name)
         if name and _readers_of(name["ending"], readers):
             cases[name["case"]].append(str(path))
-        elif name is None and _readers_of(path.suffix, readers):
+        elif name is None and any(path.name.lower().endswith(end) for kind in readers for end in kind.supported_file_endings):
             misnamed.append(path.name)
     if cases and misnamed:
         raise GenSegError(

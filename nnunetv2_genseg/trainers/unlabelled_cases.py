@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import Tensor
 
 from nnunetv2_genseg.checkpoint import write_text_atomically
@@ -47,18 +48,18 @@ class UnlabelledCases:
         self.images = {
             name: file
             for name, file in found.items()
-            if not (own and file.parent.resolve() == own / "imagesTr" and _case(file) in of_fold["training"])
+            if not (own and file.parent.resolve() == (own / "imagesTr").resolve() and _case(file) in of_fold["training"])
         }
         """The first file of each image, by the name of the preprocessed case."""
         if not self.images:
             raise GenSegError("all images in unlabelled.images train with labels already; name a folder with others, or none")
         validated = set(of_fold["validation"]) - set(of_fold["training"])
-        tested = {own / "imagesTs"} if own else set()
+        tested = {(own / "imagesTs").resolve()} if own else set()
         self.judged_by = sorted(
             str(file) for file in self.images.values() if _case(file) in validated or file.parent.resolve() in tested
         )
         """Files of the images whose segmentations judge the training."""
-        dataset = trainer.dataset_class(str(folder), sorted(self.images))
+        dataset = infer_dataset_class(str(folder))(str(folder), sorted(self.images))
         self._loader = unaugmented(trainer, dataset, 1, 0.0)
 
     def next_patches(self, count: int) -> tuple[Tensor, list[str]]:
@@ -72,11 +73,13 @@ class UnlabelledCases:
         """Logs how many images there are, with a warning if some of them judge the training."""
         count = len(self.images)
         log(f"GenSeg: pairs are also made from {count} unlabelled image{'s' * (count > 1)}")
+        if _raw(self.trainer) is None:
+            log("GenSeg WARNING: nnUNet_raw is not set, so unlabelled images that train with labels are not left out")
         if self.judged_by:
+            names = first_of([Path(file).name for file in self.judged_by])
             log(
-                f"GenSeg WARNING: {len(self.judged_by)} of the unlabelled images belong to this fold's validation cases or to "
-                f"imagesTs ({first_of([Path(file).name for file in self.judged_by])}), so the scores on them are transductive; "
-                "say so where you report them"
+                f"GenSeg WARNING: {len(self.judged_by)} of the unlabelled images have the names of this fold's validation cases "
+                f"or belong to imagesTs ({names}), so the scores on them are transductive; say so where you report them"
             )
 
     def write(self, folder: Path) -> None:

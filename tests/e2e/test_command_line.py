@@ -65,7 +65,10 @@ def test_genseg_train_needs_no_environment_variable(shell: Shell):
     options = ("--unlabelled", str(images), "-tr", "GenSegTrainerShort", "-device", "cpu")
     output = shell.succeed("genseg", "train", "903", "2d", "0", *options)
     assert "pairs are also made from 1 unlabelled image\n" in output
-    assert "1 of the unlabelled images belong to this fold's validation cases or to imagesTs (ts_000_0000.png)" in output
+    assert (
+        "1 of the unlabelled images have the names of this fold's validation cases or belong to imagesTs (ts_000_0000.png)"
+        in output
+    )
     assert "GenSeg 0.1.0: pairs from deformation 0.5, redraw 0.5; 1 of its training cases held out" in output
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -14,7 +15,9 @@ import pytest
 import torch
 from nnunetv2.experiment_planning import plan_and_preprocess_api
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from PIL import Image
@@ -149,7 +152,7 @@ def test_every_kind_of_dataset_trains_resumes_to_the_bit_and_predicts(folder, se
     plans = plan(DATASET_ID, configuration)
     arguments = (GenSegTrainerShort, raw.name, configuration, LENGTH)
     stopped = trained(make_trainer(*arguments, plans_name=plans), STOP)
-    assert "pairs are also made from 1 unlabelled image\n" in log_of(stopped)
+    assert "pairs are also made from 1 unlabelled image " in log_of(stopped)
     resumed = resume(*arguments, plans_name=plans)
     resumed._own_loss = resumed.loss
     steps = watch_targets(resumed, 3)
@@ -163,11 +166,17 @@ def test_every_kind_of_dataset_trains_resumes_to_the_bit_and_predicts(folder, se
     assert rows[3]["pseudo_labels_used"] > 0
     assert 0.9 < rows[3]["pseudo_labels_sure"] < 1, "all but a column"
     predict(resumed, folder / "predictions")
-    state = checkpoint_of(resumed)["network_weights"], everything_learned(resumed)
+    state = learned_by(resumed)
+    assert resumed._pseudo.teacher.average.n_averaged == 12, "iterations before the tail"
 
     os.rename(resumed.output_folder, folder / "first")
     whole = trained(make_trainer(*arguments, plans_name=plans))
-    assert not list(differences(state, (checkpoint_of(whole)["network_weights"], everything_learned(whole))))
+    assert not list(differences(state, learned_by(whole)))
+
+
+def learned_by(trainer: nnUNetTrainer) -> Any:
+    """Segmentation network, generator, teacher and the bounds of pseudo-labels."""
+    return copy.deepcopy((checkpoint_of(trainer)["network_weights"], everything_learned(trainer), trainer._pseudo.state_dict()))
 
 
 def test_images_are_preprocessed_once_and_again_where_they_changed(images, settings, sure, preprocessed, workspace):
@@ -235,13 +244,30 @@ class CannotIgnore(nnUNetTrainer):
     def _build_loss(self) -> Any:
         scales = self._get_deep_supervision_scales()
         weights = 1 / 2 ** np.arange(len(scales))
-        return DeepSupervisionWrapper(RobustCrossEntropyLoss(), weights / weights.sum())
+        loss = RobustCrossEntropyLoss()
+        if self.label_manager.has_regions:
+            dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": True, "ddp": False}
+            loss = DC_and_BCE_loss({}, dice, dice_class=MemoryEfficientSoftDiceLoss)
+        return DeepSupervisionWrapper(loss, weights / weights.sum())
 
 
-def test_where_the_loss_cannot_ignore_whole_patches_are_left_out(images, settings, sure):
-    settings(unlabelled(images, confidence=0.55))
-    host = type("Mixed", (ShortTraining, GenSegMixin, CannotIgnore), {})
-    trainer = make_trainer(host, *PHANTOM_2D, LENGTH, plans_name=TINY)
+class TakesForBackground(nnUNetTrainer):
+    """Its cross-entropy ignores, but its Dice takes what is to be ignored for background."""
+
+    def _build_loss(self) -> Any:
+        loss = super()._build_loss()
+        forward = loss.loss.dc.forward
+        loss.loss.dc.forward = lambda output, target, loss_mask=None: forward(output, target)
+        return loss
+
+
+@pytest.mark.parametrize("host", [CannotIgnore, TakesForBackground])
+@pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])
+def test_where_the_loss_cannot_ignore_whole_patches_are_left_out(folder, settings, sure, regions, host):
+    raw = Kind(regions=regions).write(folder / "nnUNet_raw", DATASET_ID)
+    settings(unlabelled(raw / "imagesTs", confidence=0.55))
+    plan(DATASET_ID, "2d")
+    trainer = make_trainer(type("Mixed", (ShortTraining, GenSegMixin, host), {}), raw.name, "2d", LENGTH)
     trainer.initialize()
     trainer._own_loss = trainer.loss
     steps = watch_targets(trainer, 3)
@@ -252,8 +278,21 @@ def test_where_the_loss_cannot_ignore_whole_patches_are_left_out(images, setting
     assert trainer.recorder.progress.rows[3]["pseudo_labels_used"] > 0
 
 
-def test_a_network_that_is_not_sure_changes_nothing(images, settings):
-    """Its patches are those that a training without unlabelled images has, but for other random numbers."""
+@pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])
+def test_the_loss_that_ignores_is_the_trainers_own_where_nothing_is_ignored(folder, settings, regions):
+    raw = Kind(regions=regions).write(folder / "nnUNet_raw", DATASET_ID)
+    settings(unlabelled(raw / "imagesTs"))
+    plan(DATASET_ID, "2d")
+    trainer = make_trainer(GenSegTrainerShort, raw.name, "2d", "1,1,1,1,0")
+    trainer.initialize()
+    loss, batches = trainer._build_ignoring_loss(trainer.network), trainer._batches
+    labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(0))
+    output = [torch.randn_like(level) for level in trainer.network(torch.zeros(2, 3, 32, 32))]
+    expected = trainer.loss(output, batches.to_target(labels, batches.codec))
+    torch.testing.assert_close(loss(output, batches.to_target(labels, batches.pseudo)), expected)
+
+
+def test_of_a_network_that_is_not_sure_nothing_is_used(images, settings):
     settings(unlabelled(images, confidence=0.99))
     trainer = trained(make_trainer(GenSegTrainerShort, *PHANTOM_2D, LENGTH, plans_name=TINY))
     rows = trainer.recorder.progress.rows

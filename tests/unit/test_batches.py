@@ -119,6 +119,15 @@ def test_with_pairs_of_pseudo_labels_targets_have_an_ignore_label(deep, name, di
             assert not level[[0, 2, 4], -1].any()
 
 
+def test_a_map_of_the_labelled_image_is_refused_where_other_images_take_its_place(rules):
+    made, batch, _ = case()
+    rules.update(skeleton=nearest, times=unchanged)
+    made.require_known(batch | {"times": batch["data"]}, other_images=True)
+    made.require_known(batch | {"skeleton": batch["target"][0]})
+    with pytest.raises(GenSegError, match="'skeleton', which unlabelled images do not have"):
+        made.require_known(batch | {"skeleton": batch["target"][0]}, other_images=True)
+
+
 def test_a_batch_without_pairs_stays_as_it_is():
     made, batch, _ = case()
     found = made.replaced(batch | {"more": 3}, made.parts(batch), None)

@@ -93,6 +93,13 @@ def test_a_patch_with_less_or_more_of_a_class_than_real_ones_is_not_used(name, d
     assert made.read(logits_for(name, labels, 0.9))[1].all()
 
 
+def test_where_real_patches_are_annotated_in_part_a_class_may_be_larger_than_in_them():
+    made, labels = reader("labels"), half_and_half(2)
+    strokes = torch.where(torch.rand(labels.shape, generator=seeded()) < 0.1, labels, 3)
+    made.observe(strokes)
+    assert made.read(logits_for("labels", labels, 0.9))[1].all()
+
+
 def test_before_any_real_patch_nothing_is_used():
     assert not reader("labels").read(logits_for("labels", half_and_half(2), 0.9))[1].any()
 
