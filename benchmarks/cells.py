@@ -60,7 +60,7 @@ ARMS: dict[str, Arm] = {
     "genseg_lesion": genseg(mixing=DEFORMATION, paste={"kinds": {"lesion": 1.0}}, feedback=OFF),
 }
 """`genseg` is the default, `genseg_random` the default without feedback, `genseg_random_without_redraw` that without generator,
-`genseg_deformation` that without parts of other cases."""
+`genseg_deformation` that without parts of other cases; `genseg_unlabelled` is the default with the pool's other images."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ STOCK = "stock"
 NAMES = {"101": "foot ulcer", "102": "breast ultrasound", "103": "chest X-ray", "104": "hippocampus", "105": "polyp"}
 SHOWN = {
     "genseg": "GenSeg (default)",
+    "genseg_unlabelled": "with unlabelled images",
     "genseg_random": "GenSeg without feedback",
     "genseg_random_without_redraw": "without generator",
     "genseg_deformation": "deformation alone",
