@@ -19,8 +19,8 @@ EVIDENCE = {
     "schedule.ramp": "archived: 0.05, no warm-up, no tail (`genseg_deformation_throughout`) loses 2.3 on 101 (three seeds)",
     "schedule.tail": "archived: 0 (`genseg_deformation_no_tail`) is worse on 101, 0.9 better on 102 (one seed)",
     "mixing.share": "not measured",
-    "mixing.sources": "the arms `genseg` and `genseg_deformation` above, which differ by pasting and feedback too; without feedback "
-    "on 104, with and without `redraw`: 0.813, 0.818 (one seed); the weights are not measured",
+    "mixing.sources": "the arms `genseg` and `genseg_deformation` above, which differ by pasting and feedback too; without "
+    "feedback on 104, with and without `redraw`: 0.813, 0.818 (one seed); the weights are not measured",
     "paste.probability": "104, `genseg_random_without_redraw` and `genseg_deformation`: 0.818, 0.820 (one seed)",
     "paste.kinds": "not measured; the arms `genseg_carve` and `genseg_lesion` will tell",
     "deformation.displacement": "archived: this, with the next two (`genseg_deformation_strong`), against half of it, 4000 "
