@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from nnunetv2_genseg.config import GenSegError
@@ -48,6 +49,13 @@ def preprocessed(dataset: str) -> Iterator[None]:
     except json.JSONDecodeError as error:
         faulty = _not_json(dataset)
         raise GenSegError(f"{faulty} is not valid JSON ({error}); run nnUNetv2_plan_and_preprocess again") from error
+
+
+@contextmanager
+def quietly_preprocessed(dataset: str) -> Iterator[None]:
+    """As `preprocessed`, and nothing is printed: nnU-Net and its readers say much."""
+    with preprocessed(dataset), redirect_stdout(StringIO()):
+        yield
 
 
 def _not_json(dataset: str) -> str:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from functools import partial
-from io import StringIO
 from pathlib import Path
 
-from nnunetv2_genseg.cli.checks import RAW, preprocessed, require_set
+from nnunetv2_genseg.cli.checks import RAW, quietly_preprocessed, require_set
 from nnunetv2_genseg.cli.options import add_dataset, add_overrides, add_trainer, prepared
 
 
@@ -61,7 +59,7 @@ def run(arguments: Sequence[str]) -> None:
         **of_trainer, output=output, pairs=chosen.n, seed=chosen.seed, with_real=chosen.into_raw is not None, masks=chosen.masks
     )
     say = partial(print, "genseg:", file=sys.stdout, flush=True)
-    with ending_on_sigterm(), preprocessed(chosen.dataset), redirect_stdout(StringIO()):  # nnU-Net and its readers say much
+    with ending_on_sigterm(), quietly_preprocessed(chosen.dataset):
         drawn = generating.generate(settings, say)
     kept = f"; {chosen.n - drawn} were there already" if drawn < chosen.n else ""
     print(f"{chosen.n} pairs are in {output}{kept}")

@@ -27,8 +27,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--images",
         nargs="+",
+        action="extend",
         type=Path,
-        default=(),
+        default=[],
         metavar="FOLDER",
         help="raw images named CASE_0000.EXT with the dataset's channels, used without labels; preprocessed into a temporary "
         "folder, see TMPDIR",

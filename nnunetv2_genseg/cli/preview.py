@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 
-from nnunetv2_genseg.cli.checks import preprocessed
+from nnunetv2_genseg.cli.checks import quietly_preprocessed
 from nnunetv2_genseg.cli.options import add_dataset, add_overrides, add_trainer, prepared
 
 FOLDER = "genseg_preview"
@@ -45,6 +43,6 @@ def run(arguments: Sequence[str]) -> None:
     from nnunetv2_genseg.trainers import previewing
 
     settings = previewing.Preview(**of_trainer, output=chosen.o, pairs=chosen.pairs)
-    with preprocessed(chosen.dataset), redirect_stdout(StringIO()):  # nnU-Net says much while it builds a trainer
+    with quietly_preprocessed(chosen.dataset):
         page = previewing.preview(settings)
     print(f"The page is {page}")

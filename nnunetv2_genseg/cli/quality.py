@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 
-from nnunetv2_genseg.cli.checks import RAW, RESULTS, preprocessed, require_set
+from nnunetv2_genseg.cli.checks import RAW, RESULTS, quietly_preprocessed, require_set
 from nnunetv2_genseg.cli.options import add_dataset, add_trainer, prepared
 
 
@@ -43,7 +41,7 @@ def run(arguments: Sequence[str]) -> None:
 
     output = chosen.folder if chosen.o is None else chosen.o
     settings = judging.Judgement(**of_trainer, output=output, folder=chosen.folder, most=chosen.n)
-    with preprocessed(chosen.dataset), redirect_stdout(StringIO()):  # nnU-Net and its readers say much
+    with quietly_preprocessed(chosen.dataset):
         content = judging.judge(settings)
     print(as_text(content))
     print(f"\nAll figures are in {output / judging.FILE_NAME}")

@@ -20,7 +20,7 @@ from torch.nn import functional
 from nnunetv2_genseg.checkpoint import UNREADABLE
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.reading import read_json
-from nnunetv2_genseg.quality.features import encoder_features
+from nnunetv2_genseg.quality.features import SMALLEST_DEVIATION, encoder_features
 from nnunetv2_genseg.trainers.raw_cases import Array
 from nnunetv2_genseg.trainers.resuming import CONFIG_FILE
 from nnunetv2_genseg.trainers.standalone import Standalone
@@ -34,7 +34,6 @@ AT_ONCE = 4
 """Patches that the network is given at once for features."""
 ACROSS, THROUGH = 32, 16
 """Extent of the small copy of an image, within slices and, of volumes, along the first axis."""
-SMALLEST_DEVIATION = 1e-6
 
 
 class FoldNetwork:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,9 +15,8 @@ from typing import Any
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-from nnunetv2_genseg import __version__
 from nnunetv2_genseg.checkpoint import remove_partial, write_text_atomically
-from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig, UnlabelledConfig
+from nnunetv2_genseg.config import GenSegError, GenSegFileError
 from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
 from nnunetv2_genseg.trainers import standalone
 from nnunetv2_genseg.trainers.folder_lock import alone_in
@@ -27,7 +24,7 @@ from nnunetv2_genseg.trainers.given_masks import GivenMasks
 from nnunetv2_genseg.trainers.pair_files import NAME, PairFiles, case_of
 from nnunetv2_genseg.trainers.preflight import require_labels
 from nnunetv2_genseg.trainers.progress_bar import with_progress
-from nnunetv2_genseg.trainers.provenance import DESCRIPTION, IMAGES, LABELS, Provenance, require_own
+from nnunetv2_genseg.trainers.provenance import DESCRIPTION, IMAGES, LABELS, Provenance, require_own, versions
 from nnunetv2_genseg.trainers.raw_cases import RawCases
 from nnunetv2_genseg.trainers.raw_formats import require_format
 from nnunetv2_genseg.trainers.real_cases import copy_cases, require_other_names
@@ -97,13 +94,8 @@ class GeneratingMixin(standalone.StandaloneMixin):
             say: tells the user.
         """
         asked = self.genseg
-        unused: dict[str, Any] = {
-            "feedback": FeedbackConfig(enabled=False),
-            "masks": MaskConfig(),
-            "unlabelled": UnlabelledConfig(),
-        }
-        unused["paste"] = asked.paste.model_copy(update={"probability": 0.0})
-        self.genseg = asked.model_copy(update=unused)
+        nothing_pasted = asked.paste.model_copy(update={"probability": 0.0})
+        self.genseg = standalone.without_training(asked).model_copy(update={"paste": nothing_pasted})
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         training, validation = self.do_split()
         names = sorted(training)
@@ -180,11 +172,7 @@ class GeneratingMixin(standalone.StandaloneMixin):
             "masks": None if masks is None else masks.origin(),
             "generator": None if generator is None else asdict(generator),
             "settings": self.genseg.flat(),
-            "versions": {
-                "nnunetv2_genseg": __version__,
-                "python": platform.python_version(),
-                **{package: version(package) for package in ("nnunetv2", "torch", "numpy", "SimpleITK")},
-            },
+            "versions": versions("nnunetv2", "torch", "numpy", "SimpleITK"),
         }
 
     def _write(self, settings: Generation, writing: PairFiles, numbers: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnunetv2_genseg.quality.intensities import sampled
 from nnunetv2_genseg.trainers.fold_network import FoldNetwork, small_copy
+from nnunetv2_genseg.trainers.planning import channel_names
 from nnunetv2_genseg.trainers.raw_cases import Array, RawCases
 
 BACKGROUND, IGNORED = "background", "ignore"
@@ -46,9 +47,8 @@ class Judge:
     def __init__(self, network: FoldNetwork, seed: int = 0) -> None:
         self.network = network
         self._rng = np.random.default_rng(seed)
-        description = network.description
-        self.channels = list(description["channel_names" if "channel_names" in description else "modality"].values())
-        named = {name: value for name, value in description["labels"].items() if name not in (BACKGROUND, IGNORED)}
+        self.channels = channel_names(network.description)
+        named = {name: value for name, value in network.description["labels"].items() if name not in (BACKGROUND, IGNORED)}
         self.classes: dict[str, Any] = {
             name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in named.items()
         }

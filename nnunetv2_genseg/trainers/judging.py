@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nnunetv2_genseg import __version__
 from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.quality.feature_figures import distribution_figures, diversity_figures
@@ -28,6 +25,7 @@ from nnunetv2_genseg.trainers.fold_network import FoldNetwork
 from nnunetv2_genseg.trainers.judged_cases import BACKGROUND, Judge, Judged
 from nnunetv2_genseg.trainers.pair_folder import PairFolder, fold_cases
 from nnunetv2_genseg.trainers.progress_bar import with_progress
+from nnunetv2_genseg.trainers.provenance import versions
 from nnunetv2_genseg.trainers.raw_cases import RawCases
 
 FILE_NAME = "quality.json"
@@ -92,11 +90,7 @@ def _about(settings: Judgement, network: FoldNetwork) -> dict[str, Any]:
         "configuration": settings.configuration,
         "fold": settings.fold,
         "network": {"trainer": settings.trainer, "plans": settings.plans, "checkpoint": network.checkpoint.name},
-        "versions": {
-            "nnunetv2_genseg": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("nnunetv2", "torch", "numpy", "scipy")},
-        },
+        "versions": versions("nnunetv2", "torch", "numpy", "scipy"),
     }
 
 

@@ -66,6 +66,11 @@ def _default_stages(spacing: tuple[float, ...], patch_size: tuple[int, ...]) -> 
     )
 
 
+def channel_names(description: dict[str, Any]) -> list[str]:
+    """Names of the image channels in dataset.json, in their order; nnU-Net takes the older key `modality` too."""
+    return list(description["modality" if "modality" in description else "channel_names"].values())
+
+
 def image_kind(description: dict[str, Any], configuration: ConfigurationManager) -> ImageKind:
     """Channels, normalisation and spacing of the images.
 
@@ -73,9 +78,8 @@ def image_kind(description: dict[str, Any], configuration: ConfigurationManager)
         description: the content of dataset.json.
         configuration: nnU-Net's.
     """
-    channels = description["modality" if "modality" in description else "channel_names"]
     return ImageKind(
-        channels=tuple(channels.values()),
+        channels=tuple(channel_names(description)),
         normalization=tuple(configuration.normalization_schemes),
         masked=tuple(map(bool, configuration.use_mask_for_norm)),
         spacing=tuple(float(extent) for extent in configuration.spacing),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import platform
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_genseg import __version__
 from nnunetv2_genseg.checkpoint import PARTIAL, write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.reading import in_form, read_json
@@ -19,6 +22,12 @@ FORMAT = 1
 IMAGES, LABELS, DESCRIPTION = "imagesTr", "labelsTr", "dataset.json"
 SAVED_EVERY = 10.0
 """Seconds between two writings of the record. Pairs that a killed run has not recorded are drawn again, to the same bytes."""
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of this package, of Python and of the packages named, by their names."""
+    own = {"nnunetv2_genseg": __version__, "python": platform.python_version()}
+    return own | {package: version(package) for package in packages}
 
 
 class Provenance:

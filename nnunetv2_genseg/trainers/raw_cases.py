@@ -18,7 +18,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from torch import Tensor
 
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.trainers.planning import label_codec
+from nnunetv2_genseg.trainers.planning import channel_names, label_codec
 from nnunetv2_genseg.trainers.preflight import first_of
 from nnunetv2_genseg.trainers.raw_formats import channels_in
 
@@ -112,7 +112,7 @@ class RawCases:
         self.files = _files(folder, description, names)
         """Image files and label file of every case."""
         self.ending: str = description["file_ending"]
-        self.channels = len(description["modality" if "modality" in description else "channel_names"])
+        self.channels = len(channel_names(description))
         self._preprocessor = configuration.preprocessor_class(verbose=False)
 
     def load(self, name: str) -> tuple[Array, Array, dict[str, Any]]:

@@ -14,7 +14,15 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_genseg.config import FeedbackConfig, GenSegError, GenSegFileError, MaskConfig, Settings, UnlabelledConfig
+from nnunetv2_genseg.config import (
+    FeedbackConfig,
+    GenSegConfig,
+    GenSegError,
+    GenSegFileError,
+    MaskConfig,
+    Settings,
+    UnlabelledConfig,
+)
 from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop
 from nnunetv2_genseg.trainers.mixin import GenSegMixin
@@ -102,13 +110,18 @@ def build(settings: Standalone, mixin: type[GenSegMixin], preset: Settings | Non
     )
 
 
+def without_training(config: GenSegConfig) -> GenSegConfig:
+    """The settings without what only a training of the segmentation network has: feedback, learned masks, unlabelled images."""
+    unused = {"feedback": FeedbackConfig(enabled=False), "masks": MaskConfig(), "unlabelled": UnlabelledConfig()}
+    return config.model_copy(update=unused)
+
+
 class StandaloneMixin(GenSegMixin):
     """Makes a GenSeg trainer build its generator alone: no segmentation network, no feedback, no learned masks."""
 
     def prepare(self) -> None:
         """Builds the generator and what nnU-Net's loaders need. In a cascade the previous stage's segmentation is left out."""
-        unused = {"feedback": FeedbackConfig(enabled=False), "masks": MaskConfig(), "unlabelled": UnlabelledConfig()}
-        self.genseg = self.genseg.model_copy(update=unused)
+        self.genseg = without_training(self.genseg)
         self.is_cascaded, self.folder_with_segs_from_previous_stage = False, None
         self.enable_deep_supervision = False
         self._set_batch_size_and_oversample()

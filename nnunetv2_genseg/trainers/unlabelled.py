@@ -17,6 +17,7 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.trainers.folder_lock import alone_in
+from nnunetv2_genseg.trainers.planning import channel_names
 from nnunetv2_genseg.trainers.progress_bar import with_progress
 
 NAMED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})(?P<ending>\.\w[\w.]*)")
@@ -140,11 +141,11 @@ class _Unlabelled:
             GenSegError: the image is unreadable, or does not have the dataset's channels or dimensions.
         """
         image, properties = _read(image_files, plans_manager.image_reader_writer_class)
-        channels = dataset_json["modality" if "modality" in dataset_json else "channel_names"]
+        channels = channel_names(dataset_json)
         if len(image) != len(channels):
             raise GenSegError(
                 f"case {_described(image_files)} has {len(image)} channel{'s' * (len(image) > 1)}, but the dataset has "
-                f"{len(channels)} ({', '.join(channels.values())}); use images with the same channels"
+                f"{len(channels)} ({', '.join(channels)}); use images with the same channels"
             )
         slices_stay = len(configuration_manager.patch_size) == 2 and plans_manager.transpose_forward[0] == 0
         if image.shape[1] == 1 and not slices_stay:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from nnunetv2_genseg import cli
+from nnunetv2_genseg.cli import pretrain, train
 from nnunetv2_genseg.cli.main import WITH_OPTIONS, WITHOUT_OPTIONS
 from nnunetv2_genseg.cli.options import let_trainers_be_found
 from nnunetv2_genseg.config import GenSegConfig, resolve
@@ -46,3 +48,11 @@ def test_settings_of_one_call_do_not_reach_the_next():
     assert "\n" in os.environ[OVERRIDES]
     let_trainers_be_found([])
     assert resolve() == GenSegConfig()
+
+
+@pytest.mark.parametrize(("command", "option"), [(pretrain, "images"), (train, "unlabelled")])
+def test_folders_that_are_named_one_by_one_are_all_taken(command, option):
+    arguments = ["104", "2d", "0", f"--{option}", "a", "b", f"--{option}", "c"]
+    for _ in range(2):
+        chosen, _ = command.parser().parse_known_args(arguments)
+        assert getattr(chosen, option) == [Path("a"), Path("b"), Path("c")]
