@@ -54,6 +54,8 @@ ARMS: dict[str, Arm] = {
     "genseg_deformation": genseg(mixing=DEFORMATION, paste={"probability": 0.0}, feedback=OFF),
     "genseg_random_without_redraw": genseg(mixing=DEFORMATION, feedback=OFF),
     "genseg_random": genseg(feedback=OFF),
+    "genseg_quarter_redraw": genseg(mixing={"sources": {"deformation": 0.75, "redraw": 0.25}}),
+    "genseg_half_shift": genseg(intensity={"shift": 0.25}),
     "genseg_unlabelled": Arm("GenSegTrainerShort", unlabelled=True),
     "genseg_random_unlabelled": Arm("GenSegTrainerShort", {"feedback": OFF, "mixing": DEFORMATION}, unlabelled=True),
     "genseg_carve": genseg(mixing=DEFORMATION, paste={"kinds": {"carve": 1.0}}, feedback=OFF),
