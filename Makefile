@@ -17,7 +17,9 @@ test test-oldest test-development: export OMP_NUM_THREADS := 1
 # nnU-Net takes a thread for each core on a CPU; with several trainings at once, threads that spin take the time of others.
 test test-oldest test-development: export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup test test-oldest test-development lint docs demo wheel gpu clean
+AXE := $(VENV)/node_modules/axe-core/axe.min.js
+
+.PHONY: setup browser test test-oldest test-development lint docs demo wheel gpu clean
 
 setup: $(INSTALLED)
 
@@ -27,6 +29,14 @@ $(BIN)/python:
 $(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,docs]"
 	touch $@
+
+# What the tests in tests/browser need: Debian's Chromium, for which root's rights are needed, and the accessibility checks of axe-core.
+# Without them these tests are skipped.
+browser: setup $(AXE)
+	test -x /usr/bin/chromium || { apt-get update && apt-get install -y --no-install-recommends chromium; }
+
+$(AXE):
+	npm install --prefix $(VENV) --no-audit --no-fund axe-core@4
 
 test: setup
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --cov=nnunetv2_genseg --cov-report=term-missing:skip-covered --cov-fail-under=90 $(TEST_ARGS)

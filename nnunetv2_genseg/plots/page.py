@@ -11,7 +11,7 @@ from pathlib import Path
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1, td { overflow-wrap: anywhere; }
+h1, h2, p, td { overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; background: white; }
 table { border-collapse: collapse; }
 td, th { border-bottom: 1px solid #8888; padding: .2rem 1rem .2rem 0; text-align: left; }
