@@ -57,6 +57,9 @@ ARMS: dict[str, Arm] = {
     "genseg_quarter_redraw": genseg(mixing={"sources": {"deformation": 0.75, "redraw": 0.25}}),
     "genseg_half_shift": genseg(intensity={"shift": 0.25}),
     "genseg_unlabelled": Arm("GenSegTrainerShort", unlabelled=True),
+    "genseg_unlabelled_more": Arm(
+        "GenSegTrainerShort", {"mixing": {"share": 0.75}, "unlabelled": {"share": 0.67}}, unlabelled=True
+    ),
     "genseg_random_unlabelled": Arm("GenSegTrainerShort", {"feedback": OFF, "mixing": DEFORMATION}, unlabelled=True),
     "genseg_carve": genseg(mixing=DEFORMATION, paste={"kinds": {"carve": 1.0}}, feedback=OFF),
     "genseg_lesion": genseg(mixing=DEFORMATION, paste={"kinds": {"lesion": 1.0}}, feedback=OFF),
