@@ -92,8 +92,15 @@ class HeldOutCases:
         without = f"; none of them shows {', '.join(sorted(missing))}" if missing else ""
         return ", ".join(self.cases.held_out) + without
 
+    @property
+    def patches(self) -> int:
+        """Patches of a micro-batch; see `FeedbackConfig.patches`."""
+        volumes = len(self.trainer.configuration_manager.patch_size) == 3
+        return min(self.trainer.genseg.feedback.patches or (1 if volumes else 2), self.trainer.batch_size)
+
     def next_batch(self) -> HeldOutBatch:
-        """A micro-batch on the device: not augmented, with as much foreground as nnU-Net's training batches.
+        """A micro-batch on the device: not augmented, with as much foreground as nnU-Net's training batches, and at least one patch
+        that is drawn around foreground.
 
         nnU-Net's loader draws from the global random generators. It is given states of its own, so that those of the training
         stay as they are.
@@ -113,5 +120,4 @@ class HeldOutCases:
             self.cases.held_out,
             folder_with_segs_from_previous_stage=trainer.folder_with_segs_from_previous_stage,
         )
-        count = min(trainer.genseg.feedback.patches, trainer.batch_size)
-        return unaugmented(trainer, dataset, count, trainer.oversample_foreground_percent)
+        return unaugmented(trainer, dataset, self.patches, max(trainer.oversample_foreground_percent, 1 / self.patches))

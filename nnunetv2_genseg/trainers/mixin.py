@@ -233,7 +233,7 @@ class GenSegMixin(HostAccess):
             self._feedback_step(parts.image, parts.labels)
 
     def _feedback_step(self, image: Tensor, labels: Tensor) -> None:
-        network, patches = self._plain_network(), self.genseg.feedback.patches
+        network, patches = self._plain_network(), self._held_out.patches
         rate, shares = modelled_step(network, self.optimizer)
         if rate > 0:  # else the segmentation network does not move, whatever the pairs are
             segmenter = Segmenter(network, self._feedback_loss, self._batches.to_input, self._batches.to_target, shares)

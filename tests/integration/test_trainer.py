@@ -272,6 +272,17 @@ def test_named_cases_are_held_out(nnunet, settings):
         make_trainer(GenSegTrainerShort, *PHANTOM_2D, "2,1,1,1,0", plans_name=TINY).run_training()
 
 
+@pytest.mark.parametrize("phantom, patches, expected", [(PHANTOM_2D, None, 2), (PHANTOM_3D, None, 1), (PHANTOM_2D, 1, 1)])
+def test_a_patch_of_every_held_out_micro_batch_is_drawn_around_foreground(nnunet, settings, phantom, patches, expected):
+    settings({"feedback": {"patches": patches}})
+    trainer = make_trainer(GenSegTrainerShort, *phantom, "2,1,1,1,0", plans_name=TINY)
+    trainer.initialize()
+    trainer.do_split()
+    trainer.oversample_foreground_percent = 0.0
+    assert len(trainer._held_out.next_batch().labels) == expected
+    assert trainer._held_out._loader.get_do_oversample(expected - 1)
+
+
 def watch(trainer: nnUNetTrainer) -> list[tuple[int, str, set[str]]]:
     """Epochs and cases: `train`, those of a batch and those whose parts may have been pasted; `held out`, of a feedback step."""
     step, next_batch, seen = trainer.host_step, trainer._held_out.next_batch, []
