@@ -161,8 +161,8 @@ class FeedbackConfig(Section):
     interval: int = Field(20, ge=1)
     """A feedback step every so many iterations."""
     patches: int | None = Field(None, ge=1)
-    """Patches in the micro-batches of a feedback step, held-out and synthetic each; at most the batch size. None: 2 in 2D and 1 in
-    3D, where no other step needs as much memory."""
+    """Patches in the micro-batches of a feedback step, held-out and synthetic each; at most the batch size. None: 2 in 2D and 1
+    in 3D, where no other step needs as much memory."""
     learning_rate: float | None = Field(None, gt=0, le=1)
     """Adam's learning rate for φ; None: 3e-3 for the architecture and the policy, 1e-5 for weights, which the generator's own
     training moves too."""

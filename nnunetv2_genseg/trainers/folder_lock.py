@@ -66,17 +66,20 @@ def _locked(path: Path, wait: bool) -> IO[str]:
             raise GenSegFileError(f"{path} cannot be written ({error}); correct the permissions of the folder") from error
         try:
             if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 return file  # this file system has no locks
             file.seek(0)
             owner = file.read().strip() or "another process"
-            file.close()
-            raise GenSegError(
-                f"{path.parent} is in use by {owner}; wait for its end, end it, or choose another folder (for a training: "
-                "another fold, trainer or nnUNet_results)"
-            ) from None
+            if not wait:
+                file.close()
+                raise GenSegError(
+                    f"{path.parent} is in use by {owner}; wait for its end, end it, or choose another folder (for a training: "
+                    "another fold, trainer or nnUNet_results)"
+                ) from None
+            print(f"{path.parent} is in use by {owner}; waiting for its end", flush=True)
+            fcntl.lockf(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # whoever was here has removed it in between

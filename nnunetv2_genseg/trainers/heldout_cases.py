@@ -96,11 +96,10 @@ class HeldOutCases:
     def patches(self) -> int:
         """Patches of a micro-batch; see `FeedbackConfig.patches`."""
         volumes = len(self.trainer.configuration_manager.patch_size) == 3
-        return min(self.trainer.genseg.feedback.patches or (1 if volumes else 2), self.trainer.batch_size)
+        return min(self.trainer.genseg.feedback.patches or (1 if volumes else 2), int(self.trainer.batch_size))
 
     def next_batch(self) -> HeldOutBatch:
-        """A micro-batch on the device: not augmented, with as much foreground as nnU-Net's training batches, and at least one patch
-        that is drawn around foreground.
+        """A micro-batch on the device: not augmented, with as much foreground as nnU-Net's training batches, at least one patch.
 
         nnU-Net's loader draws from the global random generators. It is given states of its own, so that those of the training
         stay as they are.

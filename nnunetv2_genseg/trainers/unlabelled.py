@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from glob import escape
@@ -65,14 +66,26 @@ def preprocess_unlabelled(
         return {name: Path(files[0]) for name, files in cases.items()}
     (target / STAMPS).mkdir(parents=True, exist_ok=True)
     with alone_in(target / STAMPS, wait=True):
-        stamps = missing()
+        stamps, beside = missing(), target / STAMPS / "new"
         for name in with_progress(stamps, "preprocessing"):
             (target / STAMPS / f"{name}.json").unlink(missing_ok=True)
-            for old in [*target.glob(f"{escape(name)}.*"), *target.glob(f"{escape(name)}_seg.*")]:  # nnU-Net overwrites nothing
-                old.unlink()
-            preprocessor.run_case_save(str(target / name), cases[name], None, plans, configuration, description)
+            shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+            beside.mkdir()
+            preprocessor.run_case_save(str(beside / name), cases[name], None, plans, configuration, description)
+            _move(name, beside, target)
             write_text_atomically(stamps[name], target / STAMPS / f"{name}.json")
     return {name: Path(files[0]) for name, files in cases.items()}
+
+
+def _move(name: str, new: Path, target: Path) -> None:
+    """Moves a case's files into the target in place of older ones; a training that has these open keeps them."""
+    files = sorted(new.iterdir())
+    for file in files:
+        file.replace(target / file.name)
+    new.rmdir()
+    older = {*target.glob(f"{escape(name)}.*"), *target.glob(f"{escape(name)}_seg.*")}  # such as unpacked arrays
+    for file in older - {target / file.name for file in files}:
+        file.unlink()
 
 
 def _what_preprocessing_takes(plans: Any, configuration: Any, description: dict[str, Any]) -> list[Any]:

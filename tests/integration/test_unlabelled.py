@@ -204,6 +204,24 @@ def test_images_are_preprocessed_once_and_again_where_they_changed(images, setti
     assert "transductive" not in log_of(trainer)
 
 
+def test_other_trainings_find_a_case_while_it_is_preprocessed_again(images, settings, monkeypatch, workspace):
+    settings(unlabelled(images))
+    trained(make_trainer(GenSegTrainerShort, *PHANTOM_2D, "1,1,1,1,0", plans_name=TINY))
+    cache = workspace.preprocessed(PHANTOM_2D[0]) / "nnUNetPlans_2d_unlabelled"
+    files, seen = {path.name for path in cache.iterdir() if path.is_file()}, []
+    (images / "other_2_0000.png").touch()
+    run = DefaultPreprocessor.run_case_save
+
+    def watched(*arguments: Any) -> Any:
+        seen.append({path.name for path in cache.iterdir() if path.is_file()})
+        return run(*arguments)
+
+    monkeypatch.setattr(DefaultPreprocessor, "run_case_save", watched)
+    trained(make_trainer(GenSegTrainerShort, *PHANTOM_2D, "1,1,1,1,0", plans_name=TINY, fold=1))
+    assert seen == [files]
+    assert {path.name for path in cache.iterdir() if path.is_file()} == files
+
+
 def test_preprocessing_that_was_interrupted_goes_on(images, settings, preprocessed, monkeypatch, workspace):
     settings(unlabelled(images))
     complete = DefaultPreprocessor.run_case_save

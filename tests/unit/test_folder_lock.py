@@ -71,6 +71,18 @@ def test_a_killed_process_holds_nothing(tmp_path, holder, arguments):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_process_that_waits_says_for_whom(holder, tmp_path):
+    first = holder()
+    waiting = "from pathlib import Path; from nnunetv2_genseg.trainers.folder_lock import alone_in"
+    enter = f"{waiting}\nwith alone_in(Path({str(tmp_path)!r}), wait=True): print('inside')"
+    second = subprocess.Popen([sys.executable, "-c", enter], stdout=subprocess.PIPE, text=True)
+    said = second.stdout.readline()
+    assert said.startswith(f"{tmp_path} is in use by process {first.pid} on ")
+    assert said.endswith("; waiting for its end\n")
+    first.communicate("\n")
+    assert second.communicate()[0] == "inside\n"
+
+
 def test_a_process_that_waits_outside_finds_the_folder_free_after_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError), alone_in(tmp_path):
         raise ZeroDivisionError
