@@ -211,6 +211,10 @@ def explained(path: Path) -> Iterator[None]:
         raise GenSegError(f"generator state {path} does not fit ({type(error).__name__}: {error}); {REMEDY}") from error
 
 
+OF_OPTIMISER = {"params", "lr"}
+"""Keys of a parameter group in the state of every optimiser of torch."""
+
+
 def first_difference(own: Any, there: Any, place: str = "") -> str | None:
     """Where a state does not have the form of another one: names, types, shapes of tensors; None if it has.
 
@@ -225,7 +229,11 @@ def first_difference(own: Any, there: Any, place: str = "") -> str | None:
         return None if isinstance(there, Tensor) and (own.shape, own.dtype) == (there.shape, there.dtype) else place
     if isinstance(own, (dict, list, tuple)):
         kind = dict if isinstance(own, dict) else (list, tuple)
-        if not isinstance(there, kind) or (own and len(own) != len(there)):
+        if not isinstance(there, kind):
+            return place
+        if isinstance(own, dict) and OF_OPTIMISER <= own.keys():  # versions of torch have other options beside
+            own = {key: value for key, value in own.items() if key in OF_OPTIMISER or key in there}
+        elif own and len(own) != len(there):
             return place
         items = own.items() if isinstance(own, dict) else enumerate(own)
         for key, value in items:

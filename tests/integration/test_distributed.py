@@ -46,8 +46,8 @@ def _member(rank: int, work: Callable[..., None], folder: Path, *arguments: Any)
     dist.destroy_process_group()
 
 
-def on_cpu(dataset: str, configuration: str, length: str) -> Any:
-    trainer = make_trainer(GenSegTrainerShort, dataset, configuration, length)
+def on_cpu(dataset: str, configuration: str, length: str, resume: bool = False) -> Any:
+    trainer = make_trainer(GenSegTrainerShort, dataset, configuration, length, resume=resume)
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None  # nnU-Net's choice in a group is CUDA
     return trainer
 

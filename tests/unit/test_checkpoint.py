@@ -371,6 +371,22 @@ def test_the_place_where_a_state_has_another_form_is_found(change, place):
     assert checkpoint.first_difference(OWN, OWN | change) == place
 
 
+def test_an_optimiser_of_another_version_of_torch_fits():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.Adam([weight], 0.1)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    older = optimizer.state_dict()
+    del older["param_groups"][0]["foreach"]
+    older["param_groups"][0] |= {"lr": 0.2, "of_the_future": True}
+    assert checkpoint.first_difference(optimizer.state_dict(), older) is None
+    optimizer.load_state_dict(older)
+    optimizer.step()
+    assert weight.detach() == pytest.approx(torch.full((2,), -0.3), abs=1e-3)
+    older["param_groups"][0].pop("params")
+    assert checkpoint.first_difference(optimizer.state_dict(), older) == ".param_groups.0.params"
+
+
 def test_a_state_that_does_not_fit_is_a_message_with_the_path(tmp_path):
     message = r"generator state .*latest\.pth does not fit \(KeyError: 'x'\); restore that file"
     with pytest.raises(GenSegError, match=message), checkpoint.explained(tmp_path / "latest.pth"):
