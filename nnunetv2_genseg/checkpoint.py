@@ -231,7 +231,7 @@ def first_difference(own: Any, there: Any, place: str = "") -> str | None:
         kind = dict if isinstance(own, dict) else (list, tuple)
         if not isinstance(there, kind):
             return place
-        if isinstance(own, dict) and OF_OPTIMISER <= own.keys():  # versions of torch have other options beside
+        if isinstance(own, dict) and own.keys() >= OF_OPTIMISER:  # versions of torch have other options beside
             own = {key: value for key, value in own.items() if key in OF_OPTIMISER or key in there}
         elif own and len(own) != len(there):
             return place
