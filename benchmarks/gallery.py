@@ -26,6 +26,7 @@ from nnunetv2_genseg.phantoms import LABELS, PhantomDataset
 from nnunetv2_genseg.plots.samples import Picture, coloured, grey, middle_slice, window_of
 from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.synthesis.pairs import Pairs
+from nnunetv2_genseg.synthesis.pasting import PASTES
 from nnunetv2_genseg.synthesis.sampler import PairSampler
 from nnunetv2_genseg.synthesis.sources import PAIR_SOURCES
 
@@ -221,6 +222,24 @@ def sources(data: Phantoms, trained: dict[tuple[str, str], Drawer]) -> tuple[lis
     return rows, names
 
 
+def pasting(data: Phantoms, trained: dict[tuple[str, str], Drawer]) -> tuple[list[list[Cell]], list[str]]:
+    """Every way to paste; nothing is deformed."""
+    receiver, donor, rows = SHOWN, SHOWN + 1, []
+    for name in PASTES.names():
+        paster = Drawer(data, {"paste": {"probability": 1.0, "kinds": {name: 1.0}}}).sampler.paster
+        paster.context.free_classes = (1, 2)
+        paster.remember(data.image[donor : donor + 1], data.labels[donor : donor + 1], ["donor"])
+        row = [real(data, "real", receiver), real(data, "other case", donor)]
+        for seed in range(3):
+            rng, slot_rng = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+            own = data.image[receiver : receiver + 1], data.labels[receiver : receiver + 1]
+            image, labels = paster.paste(*own, ["receiver"], [0], rng, slot_rng)
+            picture, mask = middle_slice(image[0], labels[0])
+            row.append(Cell(grey(picture, window_of(middle_slice(own[0][0], own[1][0])[0])), "pasted", mask))
+        rows.append(row)
+    return rows, PASTES.names()
+
+
 def families(data: Phantoms, trained: dict[tuple[str, str], Drawer]) -> tuple[list[list[Cell]], list[str]]:
     """Every generator family in every mode."""
     rows = []
@@ -263,6 +282,12 @@ PANELS: dict[str, tuple[Panel, str, str]] = {
         sources,
         "Pair sources",
         "Each source with the default settings. Red: the outline of the mask that belongs to the image.",
+    ),
+    "pasting": (
+        pasting,
+        "Parts of other cases",
+        "Each way to paste (`paste.kinds`). A box may cut a structure in two. A carved structure stays at its place. "
+        "A lesion may get a place where no such structure can be: only classes that occur at any place of the images are pasted.",
     ),
     "deformations": (
         deformations,
