@@ -1,0 +1,76 @@
+"""Slices of an image, and the outlines of its mask, as two encoded pictures that a page lays one over the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from PIL import Image
+
+from nnunetv2_genseg.plots.samples import Picture, grey, window_of
+
+SAMPLE = 1_000_000
+"""Voxels of a volume from which its window is measured, at most."""
+QUALITY = 80
+"""Of WebP, in percent."""
+COLOURS: npt.NDArray[np.uint8] = (np.asarray(colormaps["tab10"].colors) * 255).round().astype(np.uint8)  # type: ignore[attr-defined]
+"""(10, 3): outlines of the labels 1, 2, ..., repeated after ten."""
+Array = npt.NDArray[Any]
+
+
+def window_of_volume(image: Array) -> Picture:
+    """(2, C): the intensities of a (C, slices, height, width) image that are shown as black and as white."""
+    flat = image.reshape(len(image), -1)
+    return window_of(flat[:, :: max(1, flat.shape[1] // SAMPLE)].T[None].astype(np.float64))
+
+
+def shown_size(shape: Sequence[int], spacing: Sequence[float], longest: int) -> tuple[int, int]:
+    """Width and height in pixels at which slices of `shape` (height, width) and `spacing` (mm) are drawn without distortion."""
+    height, width = (n * step for n, step in zip(shape, spacing, strict=True))
+    scale = longest / max(height, width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def image_picture(image: Array, window: Picture, size: tuple[int, int]) -> bytes:
+    """WebP of slices, one below the other.
+
+    Args:
+        image: (C, n, height, width) raw intensities; RGB if it has three channels, else its first channel is shown.
+        window: of `window_of_volume`.
+        size: width and height of each slice in pixels.
+    """
+    shown = (grey(np.moveaxis(image, 0, -1).astype(np.float64), window) * 255).round().astype(np.uint8)
+    slices = [Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR) for pixels in shown]
+    return _encoded(Image.fromarray(np.concatenate([np.asarray(pixels) for pixels in slices])), "WEBP", quality=QUALITY)
+
+
+def outline_picture(labels: Array, size: tuple[int, int]) -> bytes:
+    """PNG of the inner boundaries of all labels in slices, one below the other; transparent elsewhere.
+
+    Args:
+        labels: (n, height, width) integers; 0 and below is background.
+        size: width and height of each slice in pixels.
+    """
+    width, height = size
+    rows, columns = (np.arange(n) * extent // n for n, extent in zip((height, width), labels.shape[1:], strict=True))
+    large = np.maximum(labels[:, rows][:, :, columns], 0).astype(np.int64)
+    inner = np.ones(large.shape, bool)
+    for axis in (1, 2):
+        same = np.diff(large, axis=axis) == 0
+        before, after = [(0, 0)] * 3, [(0, 0)] * 3
+        before[axis], after[axis] = (1, 0), (0, 1)
+        inner &= np.pad(same, before, constant_values=True) & np.pad(same, after, constant_values=True)
+    indices = np.where(inner | (large == 0), 0, (large - 1) % len(COLOURS) + 1).astype(np.uint8)
+    picture = Image.fromarray(indices.reshape(-1, width))
+    picture.putpalette([0, 0, 0, *COLOURS.flatten().tolist()])
+    return _encoded(picture, "PNG", transparency=0, optimize=True)
+
+
+def _encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
+    content = BytesIO()
+    picture.save(content, form, **options)
+    return content.getvalue()
