@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nnunetv2_genseg.cli import demo, generate, pretrain, preview, quality, train
+from nnunetv2_genseg.cli import demo, generate, pretrain, preview, quality, report, train
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
 
@@ -45,6 +45,7 @@ WITH_OPTIONS = {
     "pretrain": pretrain,
     "generate": generate,
     "quality": quality,
+    "report": report,
     "demo": demo,
 }
 """Sub-commands that are a module each."""

@@ -1,21 +1,46 @@
-"""A self-contained HTML page of pictures: one file, which needs no other."""
+"""Self-contained HTML pages: one file, which needs no other and no network. Their templates are in `templates/`."""
 
 from __future__ import annotations
 
 import base64
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import Any
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2, p, td { overflow-wrap: anywhere; }
-img { max-width: 100%; height: auto; background: white; }
-table { border-collapse: collapse; }
-td, th { border-bottom: 1px solid #8888; padding: .2rem 1rem .2rem 0; text-align: left; }
-"""
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nnunetv2_genseg.checkpoint import write_text_atomically
+
+
+def data_uri(content: str | bytes, kind: str) -> str:
+    """A link that holds its content, of the MIME type `kind`."""
+    held = content.encode() if isinstance(content, str) else content
+    return f"data:{kind};base64,{base64.b64encode(held).decode()}"
+
+
+def csv_of(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
+
+
+_templates = Environment(
+    loader=PackageLoader("nnunetv2_genseg.plots"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters["data_uri"] = data_uri
+
+
+def render(template: str, **content: Any) -> str:
+    """The text of a page; everything that it is given is escaped."""
+    return _templates.get_template(template).render(content)
 
 
 @dataclass(frozen=True)
@@ -29,7 +54,7 @@ class Section:
 
 
 def write_page(path: Path, title: str, remarks: Sequence[str], sections: Sequence[Section], settings: Mapping[str, str]) -> Path:
-    """Writes the page; returns its path.
+    """Writes a page of pictures; returns its path.
 
     Args:
         path: of the HTML file.
@@ -38,18 +63,7 @@ def write_page(path: Path, title: str, remarks: Sequence[str], sections: Sequenc
         sections: in their order.
         settings: name and value of what differs from the defaults, at the end.
     """
-    parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(remark)}</p>" for remark in remarks)]
-    for section in sections:
-        parts += [f"<h2>{escape(section.title)}</h2>", f"<p>{escape(section.text)}</p>"]
-        if section.picture is not None:
-            content = base64.b64encode(section.picture.read_bytes()).decode()
-            parts.append(f'<img alt="{escape(section.title)}" src="data:image/png;base64,{content}">')
-    parts.append("<h2>Settings</h2>")
-    rows = "".join(f"<tr><td><code>{escape(name)}</code></td><td>{escape(value)}</td></tr>" for name, value in settings.items())
-    parts.append(f"<table><tr><th>setting</th><th>value</th></tr>{rows}</table>" if rows else "<p>All are the defaults.</p>")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    body = "\n".join(parts)
-    path.write_text(
-        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
-    )
+    pictures = {part.title: data_uri(part.picture.read_bytes(), "image/png") for part in sections if part.picture is not None}
+    content = {"title": title, "remarks": remarks, "sections": sections, "settings": settings, "pictures": pictures}
+    write_text_atomically(render("preview.html", **content), path)
     return path

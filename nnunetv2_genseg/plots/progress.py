@@ -52,11 +52,8 @@ class ProgressRecord:
             raise ValueError(f"an epoch without {EPOCH} or {SHARE}")
         self.rows = rows
 
-    @own_style
-    def plot(self, path: Path, num_epochs: int) -> None:
-        """Writes a PNG with panels for the generator, the synthetic patches, the held-out cases and what the feedback chose."""
-        figure = Figure(figsize=(9, 8))
-        FigureCanvasAgg(figure)
+    def panels(self) -> dict[str, list[str]]:
+        """Titles of panels, and the names of the values in each."""
         names = {name for row in self.rows for name in row}
         contents = {
             "generator": sorted(names - {EPOCH, SHARE, ACCEPTANCE, USED, SURE, HELD_OUT, SYNTHETIC, NORM, *CHOSEN}),
@@ -64,7 +61,18 @@ class ProgressRecord:
             "loss of the segmentation network, in the feedback": [HELD_OUT, SYNTHETIC],
             "what the feedback chose": list(CHOSEN),
         }
-        shown = {title: lines for title, lines in contents.items() if SHARE in lines or names.intersection(lines)}
+        return {title: lines for title, lines in contents.items() if SHARE in lines or names.intersection(lines)}
+
+    def points(self, name: str) -> list[tuple[float, float]]:
+        """(epoch, value) of every epoch that has a value."""
+        return [(row[EPOCH], row[name]) for row in self.rows if name in row]
+
+    @own_style
+    def plot(self, path: Path, num_epochs: int) -> None:
+        """Writes a PNG with panels for the generator, the synthetic patches, the held-out cases and what the feedback chose."""
+        figure = Figure(figsize=(9, 8))
+        FigureCanvasAgg(figure)
+        shown = self.panels()
         margins = {"left": 0.08, "right": 0.92, "bottom": 0.06, "top": 0.96, "hspace": 0.25}
         panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False, gridspec_kw=margins)[:, 0]
         for panel, (title, lines) in zip(panels, shown.items(), strict=True):
@@ -86,6 +94,6 @@ class ProgressRecord:
 
     def _draw(self, axis: Any, *names: str, **style: Any) -> None:
         for name in names:
-            known = [(row[EPOCH], row[name]) for row in self.rows if name in row]
+            known = self.points(name)
             if known:
                 axis.plot(*zip(*known, strict=True), label=name, marker=".", **style)

@@ -1,12 +1,20 @@
-"""The figures of `genseg quality` as text."""
+"""The figures of `genseg quality` as tables, and these as text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 Found = Mapping[str, Any]
 NOTHING = "-"
+
+
+class Table(NamedTuple):
+    """A table of figures, rounded."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def as_text(content: Found) -> str:
@@ -15,33 +23,42 @@ def as_text(content: Found) -> str:
     Args:
         content: see `trainers.judging.judge`.
     """
-    return "\n\n".join(_parts(content))
+    return "\n\n".join([headline(content), *map(_text, tables(content)), "\n".join(f"Note: {said}" for said in remarks(content))])
 
 
-def _parts(content: Found) -> Iterator[str]:
+def headline(content: Found) -> str:
+    """What was judged."""
     real = f"{content['training_cases']} training cases and {content['validation_cases']} validation cases"
     where = f"{content['dataset']}, {content['configuration']}, fold {content['fold']}"
-    yield f"{content['pairs']} pairs, {real} of {where}; network of {content['network']['trainer']}"
-    yield _fidelity(content["fidelity"])
-    yield _intensities(content["intensities"])
+    return f"{content['pairs']} pairs, {real} of {where}; network of {content['network']['trainer']}"
+
+
+def remarks(content: Found) -> list[str]:
+    """What is said beside the tables."""
+    found = content["diversity"]
+    masks = f"{found['new_masks']} of {content['pairs']} masks are new, {found['distinct_masks']} are different from each other."
+    return [masks, *content["remarks"]]
+
+
+def tables(content: Found) -> list[Table]:
+    """All figures."""
+    found = [_fidelity(content["fidelity"]), _intensities(content["intensities"])]
     if content["distribution"] is not None:
-        yield _distribution(content["distribution"])
-    yield _memorisation(content["memorisation"])
-    yield _diversity(content["diversity"], content["pairs"])
-    if content["remarks"]:
-        yield "\n".join(f"Note: {remark}" for remark in content["remarks"])
+        found.append(_distribution(content["distribution"]))
+    found += _memorisation(content["memorisation"])
+    return [*found, _diversity(content["diversity"])] if "real" in content["diversity"] else found
 
 
-def _fidelity(classes: Found) -> str:
+def _fidelity(classes: Found) -> Table:
     rows = [
         (name, part, *_cells(found[part], "mean", "lower_quartile", "median", "upper_quartile", "count"))
         for name, found in classes.items()
         for part in ("synthetic", "real")
     ]
-    return _table("Dice of mask and network", ("class", "images", "mean", "25 %", "median", "75 %", "n"), rows)
+    return Table("Dice of mask and network", ("class", "images", "mean", "25 %", "median", "75 %", "n"), rows)
 
 
-def _intensities(channels: Found) -> str:
+def _intensities(channels: Found) -> Table:
     rows = [
         (channel, name, *_cells(found["real"], "mean", "deviation"), *_cells(found["synthetic"], "mean", "deviation"))
         + (_cells(found["wasserstein_synthetic"], "mean") + _cells(found["wasserstein_real"], "mean"))
@@ -49,10 +66,10 @@ def _intensities(channels: Found) -> str:
         for name, found in classes.items()
     ]
     head = ("channel", "class", "real mean", "SD", "synthetic mean", "SD", "distance", "real-to-real")
-    return _table("Intensities, and 1-Wasserstein distance", head, rows)
+    return Table("Intensities, and 1-Wasserstein distance", head, rows)
 
 
-def _distribution(found: Found) -> str:
+def _distribution(found: Found) -> Table:
     rows = [
         (name.upper(), part, *_cells(found[name][part], "mean", "deviation"))
         for name in ("kid", "fid")
@@ -61,10 +78,10 @@ def _distribution(found: Found) -> str:
     ]
     fewest, most = found["patches"]
     title = f"Distance from real images in feature space ({fewest} to {most} patches a sample, {found['channels']} channels)"
-    return _table(title, ("figure", "images", "mean", "SD"), rows)
+    return Table(title, ("figure", "images", "mean", "SD"), rows)
 
 
-def _memorisation(spaces: Found) -> str:
+def _memorisation(spaces: Found) -> list[Table]:
     rows = [
         (space, said, *_cells(found[key], "least", "lower_quartile", "median", "count"))
         for space, found in spaces.items()
@@ -74,24 +91,21 @@ def _memorisation(spaces: Found) -> str:
             ("real_nearest_other", "real to nearest other"),
         )
     ]
-    parts = [_table("Distance to the nearest real training case", ("space", "from", "least", "25 %", "median", "n"), rows)]
+    parts = [Table("Distance to the nearest real training case", ("space", "from", "least", "25 %", "median", "n"), rows)]
     for space, found in spaces.items():
         closest = [(one["pair"], one["case"], _cell(one["distance"])) for one in found["closest_other"][:3]]
         title = f"{space}: {found['closer_than_real']} pairs are nearer to another case than any two real cases; the closest"
-        parts.append(_table(title, ("pair", "case", "distance"), closest))
-    return "\n\n".join(parts)
+        parts.append(Table(title, ("pair", "case", "distance"), closest))
+    return parts
 
 
-def _diversity(found: Found, pairs: int) -> str:
-    masks = f"{found['new_masks']} of {pairs} masks are new, {found['distinct_masks']} are different from each other"
-    if "real" not in found:
-        return masks
+def _diversity(found: Found) -> Table:
     rows = [
         ("real cases", *_cells(found["real"], "mean")),
         ("pairs of different cases", *_cells(found["synthetic"], "mean")),
         ("pairs of the same case", _cell(found["same_source"])),
     ]
-    return _table("Diversity: mean distance of two images in feature space", ("images", "distance"), rows) + f"\n\n{masks}"
+    return Table("Diversity: mean distance of two images in feature space", ("images", "distance"), rows)
 
 
 def _cells(figures: Found, *names: str) -> tuple[str, ...]:
@@ -102,14 +116,14 @@ def _cell(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4g}"
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _text(table: Table) -> str:
     """Columns as wide as their content; text to the left, columns of numbers to the right."""
     columns = []
-    for title_of, *cells in zip(head, *rows, strict=True):
-        width = max(map(len, (title_of, *cells)))
+    for title, *cells in zip(table.head, *table.rows, strict=True):
+        width = max(map(len, (title, *cells)))
         numbers = bool(cells) and all(map(_is_number, cells))
-        columns.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in (title_of, *cells)])
-    return "\n".join([f"{title}:", *("  ".join(line).rstrip() for line in zip(*columns, strict=True))])
+        columns.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in (title, *cells)])
+    return "\n".join([f"{table.title}:", *("  ".join(line).rstrip() for line in zip(*columns, strict=True))])
 
 
 def _is_number(cell: str) -> bool:

@@ -36,6 +36,15 @@ class Judged:
     """Of every class; NaN for one that neither mask holds. Empty if nothing was segmented."""
 
 
+def classes_of(description: dict[str, Any]) -> dict[str, Any]:
+    """Labels, or regions as tuples, by their names in dataset.json, without background; in the order of nnU-Net's figures."""
+    named = {name: value for name, value in description["labels"].items() if name not in (BACKGROUND, IGNORED)}
+    classes: dict[str, Any] = {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in named.items()}
+    if any(isinstance(value, tuple) for value in classes.values()):
+        return classes
+    return dict(sorted(classes.items(), key=lambda item: item[1]))
+
+
 class Judge:
     """Looks at one case after another.
 
@@ -48,11 +57,7 @@ class Judge:
         self.network = network
         self._rng = np.random.default_rng(seed)
         self.channels = channel_names(network.description)
-        named = {name: value for name, value in network.description["labels"].items() if name not in (BACKGROUND, IGNORED)}
-        self.classes: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in named.items()
-        }
-        """Labels or regions by their names, without background."""
+        self.classes = classes_of(network.description)
 
     def look(self, cases: RawCases, name: str, segment: bool) -> Judged:
         """Measures a case; `segment`: whether the network segments it, too.

@@ -15,7 +15,7 @@ import torch
 from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.quality.feature_figures import distribution_figures, diversity_figures
-from nnunetv2_genseg.quality.figures import summary
+from nnunetv2_genseg.quality.figures import figure, summary
 from nnunetv2_genseg.quality.frechet_distance import INSTALL, SUFFICIENT
 from nnunetv2_genseg.quality.halves import FEWEST, Division, divisions
 from nnunetv2_genseg.quality.intensities import intensity_figures
@@ -103,6 +103,7 @@ def _figures(judging: Judge, folder: PairFolder, real: Cases, held: Cases, pairs
     if not divided:
         remarks.append(f"Fewer than {FEWEST} training cases have a pair: distances of halves are left out.")
     found: dict[str, Any] = {"fidelity": _fidelity(judging, held, pairs)}
+    found["dice_of_pairs"] = {name: {of: figure(dice) for of, dice in pair.dice.items()} for name, pair in pairs.items()}
     found["intensities"] = _intensities(judging, real, pairs, divided)
     of_pixels = [{name: case.pixels for name, case in part.items()} for part in (real, pairs)]
     of_masks = {"new_masks": sum(folder.new_masks.values()), "distinct_masks": len({pair.mask for pair in pairs.values()})}

@@ -22,6 +22,8 @@ class PairFolder:
     """For every pair the case that it was made from, in the order of their names."""
     new_masks: dict[str, bool]
     """For every pair whether its mask is no real one."""
+    made_by: dict[str, str]
+    """For every pair its pair source, such as `redraw`."""
     cases: list[str]
     """The training cases of the fold that the pairs were made for."""
 
@@ -56,7 +58,7 @@ class PairFolder:
         if not chosen:
             raise GenSegError(f"{folder} holds no complete pair; start `genseg generate` again")
         cases = in_form(origin.get("cases"), list[str], "a list of cases", f"`origin.cases` in {path}")
-        sources, new_masks, missing = {}, {}, []
+        sources, new_masks, made_by, missing = {}, {}, {}, []
         for name, pair in chosen.items():
             where = f"`pairs.{name}` in {path}"
             made_from = in_form(pair.get("cases"), list[str], "a list of cases", f"`cases` of {where}")
@@ -66,11 +68,12 @@ class PairFolder:
                 )
             sources[name] = made_from[0]
             new_masks[name] = in_form(pair.get("new_mask"), bool, "true or false", f"`new_mask` of {where}")
+            made_by[name] = in_form(pair.get("source"), str, "the name of a pair source", f"`source` of {where}")
             files = in_form(pair.get("files"), dict[str, int], "a mapping of files to bytes", f"`files` of {where}")
             missing += [file for file in files if not (folder / file).is_file()]
         if missing:
             raise GenSegError(f"{folder} lacks files of its pairs ({first_of(missing)}); start `genseg generate` again")
-        return PairFolder(folder, sources, new_masks, cases)
+        return PairFolder(folder, sources, new_masks, made_by, cases)
 
 
 def fold_cases(preprocessed: Path, fold: str, pairs: PairFolder) -> tuple[list[str], list[str]]:

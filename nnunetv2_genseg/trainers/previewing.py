@@ -68,7 +68,7 @@ class PreviewMixin(standalone.StandaloneMixin):
             for name in sources
         ]
         heading = f"{self.plans_manager.dataset_name}, {self.configuration_name}, {settings.trainer}"
-        return write_page(settings.output / PAGE, heading, _remarks(asked), sections, _changed(asked))
+        return write_page(settings.output / PAGE, heading, _remarks(asked), sections, changed(asked))
 
     def _patches(self, count: int, shown: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:
         """Patches as nnU-Net's loader gives them to a training, those with labels first, and their cases.
@@ -130,7 +130,7 @@ def _remarks(config: GenSegConfig) -> list[str]:
     return remarks
 
 
-def _changed(config: GenSegConfig) -> dict[str, str]:
+def changed(config: GenSegConfig) -> dict[str, str]:
     """The settings that are not the defaults."""
     usual = GenSegConfig().flat()
     return {name: str(value) for name, value in config.flat().items() if name not in usual or usual[name] != value}
