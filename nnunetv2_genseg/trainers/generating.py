@@ -102,7 +102,7 @@ class GeneratingMixin(standalone.StandaloneMixin):
         raw = Path(os.environ["nnUNet_raw"]) / self.plans_manager.dataset_name
         cases = RawCases(self.plans_manager, self.configuration_manager, self.dataset_json, raw, names)
         require_format(cases.reader)
-        whole = WholePairs(self, cases)
+        whole = WholePairs(self, cases, self.genseg.model_copy(update={"feedback": asked.feedback}))
         generator = self._load(whole, folder, settings.masks is not None, say)
         warn_of_validation(folder, generator, set(validation) - set(training), self.plans_manager.dataset_name, say)
         masks = None if settings.masks is None else GivenMasks(settings.masks, cases)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config import GenSegConfig, GenSegError
 from nnunetv2_genseg.synthesis.policy import Policy
 from nnunetv2_genseg.synthesis.sources import PAIR_SOURCES, PairSource
 from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
@@ -30,18 +30,20 @@ class WholePairs:
     Args:
         trainer: a GenSeg trainer of nnU-Net; it is read alone.
         cases: the raw cases.
+        config: settings of the sources, with the feedback of the training whose generator is to be loaded: what the feedback
+            moves is no part of the generator's own optimiser.
     """
 
-    def __init__(self, trainer: Any, cases: RawCases) -> None:
+    def __init__(self, trainer: Any, cases: RawCases, config: GenSegConfig) -> None:
         self.cases = cases
         self.device: torch.device = trainer.device
         plan = network_plan(trainer.configuration_manager)
         kind = image_kind(trainer.dataset_json, trainer.configuration_manager)
         self.patch_size = plan.patch_size
         self.flat = len(plan.patch_size) == 2
-        self.deformer = WholeImageDeformer(trainer.genseg.deformation, cases.codec, plan.movable_axes, self.device)
+        self.deformer = WholeImageDeformer(config.deformation, cases.codec, plan.movable_axes, self.device)
         context = WholeImageContext(
-            trainer.genseg,
+            config,
             plan,
             cases.codec,
             len(kind.channels),
@@ -50,7 +52,7 @@ class WholePairs:
             Policy().to(self.device).requires_grad_(False),
             self.device,
         )
-        self._weights = {name: weight for name, weight in sorted(trainer.genseg.mixing.sources.items()) if weight > 0}
+        self._weights = {name: weight for name, weight in sorted(config.mixing.sources.items()) if weight > 0}
         self.sources: dict[str, PairSource] = {name: PAIR_SOURCES[name](context) for name in self._weights}
         self.given: GivenMask | None = None
         """Gives the masks that images are drawn for; None: masks are deformed real ones."""

@@ -315,8 +315,7 @@ def test_images_are_drawn_for_given_masks(name, mode, folder, generate, refused)
 
 def test_the_generator_of_the_fold_draws_with_the_settings_of_its_training(folder, generate, refused, settings):
     raw, configuration = planned(folder, "photographs", edit=lambda plans: None)
-    own = {"generator": {"width": 0.25}, "feedback": {"enabled": False}, "mixing": {"sources": {"redraw": 1.0, "deformation": 0}}}
-    settings(own)
+    settings({"generator": {"width": 0.25}, "mixing": {"sources": {"redraw": 1.0, "deformation": 0}}})
     trainer = make_trainer(GenSegTrainerShort, raw.name, configuration, "2,1,1,1,0")
     trainer.on_train_start()
     resuming.record(trainer, False)
