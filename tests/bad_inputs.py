@@ -29,6 +29,8 @@ PREVIEW = ("preview", "{id}", "2d", "-p", "nnUNetPlansTiny", "-o", "{folder}/pre
 PRETRAIN = ("pretrain", "{id}", "2d", "{folder}/generator", "-p", "nnUNetPlansTiny", "--iterations", "2", "-device", "cpu")
 GENERATE = ("generate", "{id}", "2d", "0", "-n", "2", "-o", "{folder}/pairs", "-p", "nnUNetPlansTiny", "-device", "cpu")
 QUALITY = ("quality", "{id}", "2d", "0", "{folder}/pairs", "-p", "nnUNetPlansTiny", "-device", "cpu")
+REPORT = ("report", "{id}", "2d", "0", "-o", "{folder}/report.html", "-p", "nnUNetPlansTiny", "-device", "cpu")
+OF_TRAINED = (*REPORT, "-tr", "GenSegTrainerShort")
 WITH_IMAGES = (*PRETRAIN, "--images", "{folder}/images")
 
 
@@ -607,6 +609,30 @@ TABLE: tuple[BadInput, ...] = (
         nothing,
         (*QUALITY, "-o", "{folder}/nnUNet_preprocessed/file"),
     ),
+    # a report
+    BadInput("report of no pairs", "-n must be 1 or more, found 0", nothing, (*OF_TRAINED, "-n", "0")),
+    BadInput("report without a training", "holds no checkpoint of fold 0 with trainer GenSegTrainer, plans", nothing, REPORT),
+    BadInput("report of a folder without pairs", "provenance.json is missing", nothing, (*OF_TRAINED, "--pairs", "{folder}")),
+    BadInput("report of pairs, twice", "not allowed with argument", nothing, (*OF_TRAINED, "--pairs", "{folder}", "-n", "2")),
+    BadInput("report without the raw data", "lacks the raw image or mask of", nothing, OF_TRAINED),
+    BadInput("report without nnUNet_raw", "nnUNet_raw is not set", variable("nnUNet_raw", None), REPORT),
+    BadInput("report without nnUNet_results", "nnUNet_results is not set", variable("nnUNet_results", None), REPORT),
+    BadInput("report of a dataset that is not there", "999", nothing, ("report", "999", *REPORT[2:])),
+    BadInput("report of a fold of no number", "fold must be `all` or a whole", nothing, (*REPORT[:3], "x", *REPORT[4:])),
+    BadInput("report without GPU", "found; use -device cpu", nothing, REPORT[:-2], without_gpu=True),
+    BadInput("report into a folder", "is a folder; name a file", nothing, (*OF_TRAINED, "-o", "{folder}")),
+    BadInput(
+        "report into a file as if it were a folder",
+        "file is no folder or not writable; name another",
+        nothing,
+        (*OF_TRAINED, "-o", "{folder}/nnUNet_preprocessed/file/report.html"),
+    ),
+    BadInput(
+        "report of a damaged checkpoint",
+        "checkpoint_latest.pth cannot be read",
+        damage(lambda path: path.write_bytes(path.read_bytes()[:1000]), lambda place: place.fold / "checkpoint_latest.pth"),
+        OF_TRAINED,
+    ),
     # the demo
     BadInput("demo device unknown", "invalid choice: 'tpu'", nothing, ("demo", "--device", "tpu")),
     BadInput("demo without GPU", "found; use --device cpu", nothing, ("demo", "--device", "cuda"), without_gpu=True),
@@ -623,7 +649,7 @@ def files_under(folder: Path) -> dict[str, bytes]:
 
 
 def place_for(bad: BadInput, folder: Path, prepared: Path, dataset: str, killed: Path) -> Place:
-    """Copies of a planned dataset (under `prepared`) and, to be continued, of a killed training's results."""
+    """Copies of a planned dataset (under `prepared`) and, to be continued or reported, of a killed training's results."""
     place = Place(folder, dataset)
     names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     place.environment = {name: str(folder / name) for name in names} | {
@@ -632,7 +658,7 @@ def place_for(bad: BadInput, folder: Path, prepared: Path, dataset: str, killed:
     }
     shutil.copytree(prepared / "nnUNet_preprocessed" / dataset, place.preprocessed)
     (folder / "nnUNet_preprocessed" / "file").write_text("a file")
-    if "--c" in bad.arguments:
+    if "--c" in bad.arguments or bad.arguments[0] == "report":
         shutil.copytree(killed / dataset, folder / "nnUNet_results" / dataset)
     bad.prepare(place)
     return place
