@@ -129,15 +129,11 @@ def _figures(path: Path, folder: PairFolder) -> dict[str, Any] | None:
     wrong = f"{path} is not what `genseg quality` of this version writes for these pairs"
     try:
         headline(content), remarks(content), tables(content)
-        named = {*content["dice_of_pairs"]}
-        for found in content["memorisation"].values():
-            for key in ("closest_other", "closest_source"):
-                named |= {one["pair"] for one in found[key]}
+        strangers = {*ShownPairs(folder, content).cases} - {*folder.cases}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise GenSegError(f"{wrong} ({type(error).__name__}: {error}); run `genseg quality` again") from error
-    other = sorted(named - {*folder.sources})
-    if other:
-        raise GenSegError(f"{wrong}: it names {other[0]}; run `genseg quality` again")
+    if strangers:
+        raise GenSegError(f"{wrong}: it names the case {min(strangers)}; run `genseg quality` again")
     return content
 
 

@@ -23,6 +23,9 @@ class ShownPairs:
     Args:
         folder: of the pairs.
         figures: the content of quality.json; None if they were not judged.
+
+    Raises:
+        KeyError: the figures are of other pairs.
     """
 
     def __init__(self, folder: PairFolder, figures: Mapping[str, Any] | None) -> None:
@@ -35,7 +38,10 @@ class ShownPairs:
             self.views.append(self._view("Highest Dice first", note, -1))
         for space, found in (figures or {}).get("memorisation", {}).items():
             for key, said in (("closest_other", "another case"), ("closest_source", "its own case")):
-                items = [Item(one["pair"], one["case"], f"distance {one['distance']:.4g}") for one in found[key]]
+                items = [
+                    Item(one["pair"], one["case"], f"{self._origin(one['pair'])}, distance {one['distance']:.4g}")
+                    for one in found[key]
+                ]
                 note = f"The closest pairs, each beside that case. The distance is that of {space}, see the tables."
                 self.views.append(View(f"Closest to {said} ({space})", note, items))
 
@@ -47,7 +53,10 @@ class ShownPairs:
 
     def _item(self, name: str) -> Item:
         judged = f", Dice {self.dice[name]:.3f}" if name in self.dice else ""
-        return Item(name, self.folder.sources[name], f"{self.folder.made_by[name]} of {self.folder.sources[name]}{judged}")
+        return Item(name, self.folder.sources[name], self._origin(name) + judged)
+
+    def _origin(self, name: str) -> str:
+        return f"{self.folder.made_by[name]} of {self.folder.sources[name]}"
 
     def as_csv(self) -> str:
         """A row a pair."""

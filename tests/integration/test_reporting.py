@@ -97,7 +97,7 @@ def test_a_training_is_reported_with_pairs_that_are_drawn_for_it(name, train, fo
     validation = json.loads((Path(trainer.output_folder) / "validation" / "summary.json").read_text())
     found = page.table("dice_of_the_validation_cases_final.csv")
     assert [row[0] for row in found[1:]] == classes
-    assert float(found[1][1]) == pytest.approx(list(validation["mean"].values())[0]["Dice"], abs=1e-3)
+    assert float(found[1][1]) == pytest.approx(next(iter(validation["mean"].values()))["Dice"], abs=1e-3)
     # pairs, in all orders
     views = {view["title"]: view["items"] for view in page.data["views"]}
     names = [f"synthetic_{k:05d}" for k in range(PAIRS)]
@@ -128,7 +128,7 @@ def test_a_training_is_reported_with_pairs_that_are_drawn_for_it(name, train, fo
 
 
 def test_a_folder_of_pairs_is_reported_with_its_figures(train, folder, capsys):
-    trainer, genseg = train("photographs")
+    _, genseg = train("photographs")
     pairs = folder / "pairs"
     genseg("generate", "-n", str(PAIRS), "-o", str(pairs))
 
@@ -149,14 +149,15 @@ def test_a_folder_of_pairs_is_reported_with_its_figures(train, folder, capsys):
     # figures of another shape, and of other pairs
     capsys.readouterr()
     (folder / "report.html").unlink()
-    without_pair = judged | {"dice_of_pairs": {"synthetic_00009": {}}}
+    without_pair = judged | {"dice_of_pairs": {"synthetic_00009": {"outer": 0.5}}}
     for content, said in (
         ("[1]", "quality.json must be a mapping"),
         ("{", "is not valid JSON"),
         (json.dumps({"fidelity": 3}), "is not what `genseg quality` of this version writes for these pairs (KeyError"),
         (json.dumps(judged | {"fidelity": []}), "for these pairs (AttributeError"),
         (json.dumps(judged | {"dice_of_pairs": {"synthetic_00000": 3}}), "for these pairs ("),
-        (json.dumps(without_pair), "it names synthetic_00009; run `genseg quality` again"),
+        (json.dumps(without_pair), "(KeyError: 'synthetic_00009'); run `genseg quality` again"),
+        (json.dumps(judged).replace("tr_00", "tr_99"), "it names the case tr_99"),
     ):
         (pairs / "quality.json").write_text(content)
         with pytest.raises(SystemExit) as ended:

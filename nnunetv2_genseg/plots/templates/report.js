@@ -28,10 +28,10 @@ function card(item) {
   made.querySelector("h3").textContent = item.pair;
   made.querySelector("p").textContent = item.caption;
   const moves = [show(figures[0], real, "real: " + item.case), show(figures[1], drawn, "synthetic: " + item.pair)];
-  const range = made.querySelector("input"), output = made.querySelector("output"), most = drawn.slices.length - 1;
+  const range = made.querySelector("input"), number = made.querySelector(".number"), most = drawn.slices.length - 1;
   const move = () => {
     const [, slice] = moves.map((to) => to(most ? range.value / most : 0));
-    output.textContent = slice.slice(6);
+    number.textContent = slice.slice(6);
     range.setAttribute("aria-valuetext", slice);
   };
   range.max = most;
