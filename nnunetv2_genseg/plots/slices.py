@@ -56,9 +56,7 @@ def outline_picture(labels: Array, size: tuple[int, int]) -> bytes:
         size: width and height of each slice in pixels.
     """
     width, height = size
-    rows, columns = (
-        (2 * np.arange(n) + 1) * extent // (2 * n) for n, extent in zip((height, width), labels.shape[1:], strict=True)
-    )
+    rows, columns = ((2 * np.arange(n) + 1) * own // (2 * n) for n, own in zip((height, width), labels.shape[1:], strict=True))
     large = np.maximum(labels[:, rows][:, :, columns], 0).astype(np.int64)
     inner = np.ones(large.shape, bool)
     for axis in (1, 2):
