@@ -1,4 +1,4 @@
-"""The demo: generated phantoms, planning, stock nnU-Net beside GenSeg, prediction by stock nnU-Net, evaluation, a table."""
+"""The demo: generated phantoms, planning, stock nnU-Net beside GenSeg, prediction by stock nnU-Net, evaluation, a table, a report."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ def run_demo(settings: DemoSettings) -> list[dict[str, str | float]]:
     folder = settings.folder.resolve()
     rows = [row for dataset, configuration in settings.datasets for row in _compared(folder, settings, dataset, configuration)]
     print(_table(rows))
+    print("One run each on few cases: a demonstration, not a comparison. Open the reports in a browser:")
+    print("\n".join(f"  {_report(folder, dataset)}" for dataset, _ in settings.datasets))
     return rows
 
 
@@ -67,9 +69,14 @@ def _compared(folder: Path, settings: DemoSettings, dataset: PhantomDataset, con
         files = ("-djfile", str(model / "dataset.json"), "-pfile", str(model / "plans.json"))
         _run(folder, f"{step}_evaluate", settings, *evaluate, *files)
         dice = json.loads((predictions / "summary.json").read_text(encoding="utf-8"))["foreground_mean"]["Dice"]
-        name, fold = trainer.removesuffix("Short"), str(model / "fold_all")
-        rows.append({"dataset": dataset.name, "trainer": name, "dice": dice, "seconds": seconds, "folder": fold})
+        rows.append({"dataset": dataset.name, "trainer": trainer.removesuffix("Short"), "dice": dice, "seconds": seconds})
+    report = ("genseg", "report", str(dataset.dataset_id), configuration, "all", "-tr", "GenSegTrainerShort", *device)
+    _run(folder, f"{dataset.name}_report", settings, *report, "-o", str(_report(folder, dataset)))
     return rows
+
+
+def _report(folder: Path, dataset: PhantomDataset) -> Path:
+    return folder / f"{dataset.name}.html"
 
 
 def _run(folder: Path, step: str, settings: DemoSettings, program: str, *arguments: str) -> None:
@@ -96,6 +103,4 @@ def _run(folder: Path, step: str, settings: DemoSettings, program: str, *argumen
 def _table(rows: list[dict[str, str | float]]) -> str:
     lines = ["", f"{'dataset':22} {'trainer':16} {'test Dice':>9} {'training, s':>12}"]
     lines += [f"{row['dataset']:22} {row['trainer']:16} {row['dice']:9.3f} {row['seconds']:12.0f}" for row in rows]
-    folders = [row["folder"] for row in rows if row["trainer"] == "GenSegTrainer"]
-    pictures = [f"  {folder}/{name}" for folder in folders for name in ("genseg_samples.png", "genseg_progress.png")]
-    return "\n".join([*lines, "", "One run each on few cases: a demonstration, not a comparison. Pictures:", *pictures])
+    return "\n".join([*lines, ""])

@@ -629,8 +629,8 @@ TABLE: tuple[BadInput, ...] = (
     ),
     BadInput(
         "report of a damaged checkpoint",
-        "checkpoint_latest.pth cannot be read",
-        damage(lambda path: path.write_bytes(path.read_bytes()[:1000]), lambda place: place.fold / "checkpoint_latest.pth"),
+        ".pth cannot be read",
+        damage(lambda fold: [path.write_bytes(b"PK") for path in fold.glob("*.pth")], lambda place: place.fold),
         OF_TRAINED,
     ),
     # the demo

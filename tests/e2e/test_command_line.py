@@ -165,16 +165,16 @@ def test_an_nnunet_that_is_too_old_is_refused(shell: Shell):
     assert accepted == [f"{found} is accepted" for found in ("2.8rc1", "2.8.0", "2.10.1.dev0")]
 
 
-def test_the_demo_trains_predicts_evaluates_and_shows_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_demo_trains_predicts_evaluates_and_ends_with_a_table_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     dataset = PhantomDataset(905, dims=2, training_cases=5, test_cases=2, extent=32)
     rows = run_demo(DemoSettings(folder=tmp_path, datasets=((dataset, "2d"),), iterations=1))
     assert [row["trainer"] for row in rows] == ["nnUNetTrainer", "GenSegTrainer"]
     assert all(0 <= float(row["dice"]) <= 1 for row in rows)
     table = capsys.readouterr().out
     assert "test Dice" in table
-    pictures = [Path(line.strip()) for line in table.splitlines() if line.strip().endswith(".png")]
-    assert len(pictures) == 2
-    assert all(path.is_file() for path in pictures)
+    assert "Open the reports in a browser" in table
+    report = Path(table.splitlines()[-1].strip())
+    assert report.name == "Dataset905_Phantom2D.html" and "synthetic_00000" in report.read_text(encoding="utf-8")
 
 
 def test_a_failing_demo_step_names_its_log(tmp_path: Path):

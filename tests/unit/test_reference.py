@@ -55,6 +55,7 @@ def test_every_command_shows_its_options(pages):
         "pretrain",
         "generate",
         "quality",
+        "report",
         "demo",
         "env",
         "generators",

@@ -63,6 +63,7 @@ def find() -> None:
 
 def main() -> None:
     folder = installed_folder()
+    require((folder / "plots" / "templates" / "report.html").is_file(), "the templates of the pages are missing")
     with tempfile.TemporaryDirectory() as temporary:
         environment = {key: value for key, value in os.environ.items() if key not in (VARIABLE, "PYTHONPATH")}
         for name in FOLDERS:
