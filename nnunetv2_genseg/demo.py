@@ -1,4 +1,4 @@
-"""The demo: generated phantoms, planning, stock nnU-Net beside GenSeg, prediction by stock nnU-Net, evaluation, a table, a report."""
+"""The demo: phantoms, planning, stock nnU-Net beside GenSeg, prediction by stock nnU-Net, evaluation, a table, a report."""
 
 from __future__ import annotations
 

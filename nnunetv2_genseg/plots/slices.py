@@ -49,7 +49,7 @@ def image_picture(image: Array, window: Picture, size: tuple[int, int]) -> bytes
 
 
 def outline_picture(labels: Array, size: tuple[int, int]) -> bytes:
-    """PNG of the inner boundaries of all labels in slices, one below the other; transparent elsewhere.
+    """PNG of the boundaries of labels in slices, one below the other; transparent elsewhere. Of two labels the higher one has it.
 
     Args:
         labels: (n, height, width) integers; 0 and below is background.
@@ -58,13 +58,13 @@ def outline_picture(labels: Array, size: tuple[int, int]) -> bytes:
     width, height = size
     rows, columns = ((2 * np.arange(n) + 1) * own // (2 * n) for n, own in zip((height, width), labels.shape[1:], strict=True))
     large = np.maximum(labels[:, rows][:, :, columns], 0).astype(np.int64)
-    inner = np.ones(large.shape, bool)
+    edge = np.zeros(large.shape, bool)
     for axis in (1, 2):
-        same = np.diff(large, axis=axis) == 0
+        step = np.diff(large, axis=axis)
         before, after = [(0, 0)] * 3, [(0, 0)] * 3
         before[axis], after[axis] = (1, 0), (0, 1)
-        inner &= np.pad(same, before, constant_values=True) & np.pad(same, after, constant_values=True)
-    indices = np.where(inner | (large == 0), 0, (large - 1) % len(COLOURS) + 1).astype(np.uint8)
+        edge |= np.pad(step > 0, before) | np.pad(step < 0, after)
+    indices = np.where(edge, (large - 1) % len(COLOURS) + 1, 0).astype(np.uint8)
     picture = Image.fromarray(indices.reshape(-1, width))
     picture.putpalette([0, 0, 0, *COLOURS.flatten().tolist()])
     return _encoded(picture, "PNG", transparency=0, optimize=True)

@@ -42,7 +42,7 @@ def test_the_window_of_a_large_volume_is_that_of_a_sample():
     np.testing.assert_allclose(window[:, 1], [502.5, 997.5], atol=0.5)
 
 
-def test_outlines_are_the_inner_boundaries_of_all_labels():
+def test_outlines_are_the_boundaries_of_all_labels():
     labels = np.zeros((2, 10, 10), np.int16)
     labels[0, 2:8, 2:8] = 1
     labels[0, 4:6, 4:6] = 12  # colours repeat after ten labels
@@ -54,6 +54,7 @@ def test_outlines_are_the_inner_boundaries_of_all_labels():
     assert opaque[2, 2:8].all() and opaque[7, 2:8].all() and opaque[2:8, 2].all() and opaque[2:8, 7].all()
     np.testing.assert_array_equal(first[2, 2, :3], COLOURS[0])
     np.testing.assert_array_equal(first[4, 4, :3], COLOURS[1])
+    assert not opaque[3, 3:7].any(), "between two labels there is one line"
     large = pixels(outline_picture(labels[:1], (100, 100)))[..., 3] == 255
     assert large[20, 20:80].all() and not large[22:38, 22:78].any(), "as thin in an enlarged picture"
 

@@ -6,13 +6,13 @@ const [cards, place, note, previous, next, outlined] =
   ["cards", "place", "note", "previous", "next", "outlined"].map((id) => document.getElementById(id));
 let view = views[0], first = 0;
 
-function show(figure, picture, text) {
+function show(figure, picture, caption, text = caption) {
   const frame = figure.querySelector(".view"), images = frame.querySelectorAll("img");
   frame.style.aspectRatio = picture.size.join(" / ");
   images[0].src = "data:image/webp;base64," + picture.image;
   images[1].src = "data:image/png;base64," + picture.outline;
   for (const image of images) image.style.height = 100 * picture.slices.length + "%";
-  figure.querySelector("figcaption").textContent = text;
+  figure.querySelector("figcaption").textContent = caption;
   return (fraction) => {
     const i = Math.round(fraction * (picture.slices.length - 1));
     for (const image of images) image.style.top = -100 * i + "%";
@@ -27,7 +27,7 @@ function card(item) {
   const real = pictures["case " + item.case], drawn = pictures["pair " + item.pair];
   made.querySelector("h3").textContent = item.pair;
   made.querySelector("p").textContent = item.caption;
-  const moves = [show(figures[0], real, "real: " + item.case), show(figures[1], drawn, "synthetic: " + item.pair)];
+  const moves = [show(figures[0], real, "real: " + item.case), show(figures[1], drawn, "synthetic", "synthetic: " + item.pair)];
   const range = made.querySelector("input"), number = made.querySelector(".number"), most = drawn.slices.length - 1;
   const move = () => {
     const [, slice] = moves.map((to) => to(most ? range.value / most : 0));
