@@ -59,7 +59,7 @@ class Curves:
             for i, points in enumerate(self.lines.values()):
                 colour, dashes = list(OWN_COLOURS)[1 + i % COLOURS], DASHES[i % len(DASHES)]
                 marker = "." if len(points) <= FEW else ""
-                axes.plot(*zip(*points), color=colour, linestyle=(0, dashes), marker=marker)
+                axes.plot(*zip(*points), color=colour, linestyle=(0, dashes) if dashes else "-", marker=marker)
             axes.set_xlabel("epoch", color=INK)
             axes.tick_params(colors=INK)
             axes.spines[:].set_color(INK)

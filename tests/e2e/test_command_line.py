@@ -165,9 +165,7 @@ def test_an_nnunet_that_is_too_old_is_refused(shell: Shell):
     assert accepted == [f"{found} is accepted" for found in ("2.8rc1", "2.8.0", "2.10.1.dev0")]
 
 
-def test_the_demo_trains_predicts_evaluates_and_ends_with_a_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_demo_trains_predicts_evaluates_and_ends_with_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     dataset = PhantomDataset(905, dims=2, training_cases=5, test_cases=2, extent=32)
     rows = run_demo(DemoSettings(folder=tmp_path, datasets=((dataset, "2d"),), iterations=1))
     assert [row["trainer"] for row in rows] == ["nnUNetTrainer", "GenSegTrainer"]
