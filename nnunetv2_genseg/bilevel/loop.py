@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,10 +231,10 @@ class BilevelLoop:
         self.rollback.keep()
         return trained_on
 
-    def keep_generator(self, folder: Path, images: ImageKind, cases: Cases) -> None:
-        """Writes the generator, trained on `cases`, into a folder for `start_from`; the other arguments as there."""
+    def keep_generator(self, folder: Path, images: ImageKind, cases: Cases, further: Mapping[str, Any] | None = None) -> None:
+        """Writes the generator, trained on `cases`, for `start_from`; see there and `save_pretrained` for the arguments."""
         source = self.trainable_generator()
-        save_pretrained(source.generator, folder, self._identity(source, images), cases)
+        save_pretrained(source.generator, folder, self._identity(source, images), cases, further)
 
     def _identity(self, source: RedrawSource, images: ImageKind) -> dict[str, Any]:
         return identity(self.config.generator, self.plan, source.layout, images)

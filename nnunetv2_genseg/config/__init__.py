@@ -1,7 +1,7 @@
 """What a user may set, how it is read, and the errors that a user can correct."""
 
 from nnunetv2_genseg.config.errors import GenSegError, GenSegFileError
-from nnunetv2_genseg.config.loading import checked, resolve
+from nnunetv2_genseg.config.loading import checked, merged, resolve
 from nnunetv2_genseg.config.schema import (
     DeformationConfig,
     FeedbackConfig,
@@ -33,5 +33,6 @@ __all__ = [
     "Settings",
     "UnlabelledConfig",
     "checked",
+    "merged",
     "resolve",
 ]

@@ -39,10 +39,10 @@ def resolve(preset: Settings | None = None, environment: dict[str, str] | None =
     """
     environment = dict(os.environ) if environment is None else environment
     path = environment.get(SETTINGS, "").strip()
-    settings = _merged(preset or {}, _read(Path(path)) if path else {})
+    settings = merged(preset or {}, _read(Path(path)) if path else {})
     lines = environment.get(OVERRIDES, "").splitlines()
     origins = [path or "preset", *(["--set"] if lines else [])]
-    return checked(GenSegConfig, _merged(settings, overrides(lines)), origin=" and ".join(origins))
+    return checked(GenSegConfig, merged(settings, overrides(lines)), origin=" and ".join(origins))
 
 
 def overrides(lines: Sequence[str]) -> Settings:
@@ -118,9 +118,10 @@ def _read(path: Path) -> Settings:
     return settings
 
 
-def _merged(first: Settings, second: Settings) -> Settings:
+def merged(first: Settings, second: Settings) -> Settings:
+    """Nested settings, of which those in `second` override those in `first`."""
     result = dict(first)
     for key, value in second.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
+        result[key] = merged(result[key], value) if both else value
     return result

@@ -95,7 +95,9 @@ def identity(config: GeneratorConfig, plan: NetworkPlan, layout: ConditionLayout
     }
 
 
-def save_pretrained(generator: Generator, folder: Path, own: dict[str, Any], cases: Cases) -> None:
+def save_pretrained(
+    generator: Generator, folder: Path, own: dict[str, Any], cases: Cases, further: Mapping[str, Any] | None = None
+) -> None:
     """Writes a generator's weights and, last, what they fit and where they come from.
 
     Args:
@@ -103,6 +105,7 @@ def save_pretrained(generator: Generator, folder: Path, own: dict[str, Any], cas
         folder: made if need be; a generator that is in it is replaced.
         own: the generator's `identity`.
         cases: what it was trained on.
+        further: what else `config.json` says, JSON-like; it need not be the same where the generator is used.
 
     Raises:
         GenSegError: the family has no weights to save.
@@ -120,7 +123,8 @@ def save_pretrained(generator: Generator, folder: Path, own: dict[str, Any], cas
             content = path.read_bytes()
             with replacing(path) as file:  # safetensors neither flushes its file nor gives it the umask's mode
                 file.write(content)
-    described = {"format": FORMAT, "weights": place} | own | {TRAINED_ON: {name: sorted(part) for name, part in cases.items()}}
+    seen = {name: sorted(part) for name, part in cases.items()}
+    described = {"format": FORMAT, "weights": place, **own, TRAINED_ON: seen, **(further or {})}
     write_text_atomically(json.dumps(described, indent=2) + "\n", folder / CONFIG)
     if former in PLACES:
         shutil.rmtree(folder / former, ignore_errors=True)

@@ -16,8 +16,10 @@ from nnunetv2_genseg.checkpoint import PARTIAL, remove_partial
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.generators.pretrained import strangers_in
 from nnunetv2_genseg.synthesis.modes import MODES
+from nnunetv2_genseg.synthesis.pair_description import KeptPairs
 from nnunetv2_genseg.trainers import standalone
 from nnunetv2_genseg.trainers.building import start_from_pretrained
+from nnunetv2_genseg.trainers.fold_pairs import describe_pairs
 from nnunetv2_genseg.trainers.folder_lock import FILE_NAME as LOCK
 from nnunetv2_genseg.trainers.folder_lock import alone_in
 from nnunetv2_genseg.trainers.planning import image_kind
@@ -149,6 +151,7 @@ class PretrainingMixin(standalone.StandaloneMixin):
         for self._iteration in with_progress(steps, f"iterations {first + 1} to {end} of {iterations}"):
             parts = self._batches.parts(next(self.dataloader_train))
             self._log(self.loop.check())  # of the step before this one, whose result is there by now
+            self.loop.sampler.observe(parts.labels)
             self.loop.training_step(parts.image, parts.labels)
         self._log(self.loop.check())
         self._log(self.loop.end_epoch())
@@ -159,6 +162,9 @@ class PretrainingMixin(standalone.StandaloneMixin):
         dataset = self.plans_manager.dataset_name
         seen = {*self._generator_saw.get(dataset, ()), *self._labelled}
         images = image_kind(self.dataset_json, self.configuration_manager)
-        self.loop.keep_generator(output, images, {**self._generator_saw, dataset: sorted(seen)})
+        settings = self.genseg.to_json()
+        pairs = describe_pairs(self.plans_manager, self.configuration_manager, self.dataset_json, settings)
+        further = KeptPairs.of(pairs, self.loop.sampler).to_json()
+        self.loop.keep_generator(output, images, {**self._generator_saw, dataset: sorted(seen)}, further)
         draw = self.recorder.by_product(SAMPLES_FILE, draw_samples)
         draw(output / SAMPLES_FILE, f"iteration {iteration}", *self._real_patches(), self.loop)

@@ -74,10 +74,11 @@ def load_generator(trainer: Any, source: RedrawSource, folder: Path | None) -> O
         GenSegError: a file is damaged or does not fit.
     """
     config: GenSegConfig = trainer.genseg
-    state = _newest(folder)
+    state = newest_state(folder)
     if state is not None:
         path, epoch = state
-        _restore(source, checkpoint.load_sibling(_identity(trainer), path, epoch), checkpoint.sibling(path, epoch))
+        own = identity_of_fold(trainer.plans_manager, trainer.configuration_name, trainer.fold, trainer.dataset_json)
+        _restore(source, checkpoint.load_sibling(own, path, epoch), checkpoint.sibling(path, epoch))
         return Origin(config.generator.name, digest(source.generator), checkpoint.sibling(path, epoch).name)
     if config.generator.pretrained is not None:
         images = image_kind(trainer.dataset_json, trainer.configuration_manager)
@@ -89,7 +90,7 @@ def load_generator(trainer: Any, source: RedrawSource, folder: Path | None) -> O
     return Origin(config.generator.name, None, "")
 
 
-def _newest(folder: Path | None) -> tuple[Path, int] | None:
+def newest_state(folder: Path | None) -> tuple[Path, int] | None:
     """nnU-Net's checkpoint whose generator is taken, and its epoch."""
     for stem in STEMS if folder is not None else ():
         assert folder is not None
@@ -99,14 +100,21 @@ def _newest(folder: Path | None) -> tuple[Path, int] | None:
     return None
 
 
-def _identity(trainer: Any) -> dict[str, Any]:
-    """What the state of a training must have in common with what it is loaded into."""
+def identity_of_fold(plans: Any, configuration: str, fold: Any, description: dict[str, Any]) -> dict[str, Any]:
+    """What the state of a training must have in common with what it is loaded into.
+
+    Args:
+        plans: nnU-Net's PlansManager.
+        configuration: its name.
+        fold: the training's.
+        description: the content of dataset.json.
+    """
     return {
-        "dataset": trainer.plans_manager.dataset_name,
-        "plans": trainer.plans_manager.plans_name,
-        "configuration": trainer.configuration_name,
-        "fold": str(trainer.fold),
-        "labels": {name: str(value) for name, value in trainer.dataset_json["labels"].items()},
+        "dataset": plans.dataset_name,
+        "plans": plans.plans_name,
+        "configuration": configuration,
+        "fold": str(fold),
+        "labels": {name: str(value) for name, value in description["labels"].items()},
     }
 
 

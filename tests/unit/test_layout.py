@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ LAYERS = [
     {"bilevel"},
     {"plots", "quality"},
     {"trainers"},
-    {"demo", "discovery"},
+    {"demo", "discovery", "pipelines"},
     {"cli"},
 ]
 """From the bottom to the top; a part imports from its own or from lower layers."""
@@ -49,12 +51,18 @@ def layer(part: str) -> int:
 def test_arrows_point_downward(path):
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if own == "__init__":
-        assert not imported(path)
+        assert imported(path) == {"nnunetv2_genseg.pipelines.augmentation.PairAugmentation"}
         return
     for name in imported(path):
         part = part_of(name)
         if part and part != "__version__":
             assert part == own or layer(part) < layer(own), f"{own} imports {name}"
+
+
+def test_the_package_imports_nothing_before_it_is_used():
+    said = "import sys, nnunetv2_genseg; print('torch' in sys.modules, 'PairAugmentation' in dir(nnunetv2_genseg))"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
 
 
 def test_every_part_has_a_layer():

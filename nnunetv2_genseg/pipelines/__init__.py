@@ -1,0 +1,1 @@
+"""Pairs in training pipelines that are not nnU-Net's: tensors, MONAI, TorchIO."""
