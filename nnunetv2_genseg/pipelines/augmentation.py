@@ -65,6 +65,9 @@ class PairAugmentation:
     ) -> PairAugmentation:
         """Pairs of a generator that learns in your loop. Images shall have a mean of about 0 and a standard deviation of about 1.
 
+        Call `training_step` also where nothing learns (`{"mixing": {"sources": {"deformation": 1.0, "redraw": 0}}}`): a structure
+        of a pair is no larger than the largest that it was shown, or than that of the pair's own patch.
+
         Args:
             plan: stages of your segmentation network; the generator has the same, with half of the channels.
             classes: foreground classes; label maps hold 0 for the background and 1 to `classes`.
