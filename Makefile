@@ -44,14 +44,14 @@ test: setup
 # All unit tests and some trainings with the oldest versions of nnU-Net and everything else that pyproject.toml allows.
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST_VENV)
-	$(OLDEST_VENV)/bin/python -m pip install -c constraints-oldest.txt -e . pytest pytest-xdist hypothesis
+	$(OLDEST_VENV)/bin/python -m pip install -c constraints-oldest.txt -e ".[monai,torchio]" pytest pytest-xdist hypothesis
 	$(OLDEST_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests/unit
 	$(OLDEST_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests/integration/test_coverage.py -k "predicts and (2d or 3d_fullres) or cascade and labels"
 
 # The same with nnU-Net as it is on its main branch, so that a change there is noticed before it is released.
 test-development:
 	$(PYTHON) -m venv $(DEVELOPMENT_VENV)
-	$(DEVELOPMENT_VENV)/bin/python -m pip install -c constraints.txt -e . pytest pytest-xdist hypothesis torchmetrics
+	$(DEVELOPMENT_VENV)/bin/python -m pip install -c constraints.txt -e ".[monai,quality,torchio]" pytest pytest-xdist hypothesis
 	$(DEVELOPMENT_VENV)/bin/python -m pip install --upgrade git+https://github.com/MIC-DKFZ/nnUNet
 	$(DEVELOPMENT_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests/unit
 	$(DEVELOPMENT_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests/integration/test_coverage.py -k "predicts and (2d or 3d_fullres) or cascade and labels"
