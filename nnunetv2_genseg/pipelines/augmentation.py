@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +40,11 @@ class PairAugmentation:
         self.sampler = sampler
         self.device = sampler.deformer.largest.device
         self._normalise = normalise
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For loaders' processes: networks with spectral normalisation cannot be pickled themselves."""
+        description = replace(self.description, settings=self.sampler.config.to_json())
+        return _rebuilt, (description, self.device, self.sampler.state_dict(), self._normalise)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", settings: Settings | None = None) -> PairAugmentation:
@@ -177,3 +184,11 @@ class PairAugmentation:
         if rng.device.type != self.device.type:
             raise GenSegError(f"found a random generator on {rng.device}; make it by torch.Generator({str(self.device)!r})")
         return image.to(self.device).float(), self.description.labels.to_classes(labels.to(self.device))
+
+
+def _rebuilt(
+    description: PairDescription, device: torch.device, state: dict[str, Any], normalise: Callable[[Tensor], Tensor] | None
+) -> PairAugmentation:
+    sampler = description.sampler(device, None)
+    sampler.load_state_dict(state)
+    return PairAugmentation(description, sampler, normalise)

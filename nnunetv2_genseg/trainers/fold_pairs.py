@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +60,7 @@ def _label_table(manager: Any, unsure: bool) -> LabelTable:
     return LabelTable(class_of, label_of, bool(ignored))
 
 
-def load_fold(
-    folder: Path, device: torch.device, changed: Settings | None
-) -> tuple[PairDescription, PairSampler, Callable[[Tensor], Tensor]]:
+def load_fold(folder: Path, device: torch.device, changed: Settings | None) -> tuple[PairDescription, PairSampler, Normalisation]:
     """Description, sampler and normalisation of the newest state of a fold's training.
 
     Args:
@@ -91,7 +88,7 @@ def load_fold(
     learned = checkpoint.load_sibling(own, path, epoch)
     with checkpoint.explained(checkpoint.sibling(path, epoch)):
         _restore(sampler, learned["loop"]["learned"]["sampler"])
-    return described, sampler, _normalisation(plans, configuration)
+    return described, sampler, Normalisation(plans, configuration)
 
 
 def _restore(sampler: PairSampler, there: dict[str, Any]) -> None:
@@ -106,24 +103,32 @@ def _restore(sampler: PairSampler, there: dict[str, Any]) -> None:
     sampler.load_state_dict(chosen)
 
 
-def _normalisation(plans: Any, configuration: Any) -> Callable[[Tensor], Tensor]:
-    """nnU-Net's, for a whole image, (C, *spatial), of raw intensities; resampling is not part of it."""
-    preprocessor = configuration.preprocessor_class(verbose=False)
+class Normalisation:
+    """nnU-Net's, for a whole image of raw intensities; resampling is not part of it.
 
-    def normalised(image: Tensor) -> Tensor:
+    Args:
+        plans: nnU-Net's PlansManager.
+        configuration: its ConfigurationManager.
+    """
+
+    def __init__(self, plans: Any, configuration: Any) -> None:
+        self._plans = plans
+        self._configuration = configuration
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, *spatial) to the same, float32; what nnU-Net crops, since all channels are 0, is normalised alike."""
         flat = image.ndim == 3
         raw = image.detach().cpu().float().numpy()
         raw = raw[:, None] if flat else raw
         part, segmentation, box = crop_to_nonzero(raw, None)
-        properties = plans.foreground_intensity_properties_per_channel
-        inside = preprocessor._normalize(part.copy(), segmentation, configuration, properties)
+        preprocessor = self._configuration.preprocessor_class(verbose=False)
+        properties = self._plans.foreground_intensity_properties_per_channel
+        inside = preprocessor._normalize(part.copy(), segmentation, self._configuration, properties)
         whole = np.zeros_like(raw)
-        for c, masked in enumerate(configuration.use_mask_for_norm):
+        for c, masked in enumerate(self._configuration.use_mask_for_norm):
             if not masked:
                 line = Line.measured(part[c].ravel(), inside[c].ravel())
                 whole[c] = np.clip(-line.offset / line.scale, line.low, line.high)
         whole[(slice(None), *(slice(*ends) for ends in box))] = inside
         kept = torch.empty_like(image, dtype=torch.float32)  # of a subclass of Tensor it keeps the metadata
         return kept.copy_(torch.from_numpy(whole[:, 0] if flat else whole))
-
-    return normalised

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import runpy
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,9 @@ def test_a_fold_folder_makes_the_pairs_of_its_training(name, folder, settings):
     assert labels.dtype == torch.int16
     assert torch.equal(labels[own.slots].long(), label_of[own.pairs.labels])
     assert (drawn - image).abs().mean() > 0.01
-    assert torch.equal(pairs(image, label_of[classes], seeded())[0], drawn)
+    copied = pickle.loads(pickle.dumps(pairs))
+    assert torch.equal(copied(image, label_of[classes], seeded())[0], drawn)
+    assert torch.equal(copied.normalised(image[0]), pairs.normalised(image[0]))
     assert_normalised_as_by_nnunet(pairs, trainer, raw)
     if name == "volumes":
         assert pairs.description.axes == (0, 2, 1), "plans (x, z, y)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import re
 import sys
 
@@ -43,7 +44,8 @@ def test_a_generator_that_learns_in_the_loop_draws_patches_of_other_extents(fami
         drawn, masks = pairs(image, labels, seeded(1))
         assert drawn.isfinite().all() and drawn.shape == image.shape and (drawn - image).abs().mean() > 0.01
         assert masks.dtype == torch.int16 and set(masks.unique().tolist()) <= {0, 1, 2}
-        again, other = (pairs(image, labels, seeded(seed)) for seed in (1, 2))
+        copied = pickle.loads(pickle.dumps(pairs))  # as for a loader's process
+        again, other = copied(image, labels, seeded(1)), pairs(image, labels, seeded(2))
         assert torch.equal(drawn, again[0]) and torch.equal(masks, again[1])
         assert not torch.equal(drawn, other[0])
 
