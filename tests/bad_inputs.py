@@ -579,6 +579,9 @@ TABLE: tuple[BadInput, ...] = (
     # pairs as a dataset
     BadInput("generate nothing", "-n must be 1 or more, found 0", nothing, (*GENERATE, "-n", "0")),
     BadInput("generate with a negative seed", "--seed must be 0 or more, found -1", nothing, (*GENERATE, "--seed", "-1")),
+    BadInput("generate with no Dice", "--least-dice must be above 0 and at most 1", nothing, (*GENERATE, "--least-dice", "0")),
+    BadInput("generate without redraws", "--redraws must be 1 or more, found 0", nothing, (*GENERATE, "--redraws", "0")),
+    BadInput("generate judged by no network", "no trained network of fold 0", nothing, (*GENERATE, "--least-dice", "0.5")),
     BadInput("generate without the raw data", "lacks the raw image or mask of 4 of 4 training cases", nothing, GENERATE),
     BadInput("generate without nnUNet_raw", "nnUNet_raw is not set", variable("nnUNet_raw", None), GENERATE),
     BadInput("generate without the data", "nnUNet_preprocessed is not set", variable("nnUNet_preprocessed", None), GENERATE),

@@ -35,6 +35,13 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="masks in the format of labelsTr, for which a trained generator draws images (default: deformed real masks)",
     )
+    options.add_argument(
+        "--least-dice",
+        metavar="DICE",
+        type=float,
+        help="draws a pair again if the fold's trained network finds less of its mask, or its intensities are unusual",
+    )
+    options.add_argument("--redraws", metavar="N", type=int, default=3, help="how often at most (default: %(default)s)")
     options.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     add_trainer(options, "cuda", "draw")
     add_overrides(options)
@@ -56,7 +63,14 @@ def run(arguments: Sequence[str]) -> None:
 
     output = raw_dataset(chosen.into_raw) if chosen.into_raw is not None else chosen.o
     settings = generating.Generation(
-        **of_trainer, output=output, pairs=chosen.n, seed=chosen.seed, with_real=chosen.into_raw is not None, masks=chosen.masks
+        **of_trainer,
+        output=output,
+        pairs=chosen.n,
+        seed=chosen.seed,
+        with_real=chosen.into_raw is not None,
+        masks=chosen.masks,
+        least_dice=chosen.least_dice,
+        redraws=chosen.redraws,
     )
     say = partial(print, "genseg:", file=sys.stdout, flush=True)
     with ending_on_sigterm(), quietly_preprocessed(chosen.dataset):

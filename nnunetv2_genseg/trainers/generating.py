@@ -19,7 +19,9 @@ from nnunetv2_genseg.checkpoint import remove_partial, write_text_atomically
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
 from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
 from nnunetv2_genseg.trainers import standalone
+from nnunetv2_genseg.trainers.fold_network import FoldNetwork
 from nnunetv2_genseg.trainers.folder_lock import alone_in
+from nnunetv2_genseg.trainers.gate import Gate
 from nnunetv2_genseg.trainers.given_masks import GivenMasks
 from nnunetv2_genseg.trainers.pair_files import NAME, PairFiles, case_of
 from nnunetv2_genseg.trainers.preflight import require_labels
@@ -55,6 +57,10 @@ class Generation(standalone.Standalone):
     """Whether the fold's training cases are copied beside the pairs."""
     masks: Path | None = None
     """A folder of masks for which images are drawn; None: masks are deformed real ones."""
+    least_dice: float | None = None
+    """Pairs of which the fold's network finds less are drawn again; None: none are."""
+    redraws: int = 3
+    """How often at most."""
 
 
 def generate(settings: Generation, say: Callable[[str], None]) -> int:
@@ -73,24 +79,30 @@ def generate(settings: Generation, say: Callable[[str], None]) -> int:
         raise GenSegError(f"-n must be 1 or more, found {settings.pairs}")
     if settings.seed < 0:
         raise GenSegError(f"--seed must be 0 or more, found {settings.seed}")
+    if settings.least_dice is not None and not 0 < settings.least_dice <= 1:
+        raise GenSegError(f"--least-dice must be above 0 and at most 1, found {settings.least_dice}")
+    if settings.redraws < 1:
+        raise GenSegError(f"--redraws must be 1 or more, found {settings.redraws}")
     standalone.require_writable(settings.output)
     require_own(settings.output)
     folder = fold_folder(settings)
+    gate = None if settings.least_dice is None else Gate(FoldNetwork(settings), settings.least_dice, settings.redraws)
     with TemporaryDirectory(prefix="genseg_generate_") as temporary, standalone.writing_to(temporary, nnUNet_n_proc_DA="0"):
         trainer = standalone.build(settings, GeneratingMixin, settings_of(folder))
-        count: int = trainer.generate(settings, folder, say)
+        count: int = trainer.generate(settings, folder, gate, say)
         return count
 
 
 class GeneratingMixin(standalone.StandaloneMixin):
     """Makes a GenSeg trainer write pairs and nothing else."""
 
-    def generate(self, settings: Generation, folder: Path | None, say: Callable[[str], None]) -> int:
+    def generate(self, settings: Generation, folder: Path | None, gate: Gate | None, say: Callable[[str], None]) -> int:
         """Writes the pairs; returns how many were drawn now. See the function `generate`.
 
         Args:
             settings: what is drawn.
             folder: of the fold's training; None: there was none.
+            gate: which pairs are drawn again; None: none.
             say: tells the user.
         """
         asked = self.genseg
@@ -114,7 +126,8 @@ class GeneratingMixin(standalone.StandaloneMixin):
             say(f"masks.source {asked.masks.source} draws masks of patches; masks of whole images are deformed real ones")
         if asked.paste.probability > 0:
             say("nothing is pasted from other cases into whole images")
-        record = Provenance(settings.output, self._origin(settings, names, generator, masks))
+        origin = self._origin(settings, names, generator, masks) | {"gate": None if gate is None else gate.origin()}
+        record = Provenance(settings.output, origin)
         there = max((int(name.rpartition("_")[2]) + 1 for name in record.pairs), default=0)
         if there > settings.pairs:
             raise GenSegError(f"{settings.output} holds {there} pairs already; -n must be {there} or more")
@@ -123,8 +136,12 @@ class GeneratingMixin(standalone.StandaloneMixin):
         numbers = [k for k in range(settings.pairs) if NAME.format(k) not in record.pairs]
         _require_space(settings, cases, [case_of(k, settings.seed, names) for k in numbers])
         self._look_at_cases(whole, names)
+        if gate is not None:
+            gate.look_at_cases(cases, names)
         whole.tile()
-        self._write(settings, PairFiles(settings.output, settings.seed, whole, record, generator, say, masks), numbers)
+        self._write(settings, PairFiles(settings.output, settings.seed, whole, record, generator, say, masks, gate), numbers)
+        if gate is not None:
+            say(f"of {len(numbers)} pairs {gate.again} were drawn again, and {gate.failed} of these still fail (provenance.json)")
         return len(numbers)
 
     def _load(self, whole: WholePairs, folder: Path | None, with_masks: bool, say: Callable[[str], None]) -> Origin | None:

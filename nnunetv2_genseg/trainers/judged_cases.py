@@ -78,10 +78,10 @@ class Judge:
             features=self.network.features(data) if self.network.has_features else torch.zeros(1, 0),
             pixels=small_copy(data),
             mask=hashlib.sha256(np.ascontiguousarray(labels, np.int16).tobytes()).hexdigest(),
-            dice=self._dice(labels, self.network.segmented(data, completed)) if segment else {},
+            dice=self.dice(labels, self.network.segmented(data, completed)) if segment else {},
         )
 
-    def _dice(self, labels: Array, found: Array) -> dict[str, float]:
+    def dice(self, labels: Array, found: Array) -> dict[str, float]:
         """Dice of every class, without the voxels of the ignore label, as nnU-Net's own evaluation computes it."""
         manager = self.network.manager
         ignored = labels == manager.ignore_label if manager.has_ignore_label else None

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from nnunetv2_genseg.checkpoint import PARTIAL
 from nnunetv2_genseg.config import GenSegFileError
+from nnunetv2_genseg.trainers.gate import Gate
 from nnunetv2_genseg.trainers.given_masks import GivenMasks
 from nnunetv2_genseg.trainers.provenance import IMAGES, LABELS, Provenance
 from nnunetv2_genseg.trainers.raw_cases import RawCase
@@ -37,6 +39,7 @@ class PairFiles:
         generator: what draws for the source `redraw`.
         say: tells the user.
         masks: for which images are drawn; None: deformed real ones.
+        gate: which pairs are drawn again; None: none.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class PairFiles:
         generator: Origin | None,
         say: Callable[[str], None],
         masks: GivenMasks | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.output = output
         self.seed = seed
@@ -56,6 +60,7 @@ class PairFiles:
         self.generator = generator
         self.say = say
         self.masks = masks
+        self.gate = gate
         self._read: RawCase | None = None
         self._told: set[int] = set()
         """Channels of which was said that their intensities are an approximation."""
@@ -71,7 +76,7 @@ class PairFiles:
         if self._read is None or self._read.name != chosen:
             self._read = cases.read(chosen)
         case, wanted, mask = (self._read, None, None) if self.masks is None else self.masks.fitted(self._read, k)
-        image, labels, new = self.whole.sample(case, source, seed, wanted)
+        (image, labels, new), seed, judged = self._drawn(k, case, source, seed, wanted)
         partial = self.output / f"{name}{PARTIAL}"
         try:
             files = self._files(partial, name, case, image, labels)
@@ -91,7 +96,31 @@ class PairFiles:
         pair: dict[str, Any] = {"cases": [chosen], "source": source, "seed": seed, "generator": drawn_by, "new_mask": new}
         pair |= {"approximate_channels": approximate} if approximate else {}
         pair |= {"mask": mask} if mask is not None else {}
+        pair |= judged
         self.record.add(name, pair, files)
+
+    def _drawn(
+        self, k: int, case: RawCase, source: str, seed: int, wanted: Tensor | None
+    ) -> tuple[tuple[Any, Any, bool], int, dict[str, Any]]:
+        """Pair number `k` as `WholePairs.sample` gives it, its seed, and what the gate says of it.
+
+        It is the first that passes the gate, or else the best one.
+        """
+        drawn = self.whole.sample(case, source, seed, wanted)
+        if self.gate is None:
+            return drawn, seed, {}
+        best = self.gate.scores(*drawn[:2], case.properties)
+        chosen, draws = seed, 1
+        while not best.passed and draws <= self.gate.redraws:
+            again = int(np.random.default_rng([self.seed, k, draws]).integers(2**62))
+            other = self.whole.sample(case, source, again, wanted)
+            scores = self.gate.scores(*other[:2], case.properties)
+            draws += 1
+            if scores.rank > best.rank:
+                drawn, best, chosen = other, scores, again
+        self.gate.again += draws > 1
+        self.gate.failed += not best.passed
+        return drawn, chosen, {"gate": {**best.to_json(), "draws": draws}}
 
     def _tell(self, approximate: Sequence[int]) -> None:
         for c in sorted(set(approximate) - self._told):
