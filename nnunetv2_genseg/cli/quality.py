@@ -22,6 +22,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("folder", metavar="FOLDER", type=Path, help="folder that `genseg generate` wrote")
     options.add_argument("-o", metavar="OUT", type=Path, help="folder for quality.json (default: FOLDER)")
     options.add_argument("-n", metavar="N", type=int, help="judges the first N pairs (default: all)")
+    options.add_argument(
+        "--features",
+        metavar="MODULE:FUNCTION",
+        help="Python function from images, (N, C, ...), to features, (N, D), for KID, FID and distances (default: the network's)",
+    )
     add_trainer(options, "cuda", "judge")
     return options
 
@@ -40,7 +45,7 @@ def run(arguments: Sequence[str]) -> None:
     from nnunetv2_genseg.trainers import judging
 
     output = chosen.folder if chosen.o is None else chosen.o
-    settings = judging.Judgement(**of_trainer, output=output, folder=chosen.folder, most=chosen.n)
+    settings = judging.Judgement(**of_trainer, output=output, folder=chosen.folder, most=chosen.n, features=chosen.features)
     with quietly_preprocessed(chosen.dataset):
         content = judging.judge(settings)
     print(as_text(content))

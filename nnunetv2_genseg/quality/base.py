@@ -44,7 +44,7 @@ class Measure(Protocol):
 
 NO_MEASURES = (
     *("base", "features", "spectrum"),
-    *("figures", "halves", "feature_figures", "frechet_distance", "intensities", "nearest", "table"),
+    *("figures", "halves", "feature_figures", "frechet_distance", "intensities", "nearest", "own_features", "table"),
 )
 """Modules that hold what measures compute with, and what only whole folders of pairs are judged by."""
 MEASURES: Registry[Measure] = Registry("quality measure", __package__ or "", exclude=NO_MEASURES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,12 @@ class FoldNetwork:
         )
         return found
 
-    def features(self, data: Tensor) -> Tensor:
-        """(n, channels) float32 features of at most 16 patches of a preprocessed image, evenly spread; see `encoder_features`.
+    def features(self, data: Tensor, own: Callable[[Tensor, int], Tensor] | None) -> Tensor:
+        """(n, channels) float32 features of at most 16 patches of a preprocessed image, evenly spread.
+
+        Args:
+            data: (C, *spatial), from `prepared`.
+            own: from `feature_function`; None: those of the network (see `encoder_features`).
 
         Patches are as large as in the training. They cover the image without overlap, but at its end. In 2D they lie in slices.
         """
@@ -115,7 +120,8 @@ class FoldNetwork:
         for corner in (corners[i] for i in chosen):
             window = [slice(start, start + extent) for start, extent in zip(corner[flat:], size, strict=True)]
             patches.append(padded[(slice(None), *corner[:flat], *window)])
-        return encoder_features(self._network, torch.stack(patches).to(self._device), AT_ONCE).float()
+        images = torch.stack(patches).to(self._device)
+        return encoder_features(self._network, images, AT_ONCE).float() if own is None else own(images, AT_ONCE)
 
 
 def _trained(settings: Standalone) -> Path:

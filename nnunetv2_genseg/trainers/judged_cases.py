@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Judged:
     intensities: dict[tuple[str, str], Array]
     """By the names of a channel and a class: (n,) intensities."""
     features: Tensor
-    """(patches, channels); no channels if the network has no encoder."""
+    """(patches, channels); no channels if there are no features."""
     pixels: Tensor
     """(voxels,) of its small copy."""
     mask: str
@@ -50,11 +51,14 @@ class Judge:
 
     Args:
         network: of the fold.
+        own_features: from `feature_function`; None: the network's.
         seed: of the choice of voxels.
     """
 
-    def __init__(self, network: FoldNetwork, seed: int = 0) -> None:
+    def __init__(self, network: FoldNetwork, own_features: Callable[[Tensor, int], Tensor] | None = None, seed: int = 0) -> None:
         self.network = network
+        self.has_features = own_features is not None or network.has_features
+        self._own_features = own_features
         self._rng = np.random.default_rng(seed)
         self.channels = channel_names(network.description)
         self.classes = classes_of(network.description)
@@ -75,7 +79,7 @@ class Judge:
                 for c, channel in enumerate(self.channels)
                 for of, value in {BACKGROUND: 0, **self.classes}.items()
             },
-            features=self.network.features(data) if self.network.has_features else torch.zeros(1, 0),
+            features=self.network.features(data, self._own_features) if self.has_features else torch.zeros(1, 0),
             pixels=small_copy(data),
             mask=hashlib.sha256(np.ascontiguousarray(labels, np.int16).tobytes()).hexdigest(),
             dice=self.dice(labels, self.network.segmented(data, completed)) if segment else {},

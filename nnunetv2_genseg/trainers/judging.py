@@ -20,6 +20,7 @@ from nnunetv2_genseg.quality.frechet_distance import INSTALL, SUFFICIENT
 from nnunetv2_genseg.quality.halves import FEWEST, Division, divisions
 from nnunetv2_genseg.quality.intensities import intensity_figures
 from nnunetv2_genseg.quality.nearest import nearest_figures
+from nnunetv2_genseg.quality.own_features import feature_function
 from nnunetv2_genseg.trainers import standalone
 from nnunetv2_genseg.trainers.fold_network import FoldNetwork
 from nnunetv2_genseg.trainers.judged_cases import BACKGROUND, Judge, Judged
@@ -48,6 +49,8 @@ class Judgement(standalone.Standalone):
     """Of the pairs."""
     most: int | None = None
     """As many pairs are judged, the first ones; None: all."""
+    features: str | None = None
+    """`module:function` of a user's features; None: those of the network's encoder."""
 
 
 def judge(settings: Judgement) -> dict[str, Any]:
@@ -61,6 +64,7 @@ def judge(settings: Judgement) -> dict[str, Any]:
     if settings.most is not None and settings.most < 1:
         raise GenSegError(f"-n must be 1 or more, found {settings.most}")
     standalone.require_writable(settings.output)
+    own_features = None if settings.features is None else feature_function(settings.features)
     network = FoldNetwork(settings)
     dataset = network.plans.dataset_name
     folder = PairFolder.read(settings.folder, dataset, settings.fold, settings.most)
@@ -70,7 +74,7 @@ def judge(settings: Judgement) -> dict[str, Any]:
     of_network = network.plans, network.configuration, network.description
     raw = RawCases(*of_network, Path(os.environ["nnUNet_raw"]) / dataset, [*training, *validation])
     written = RawCases(*of_network, settings.folder, list(folder.sources))
-    judging = Judge(network)
+    judging = Judge(network, own_features)
     real = {name: judging.look(raw, name, segment=False) for name in with_progress(training, "training cases")}
     held = {name: judging.look(raw, name, segment=True) for name in with_progress(validation, "validation cases")}
     pairs = {name: judging.look(written, name, segment=True) for name in with_progress(list(folder.sources), "pairs")}
@@ -90,6 +94,7 @@ def _about(settings: Judgement, network: FoldNetwork) -> dict[str, Any]:
         "configuration": settings.configuration,
         "fold": settings.fold,
         "network": {"trainer": settings.trainer, "plans": settings.plans, "checkpoint": network.checkpoint.name},
+        "features": settings.features or "encoder of the network",
         "versions": versions("nnunetv2", "torch", "numpy", "scipy"),
     }
 
@@ -108,7 +113,7 @@ def _figures(judging: Judge, folder: PairFolder, real: Cases, held: Cases, pairs
     of_pixels = [{name: case.pixels for name, case in part.items()} for part in (real, pairs)]
     of_masks = {"new_masks": sum(folder.new_masks.values()), "distinct_masks": len({pair.mask for pair in pairs.values()})}
     spaces = {"pixels": of_pixels}
-    if judging.network.has_features:
+    if judging.has_features:
         first, second = ({name: case.features for name, case in part.items()} for part in (real, pairs))
         of_cases, of_pairs = ({name: of.mean(dim=0) for name, of in part.items()} for part in (first, second))
         found["distribution"] = distribution_figures(first, second, divided)

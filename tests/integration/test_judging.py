@@ -216,6 +216,28 @@ def test_what_is_wrong_with_pairs_shows_in_the_figures(name, prepare):
     assert found["diversity"]["distinct_masks"] == 1
 
 
+def test_features_of_ones_own_take_the_place_of_the_networks(prepare, capsys, monkeypatch):
+    prepared = prepare("photographs", steps=1)
+    folder = prepared.pairs.parent
+    (folder / "own_features.py").write_text(
+        "def corner(images):\n    return images[:, :, :16, :16].flatten(2).mean(dim=2)\n\ndef one(images):\n    return images.mean()\n"
+    )
+    monkeypatch.chdir(folder)
+    found = prepared.quality(prepared.pairs, "--features", "own_features:corner")
+    assert found["features"] == "own_features:corner" and found["distribution"]["channels"] == 3
+    turned = prepared.copy("turned")
+    for path in (turned / "imagesTr").iterdir():
+        change(path, lambda image: image[::-1, ::-1])
+    other = prepared.quality(turned, "--features", "own_features:corner")
+    assert found["distribution"]["kid"]["real"] == other["distribution"]["kid"]["real"]
+    distances = [content["memorisation"]["features"]["nearest_source"]["mean"] for content in (found, other)]
+    assert distances[0] < distances[1]
+    assert prepared.quality(prepared.pairs)["features"] == "encoder of the network"
+    with pytest.raises(SystemExit):
+        prepared.quality(prepared.pairs, "--features", "own_features:one")
+    assert "gave a result of shape () for" in capsys.readouterr().err
+
+
 def test_without_torchmetrics_fid_is_left_out_and_it_is_said(prepare, monkeypatch):
     prepared = prepare("photographs", steps=1)
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
