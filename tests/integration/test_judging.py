@@ -219,9 +219,8 @@ def test_what_is_wrong_with_pairs_shows_in_the_figures(name, prepare):
 def test_features_of_ones_own_take_the_place_of_the_networks(prepare, capsys, monkeypatch):
     prepared = prepare("photographs", steps=1)
     folder = prepared.pairs.parent
-    (folder / "own_features.py").write_text(
-        "def corner(images):\n    return images[:, :, :16, :16].flatten(2).mean(dim=2)\n\ndef one(images):\n    return images.mean()\n"
-    )
+    corner = "def corner(images):\n    return images[:, :, :16, :16].flatten(2).mean(dim=2)\n"
+    (folder / "own_features.py").write_text(corner + "\ndef one(images):\n    return images.mean()\n")
     monkeypatch.chdir(folder)
     found = prepared.quality(prepared.pairs, "--features", "own_features:corner")
     assert found["features"] == "own_features:corner" and found["distribution"]["channels"] == 3
