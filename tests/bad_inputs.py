@@ -9,6 +9,8 @@ import os
 import pickle
 import shutil
 import signal
+import socket
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from PIL import Image
 
 from nnunetv2_genseg import cli
 from nnunetv2_genseg.checkpoint import FORMAT
+from tests.written_pairs import write_pairs
 
 TRAIN = ("train", "{id}", "2d", "0", "-tr", "GenSegTrainerShort", "-p", "nnUNetPlansTiny", "-device", "cpu")
 RESUME = (*TRAIN, "--c")
@@ -31,6 +34,7 @@ GENERATE = ("generate", "{id}", "2d", "0", "-n", "2", "-o", "{folder}/pairs", "-
 QUALITY = ("quality", "{id}", "2d", "0", "{folder}/pairs", "-p", "nnUNetPlansTiny", "-device", "cpu")
 REPORT = ("report", "{id}", "2d", "0", "-o", "{folder}/report.html", "-p", "nnUNetPlansTiny", "-device", "cpu")
 OF_TRAINED = (*REPORT, "-tr", "GenSegTrainerShort")
+REVIEW = ("review", "{folder}/pairs")
 WITH_IMAGES = (*PRETRAIN, "--images", "{folder}/images")
 
 
@@ -41,6 +45,7 @@ class Place:
     folder: Path
     dataset: str
     environment: dict[str, str] = field(default_factory=dict)
+    listener: socket.socket | None = None
 
     @property
     def preprocessed(self) -> Path:
@@ -199,6 +204,44 @@ def strangers_pairs(place: Place) -> None:
     (place.folder / "pairs" / "thesis.txt").write_text("precious")
 
 
+def written_pairs(change: Callable[[Place, Path], object] = lambda place, pairs: None) -> Preparation:
+    """A folder of pairs, changed."""
+
+    def prepare(place: Place) -> None:
+        pairs = write_pairs(place.folder, place.folder / "nnUNet_raw", ["synthetic_00000"])
+        change(place, pairs)
+
+    return prepare
+
+
+def database(*statements: str) -> Preparation:
+    """A folder of pairs with an SQLite database in the place of that of decisions."""
+
+    def write(place: Place, pairs: Path) -> None:
+        base = sqlite3.connect(pairs / "review.sqlite")
+        for statement in statements:
+            base.execute(statement)
+        base.commit()
+        base.close()
+
+    return written_pairs(write)
+
+
+def renamed(place: Place, pairs: Path) -> None:
+    record = json.loads((pairs / "provenance.json").read_text())
+    record["pairs"] = {"../synthetic_00000": record["pairs"]["synthetic_00000"]}
+    (pairs / "provenance.json").write_text(json.dumps(record))
+
+
+def listen(place: Place, pairs: Path) -> None:
+    """Takes the port that the row names, if nobody has it, as long as the place is there."""
+    place.listener = socket.socket()
+    place.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with contextlib.suppress(OSError):
+        place.listener.bind(("127.0.0.1", PORT))
+        place.listener.listen()
+
+
 def strangers_model(place: Place) -> None:
     folder = place.folder / "generator"
     folder.mkdir()
@@ -265,6 +308,7 @@ def both(*preparations: Preparation) -> Preparation:
     return prepare
 
 
+PORT = 48731
 SIBLING = in_fold("checkpoint_latest.genseg-0004.pt")
 CASES = [f"tr_{i:03d}" for i in range(5)]
 
@@ -640,6 +684,37 @@ TABLE: tuple[BadInput, ...] = (
         damage(lambda fold: [path.write_bytes(b"PK") for path in fold.glob("*.pth")], lambda place: place.fold),
         OF_TRAINED,
     ),
+    # people's judgement
+    BadInput("review of no pairs", "provenance.json is missing; name a folder that `genseg", nothing, REVIEW),
+    BadInput(
+        "review of an incomplete folder",
+        "dataset.json is missing; restore it, or start `genseg generate` again",
+        written_pairs(lambda place, pairs: (pairs / "dataset.json").unlink()),
+        REVIEW,
+    ),
+    BadInput("review of a record with paths", "which is no name of a case", written_pairs(renamed), REVIEW),
+    BadInput(
+        "review with decisions of another version",
+        "is no database of `genseg review` of this version",
+        database("CREATE TABLE decisions (x)", "PRAGMA user_version = 99"),
+        REVIEW,
+    ),
+    BadInput(
+        "review with damaged decisions",
+        "review.sqlite cannot be read",
+        written_pairs(lambda place, pairs: (pairs / "review.sqlite").write_bytes(b"no database")),
+        REVIEW,
+    ),
+    BadInput(
+        "review in a folder that cannot be written",
+        "review.sqlite cannot be written",
+        written_pairs(lambda place, pairs: (pairs / "review.sqlite").mkdir()),
+        REVIEW,
+    ),
+    BadInput("review at a taken port", f"port {PORT} (Address already", written_pairs(listen), (*REVIEW, "--port", f"{PORT}")),
+    BadInput("review at no port", "--port must be a whole number from 0", written_pairs(), (*REVIEW, "--port", "70000")),
+    BadInput("review at another machine", "cannot listen at 203.0.113.1", written_pairs(), (*REVIEW, "--host", "203.0.113.1")),
+    BadInput("review exported before it began", "holds no decisions; judge pairs first", written_pairs(), (*REVIEW, "--export")),
     # the demo
     BadInput("demo device unknown", "invalid choice: 'tpu'", nothing, ("demo", "--device", "tpu")),
     BadInput("demo without GPU", "found; use --device cpu", nothing, ("demo", "--device", "cuda"), without_gpu=True),

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nnunetv2_genseg.cli import demo, generate, pretrain, preview, quality, report, train
+from nnunetv2_genseg.cli import demo, generate, pretrain, preview, quality, report, review, train
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
 
@@ -46,6 +46,7 @@ WITH_OPTIONS = {
     "generate": generate,
     "quality": quality,
     "report": report,
+    "review": review,
     "demo": demo,
 }
 """Sub-commands that are a module each."""

@@ -26,15 +26,17 @@ class PairFolder:
     """For every pair its pair source, such as `redraw`."""
     cases: list[str]
     """The training cases of the fold that the pairs were made for."""
+    origin: dict[str, Any]
+    """What all pairs have in common."""
 
     @staticmethod
-    def read(folder: Path, dataset: str, fold: str, most: int | None) -> PairFolder:
+    def read(folder: Path, dataset: str | None = None, fold: str | None = None, most: int | None = None) -> PairFolder:
         """Reads the record.
 
         Args:
             folder: of the pairs.
-            dataset: that they must have been made from.
-            fold: that they must have been made for.
+            dataset: that they must have been made from; None: any.
+            fold: that they must have been made for; None: any.
             most: as many pairs are taken, the first ones; None: all.
 
         Raises:
@@ -48,7 +50,7 @@ class PairFolder:
             raise GenSegError(f"{path} is not a record of `genseg generate` of this version; generate the pairs again")
         origin = in_form(content["origin"], dict[str, Any], "a mapping", f"`origin` in {path}")
         for name, own in (("dataset", dataset), ("fold", fold)):
-            if origin.get(name) != own:
+            if own is not None and origin.get(name) != own:
                 raise GenSegError(
                     f"the pairs in {folder} were made from {name} {origin.get(name)}, not from {own}; name the {name} that they "
                     "were made from"
@@ -73,7 +75,7 @@ class PairFolder:
             missing += [file for file in files if not (folder / file).is_file()]
         if missing:
             raise GenSegError(f"{folder} lacks files of its pairs ({first_of(missing)}); start `genseg generate` again")
-        return PairFolder(folder, sources, new_masks, made_by, cases)
+        return PairFolder(folder, sources, new_masks, made_by, cases, origin)
 
 
 def fold_cases(preprocessed: Path, fold: str, pairs: PairFolder) -> tuple[list[str], list[str]]:

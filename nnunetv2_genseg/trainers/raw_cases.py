@@ -109,7 +109,7 @@ class RawCases:
         self.manager = plans.get_label_manager(description)
         self.codec = label_codec(self.manager)
         self.reader: Any = plans.image_reader_writer_class
-        self.files = _files(folder, description, names)
+        self.files = case_files(folder, description, names)
         """Image files and label file of every case."""
         self.ending: str = description["file_ending"]
         self.channels = len(channel_names(description))
@@ -272,8 +272,17 @@ def _tensor(values: Any) -> Tensor:
     return values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
 
 
-def _files(folder: Path, description: dict[str, Any], names: Sequence[str]) -> dict[str, tuple[list[Path], Path]]:
-    """Image files and label file of every case, all of which are there."""
+def case_files(folder: Path, description: dict[str, Any], names: Sequence[str]) -> dict[str, tuple[list[Path], Path]]:
+    """Image files and label file of every case.
+
+    Args:
+        folder: of the raw dataset.
+        description: the content of its dataset.json.
+        names: the cases.
+
+    Raises:
+        GenSegError: a file is missing.
+    """
     ending = description["file_ending"]
     find: Callable[[str], tuple[list[Path], Path]]
     if "dataset" in description:  # files at any place

@@ -56,6 +56,7 @@ def test_every_command_shows_its_options(pages):
         "generate",
         "quality",
         "report",
+        "review",
         "demo",
         "env",
         "generators",
