@@ -93,8 +93,9 @@ class Decisions:
             raise
 
     def _require_own(self, path: Path) -> None:
-        own = [self._base.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+        # in this order: another process may make its tables in between
         empty = not self._base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        own = [self._base.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
         if not empty and own != [APPLICATION, FORMAT]:
             raise GenSegError(
                 f"{path} is no database of `genseg review` of this version (format {FORMAT}); use the version that wrote it, or "

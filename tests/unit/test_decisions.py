@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -109,13 +110,13 @@ def test_contradictions_are_refused(content):
 
 
 def of_another_version(path: Path) -> None:
-    with sqlite3.connect(path) as base:
+    with closing(sqlite3.connect(path)) as base:
         base.execute("PRAGMA user_version = 99")
 
 
 def of_another_program(path: Path) -> None:
     path.unlink()
-    with sqlite3.connect(path) as base:
+    with closing(sqlite3.connect(path)) as base:
         base.execute("CREATE TABLE decisions (x)")
 
 
