@@ -28,7 +28,7 @@ from torch import Tensor
 
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
 
-FORMAT = 7
+FORMAT = 8
 UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 """What reading a damaged file raises."""

@@ -17,6 +17,7 @@ from nnunetv2_genseg.generators import NetworkPlan
 from nnunetv2_genseg.generators.pretrained import Cases, ImageKind, identity, load_pretrained, pretrainable, save_pretrained
 from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.synthesis.pairs import Pairs
+from nnunetv2_genseg.synthesis.preference import Preference
 from nnunetv2_genseg.synthesis.sampler import PairSampler, Replacement
 from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
 
@@ -102,9 +103,11 @@ class BilevelLoop:
             slots = [slot for of_source in chosen.values() for slot in of_source]
             image, labels = self.sampler.paster.paste(image, labels, cases, slots, self.rng, self.slot_rng)
             self.sampler.observe(labels)  # a mask with a pasted structure may be larger than any real one
-        replacement = self.sampler.replace(image, labels, chosen, self.rng)
+        replacement = self.sampler.replace_as_preferred(image, labels, chosen, self.rng)
         self._note_finite(0, replacement.finite)
         self.meter.add({"acceptance_rate": replacement.pairs.accepted.float().mean()})
+        if replacement.kept is not None:
+            self.meter.add({"preferred": replacement.kept})
         return replacement
 
     def forget_donors(self) -> None:
@@ -124,7 +127,7 @@ class BilevelLoop:
         kept, slot_rng = self.rng.get_state(), torch.Generator().manual_seed(self.config.seed)
         try:
             image, labels = self.sampler.paster.paste(image, labels, [""] * count, range(count), self.rng, slot_rng)
-            replacement = self.sampler.replace(image, labels, chosen, self.rng)
+            replacement = self.sampler.replace_as_preferred(image, labels, chosen, self.rng)
         finally:
             self.rng.set_state(kept)
         order = sorted(range(len(image)), key=replacement.slots.__getitem__)
@@ -251,8 +254,10 @@ class BilevelLoop:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed training needs, in tensors, numbers, strings, lists and dictionaries."""
+        preference = self.sampler.preference
         return {
             "learned": self._learned(),
+            "preference": None if preference is None else preference.state_dict(),
             "paster": self.sampler.paster.state_dict(),
             "rng": self.rng.get_state(),
             "slot_rng": self.slot_rng.get_state(),
@@ -261,6 +266,8 @@ class BilevelLoop:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; other processes than the first, whose state it is, draw on with seeds of their own."""
         self._load_learned(state["learned"])
+        preference = state["preference"]
+        self.sampler.preference = None if preference is None else Preference.from_state(preference, self.rng.device)
         self.sampler.paster.load_state_dict(state["paster"], self.rng.device)
         self.rollback.keep()
         for own, name in ((self.rng, "rng"), (self.slot_rng, "slot_rng")):

@@ -215,6 +215,13 @@ class UnlabelledConfig(Section):
     """Voxels whose label has a lower probability than this are ignored by the loss."""
 
 
+class ReviewConfig(Section):
+    """What reviewers think of pairs that `genseg generate` wrote."""
+
+    file: str | None = None
+    """A review.csv in the folder of these pairs: pairs like the accepted ones are preferred; None: all pairs are alike."""
+
+
 class GenSegConfig(Section):
     """Everything that a user may set."""
 
@@ -225,6 +232,7 @@ class GenSegConfig(Section):
     intensity: IntensityConfig = IntensityConfig()
     masks: MaskConfig = MaskConfig()
     unlabelled: UnlabelledConfig = UnlabelledConfig()
+    review: ReviewConfig = ReviewConfig()
     redraw: RedrawConfig = RedrawConfig()
     generator: GeneratorConfig = GeneratorConfig()
     feedback: FeedbackConfig = FeedbackConfig()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_genseg.synthesis.masks import MaskChange
-from nnunetv2_genseg.synthesis.spatial import per_patch, warp_labels
+from nnunetv2_genseg.synthesis.spatial import identity_grid, per_patch, warp_labels
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,16 @@ def blank_as_before(drawn: Tensor, image: Tensor, change: MaskChange, masked: Te
     return torch.where(constant_channels(image), image, drawn)
 
 
-def replaced_where(good: Tensor, pairs: Pairs, image: Tensor, labels: Tensor, identity: Tensor) -> Pairs:
-    """Pairs of which those that are not `good`, (B,) booleans, are the real ones, not deformed."""
-    return Pairs(
-        torch.where(per_patch(good, image), pairs.image, image),
-        torch.where(per_patch(good, labels), pairs.labels, labels),
-        torch.where(per_patch(good, pairs.grid), pairs.grid, identity),
-        pairs.accepted & good,
-    )
+def replaced_where(good: Tensor, pairs: Pairs, others: Pairs) -> Pairs:
+    """Pairs of which those that are not `good`, (B,) booleans, are others."""
+
+    def chosen(one: Tensor, other: Tensor) -> Tensor:
+        return torch.where(per_patch(good, one), one, other)
+
+    return Pairs(*(chosen(getattr(pairs, name), getattr(others, name)) for name in ("image", "labels", "grid", "accepted")))
+
+
+def not_changed(image: Tensor, labels: Tensor) -> Pairs:
+    """Real patches, (B, C, *spatial) and (B, *spatial), in the form of pairs."""
+    grid = identity_grid(labels.shape[1:], labels.device).expand(*labels.shape, labels.ndim - 1)
+    return Pairs(image, labels, grid, torch.zeros(len(labels), dtype=torch.bool, device=labels.device))

@@ -13,12 +13,12 @@ from nnunetv2_genseg.config import GenSegConfig
 from nnunetv2_genseg.generators import NetworkPlan
 from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.synthesis.masks import MaskDeformer
-from nnunetv2_genseg.synthesis.pairs import Pairs, replaced_where, slot_index
+from nnunetv2_genseg.synthesis.pairs import Pairs, not_changed, replaced_where, slot_index
 from nnunetv2_genseg.synthesis.paster import Paster
 from nnunetv2_genseg.synthesis.pasting import PasteContext
 from nnunetv2_genseg.synthesis.policy import Policy
+from nnunetv2_genseg.synthesis.preference import Preference
 from nnunetv2_genseg.synthesis.sources import PAIR_SOURCES, PairSource, SourceContext
-from nnunetv2_genseg.synthesis.spatial import identity_grid
 
 BRIGHTEST = 100.0
 """Largest intensity of synthetic images relative to the real ones: what is beyond could overflow the segmentation network."""
@@ -33,6 +33,8 @@ class Replacement:
     pairs: Pairs
     finite: Tensor
     """0-d, 1 if all images were finite and not far brighter than the real ones; the others are the real patches."""
+    kept: Tensor | None = None
+    """0-d, fraction of the drawn pairs that the preference keeps; None without one."""
 
 
 class PairSampler:
@@ -77,6 +79,8 @@ class PairSampler:
             synchronise,
         )
         self.paster = Paster(config.paste, PasteContext(codec, config.deformation, plan.movable_axes))
+        self.preference: Preference | None = None
+        """Which pairs reviewers prefer; None if there is no judgement."""
         self.sources: dict[str, PairSource] = {name: PAIR_SOURCES[name](context) for name in sorted(config.mixing.sources)}
 
     def choose(self, count: int, share: float, rng: torch.Generator) -> dict[str, list[int]]:
@@ -109,10 +113,25 @@ class PairSampler:
             index = slot_index(own_slots, image.device)
             parts.append(self.sources[name].sample(image.index_select(0, index), labels.index_select(0, index), rng))
         pairs, index = Pairs.joined(parts), slot_index(slots, image.device)
-        real, own = image.index_select(0, index), labels.index_select(0, index)
         good = pairs.image.abs().flatten(1).amax(dim=1) <= BRIGHTEST * image.abs().amax().clamp(min=1)  # False for NaN
-        identity = identity_grid(labels.shape[1:], labels.device).expand_as(pairs.grid)
-        return Replacement(slots, replaced_where(good, pairs, real, own, identity), good.all().float())
+        real = not_changed(image.index_select(0, index), labels.index_select(0, index))
+        return Replacement(slots, replaced_where(good, pairs, real), good.all().float())
+
+    def replace_as_preferred(
+        self, image: Tensor, labels: Tensor, chosen: dict[str, list[int]], rng: torch.Generator
+    ) -> Replacement:
+        """As `replace`. A pair that the preference does not keep is drawn once more; if that is not kept either, the patch stays.
+
+        Both are always drawn: to ask first which are kept would make the host wait for the device.
+        """
+        first = self.replace(image, labels, chosen, rng)
+        if self.preference is None:
+            return first
+        second, index = self.replace(image, labels, chosen, rng), slot_index(first.slots, image.device)
+        kept = [self.preference.keeps(drawn.pairs.image, drawn.pairs.labels, rng) for drawn in (first, second)]
+        real = not_changed(image.index_select(0, index), labels.index_select(0, index))
+        pairs = replaced_where(kept[0], first.pairs, replaced_where(kept[1], second.pairs, real))
+        return Replacement(first.slots, pairs, torch.minimum(first.finite, second.finite), torch.cat(kept).float().mean())
 
     def observe(self, labels: Tensor) -> None:
         """Records what bounds the masks of synthetic pairs; (B, *spatial) int64 real class maps."""

@@ -15,6 +15,7 @@ from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.trainers.batches import BatchCodec
 from nnunetv2_genseg.trainers.cascade import PreviousStage
 from nnunetv2_genseg.trainers.planning import image_kind, label_codec, network_plan
+from nnunetv2_genseg.trainers.reviewing import learn_preference
 
 
 def build_loop(trainer: Any) -> BilevelLoop:
@@ -74,6 +75,20 @@ def start_from_pretrained(trainer: Any) -> Cases:
         return {}
     cases: Cases = trainer.loop.start_from(Path(folder), image_kind(trainer.dataset_json, trainer.configuration_manager))
     trainer.print_to_log_file(f"GenSeg: the generator starts from {folder}")
+    return cases
+
+
+def start_anew(trainer: Any) -> Cases:
+    """Gives a GenSeg trainer what a training that is not resumed starts with: the trained generator and the judgement of pairs.
+
+    Returns:
+        As `start_from_pretrained`.
+
+    Raises:
+        GenSegError: one of the two cannot be used.
+    """
+    cases = start_from_pretrained(trainer)
+    learn_preference(trainer)
     return cases
 
 

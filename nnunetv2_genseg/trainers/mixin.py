@@ -18,7 +18,7 @@ from nnunetv2_genseg.config import GenSegConfig, GenSegError, GenSegFileError, S
 from nnunetv2_genseg.generators.pretrained import Cases
 from nnunetv2_genseg.trainers import preflight, resuming
 from nnunetv2_genseg.trainers.batches import Parts
-from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop, start_from_pretrained
+from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop, start_anew
 from nnunetv2_genseg.trainers.dry_run import try_feedback
 from nnunetv2_genseg.trainers.heldout_cases import HeldOutCases
 from nnunetv2_genseg.trainers.host import HostAccess
@@ -141,7 +141,7 @@ class GenSegMixin(HostAccess):
         # as before the first epoch began: if cases are exchanged now, that happens after the random state is restored
         before = max(0, self.current_epoch * self.num_iterations_per_epoch - 1)
         self._held_out.move_to(self._progress_of(before))
-        early = self.is_ddp or resumed or self.genseg.unlabelled.images
+        early = self.is_ddp or resumed or self.genseg.unlabelled.images or self.genseg.review.file
         if self.local_rank == 0 and early:  # all processes would make and read splits_final.json at once
             self.do_split()
         if self.is_ddp:
@@ -149,7 +149,7 @@ class GenSegMixin(HostAccess):
             self.do_split()
         self._pseudo = PseudoLabelling(self) if self.genseg.unlabelled.images else None
         if self._resume_from is None:
-            self._generator_saw = start_from_pretrained(self)
+            self._generator_saw = start_anew(self)
             super().on_train_start()
         else:
             state = resuming.load_state(self, *self._resume_from)

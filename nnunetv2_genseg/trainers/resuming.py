@@ -10,6 +10,7 @@ from typing import Any
 from nnunetv2_genseg import __version__, checkpoint
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, checked
 from nnunetv2_genseg.config.reading import read_json
+from nnunetv2_genseg.trainers.reviewing import warn_of_changes
 from nnunetv2_genseg.trainers.saving import save_with_trainer_name
 from nnunetv2_genseg.trainers.unlabelled_cases import FILE_NAME as UNLABELLED_FILE
 
@@ -118,6 +119,7 @@ def restore(trainer: Any, state: dict[str, Any], path: Path) -> None:
         trainer.recorder.progress.load_state_dict(state["progress"])
         if trainer.local_rank == 0:
             checkpoint.set_global_random_state(state["random"], trainer.device)
+    warn_of_changes(trainer)
 
 
 def _identity(trainer: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from nnunetv2_genseg.config import (
     GenSegError,
     GenSegFileError,
     MaskConfig,
+    ReviewConfig,
     Settings,
     UnlabelledConfig,
 )
@@ -111,8 +112,14 @@ def build(settings: Standalone, mixin: type[GenSegMixin], preset: Settings | Non
 
 
 def without_training(config: GenSegConfig) -> GenSegConfig:
-    """The settings without what only a training of the segmentation network has: feedback, learned masks, unlabelled images."""
-    unused = {"feedback": FeedbackConfig(enabled=False), "masks": MaskConfig(), "unlabelled": UnlabelledConfig()}
+    """The settings without what only a training of the segmentation network has: feedback, learned masks, images without labels,
+    judgement of pairs."""
+    unused = {
+        "feedback": FeedbackConfig(enabled=False),
+        "masks": MaskConfig(),
+        "unlabelled": UnlabelledConfig(),
+        "review": ReviewConfig(),
+    }
     return config.model_copy(update=unused)
 
 
