@@ -33,6 +33,7 @@ EVIDENCE = {
     "unlabelled.images": "the arm `genseg_unlabelled` on 102: 0.7 ± 0.5 above `genseg` (three seeds)",
     "unlabelled.share": "not measured; half, as in a trial before this package had it",
     "unlabelled.confidence": "not measured",
+    "review.file": "not measured on patients; on phantoms a test: pairs with the rejected defect become at most half as frequent",
     "redraw.mode": "archived, 4000 iterations: with this mode `genseg` is 1.4 and 0.9 above `genseg_deformation` on 101 and 102, "
     "else level; the other modes are not measured",
     "redraw.tissue_classes": "not measured",

@@ -105,9 +105,7 @@ class BilevelLoop:
             self.sampler.observe(labels)  # a mask with a pasted structure may be larger than any real one
         replacement = self.sampler.replace_as_preferred(image, labels, chosen, self.rng)
         self._note_finite(0, replacement.finite)
-        self.meter.add({"acceptance_rate": replacement.pairs.accepted.float().mean()})
-        if replacement.kept is not None:
-            self.meter.add({"preferred": replacement.kept})
+        self.meter.add(replacement.measured)
         return replacement
 
     def forget_donors(self) -> None:

@@ -15,6 +15,8 @@ from nnunetv2_genseg.plots import own_style
 EPOCH, SHARE = "epoch", "share"
 USED, SURE = "pseudo_labels_used", "pseudo_labels_sure"
 """Fraction of the unlabelled patches that were used, and of their voxels whose label was sure."""
+PREFERRED = "preferred"
+"""Fraction of the drawn pairs that the judgement of reviewers keeps."""
 ACCEPTANCE, HELD_OUT, SYNTHETIC, NORM = "acceptance_rate", "loss_heldout", "loss_synthetic", "hypergradient_norm"
 CHOSEN = ("deformation_factor", "style_factor", "largest_kernel_share")
 """Names of what the feedback chose."""
@@ -56,8 +58,8 @@ class ProgressRecord:
         """Titles of panels, and the names of the values in each."""
         names = {name for row in self.rows for name in row}
         contents = {
-            "generator": sorted(names - {EPOCH, SHARE, ACCEPTANCE, USED, SURE, HELD_OUT, SYNTHETIC, NORM, *CHOSEN}),
-            "synthetic patches": [SHARE, ACCEPTANCE, USED, SURE],
+            "generator": sorted(names - {EPOCH, SHARE, ACCEPTANCE, PREFERRED, USED, SURE, HELD_OUT, SYNTHETIC, NORM, *CHOSEN}),
+            "synthetic patches": [SHARE, ACCEPTANCE, PREFERRED, USED, SURE],
             "loss of the segmentation network, in the feedback": [HELD_OUT, SYNTHETIC],
             "what the feedback chose": list(CHOSEN),
         }

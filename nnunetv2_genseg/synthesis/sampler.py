@@ -33,8 +33,8 @@ class Replacement:
     pairs: Pairs
     finite: Tensor
     """0-d, 1 if all images were finite and not far brighter than the real ones; the others are the real patches."""
-    kept: Tensor | None = None
-    """0-d, fraction of the drawn pairs that the preference keeps; None without one."""
+    measured: dict[str, Tensor]
+    """0-d values for the log, by name."""
 
 
 class PairSampler:
@@ -115,7 +115,8 @@ class PairSampler:
         pairs, index = Pairs.joined(parts), slot_index(slots, image.device)
         good = pairs.image.abs().flatten(1).amax(dim=1) <= BRIGHTEST * image.abs().amax().clamp(min=1)  # False for NaN
         real = not_changed(image.index_select(0, index), labels.index_select(0, index))
-        return Replacement(slots, replaced_where(good, pairs, real), good.all().float())
+        pairs = replaced_where(good, pairs, real)
+        return Replacement(slots, pairs, good.all().float(), {"acceptance_rate": pairs.accepted.float().mean()})
 
     def replace_as_preferred(
         self, image: Tensor, labels: Tensor, chosen: dict[str, list[int]], rng: torch.Generator
@@ -131,7 +132,9 @@ class PairSampler:
         kept = [self.preference.keeps(drawn.pairs.image, drawn.pairs.labels, rng) for drawn in (first, second)]
         real = not_changed(image.index_select(0, index), labels.index_select(0, index))
         pairs = replaced_where(kept[0], first.pairs, replaced_where(kept[1], second.pairs, real))
-        return Replacement(first.slots, pairs, torch.minimum(first.finite, second.finite), torch.cat(kept).float().mean())
+        measured = {"acceptance_rate": (first.measured["acceptance_rate"] + second.measured["acceptance_rate"]) / 2}
+        measured["preferred"] = torch.cat(kept).float().mean()
+        return Replacement(first.slots, pairs, torch.minimum(first.finite, second.finite), measured)
 
     def observe(self, labels: Tensor) -> None:
         """Records what bounds the masks of synthetic pairs; (B, *spatial) int64 real class maps."""
