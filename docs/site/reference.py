@@ -40,7 +40,13 @@ BOUNDS: dict[type, tuple[str, str]] = {
     annotated_types.Le: ("le", "≤"),
     annotated_types.Lt: ("lt", "<"),
 }
-MODULES_OF_FILES = ("trainers.resuming", "trainers.recording", "trainers.holdout", "trainers.unlabelled_cases", "trainers.reviewing")
+MODULES_OF_FILES = (
+    "trainers.resuming",
+    "trainers.recording",
+    "trainers.holdout",
+    "trainers.unlabelled_cases",
+    "trainers.reviewing",
+)
 
 
 def cell(text: str) -> str:
