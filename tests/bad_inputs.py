@@ -199,6 +199,32 @@ def images(**files: Any) -> Preparation:
     return prepare
 
 
+def review(text: str | bytes | None, origin: Any = None) -> Preparation:
+    """A folder of two pairs whose files are empty, synthetic_00000 and synthetic_00001, with a review.csv that the settings name.
+
+    Args:
+        text: of review.csv; None: there is none.
+        origin: what differs in the origin of the pairs.
+    """
+
+    def prepare(place: Place) -> None:
+        pairs = place.folder / "pairs"
+        own = {"dataset": place.dataset, "fold": "0", "cases": CASES[1:]} | (origin or {})
+        names = [f"synthetic_{k:05d}" for k in range(2)]
+        for name in names:
+            for file in (f"imagesTr/{name}_0000.png", f"labelsTr/{name}.png"):
+                (pairs / file).parent.mkdir(parents=True, exist_ok=True)
+                (pairs / file).write_bytes(b"")
+        written = {name: {"cases": own["cases"][:1], "new_mask": True, "files": {}} for name in names}
+        (pairs / "provenance.json").write_text(json.dumps({"format": 1, "origin": own, "pairs": written}))
+        if text is not None:
+            (pairs / "review.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+        all_training(place, CASES[1:])
+        settings({"review": {"file": str(pairs / "review.csv")}})(place)
+
+    return prepare
+
+
 def strangers_pairs(place: Place) -> None:
     (place.folder / "pairs").mkdir()
     (place.folder / "pairs" / "thesis.txt").write_text("precious")
@@ -311,6 +337,7 @@ def both(*preparations: Preparation) -> Preparation:
 PORT = 48731
 SIBLING = in_fold("checkpoint_latest.genseg-0004.pt")
 CASES = [f"tr_{i:03d}" for i in range(5)]
+DECISION = "pair,reviewer,decision,rating,reasons,time\nsynthetic_00000,anna,accept,5,,\n"
 
 TABLE: tuple[BadInput, ...] = (
     # the configuration file
@@ -527,6 +554,22 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("unlabelled folder missing", "/none is not a folder", settings({"unlabelled": {"images": ["/none"]}})),
     BadInput("unlabelled no list", "unlabelled.images: Input should be", settings({"unlabelled": {"images": "/none"}})),
     BadInput("unlabelled never sure", "unlabelled.confidence: Input should be", settings({"unlabelled": {"confidence": 1.0}})),
+    # decisions of reviewers
+    BadInput("review no path", "review.file: Input should be a valid string", settings({"review": {"file": 3}})),
+    BadInput("review without pairs", "provenance.json is missing", settings({"review": {"file": "/none/review.csv"}})),
+    BadInput("review not there", "review.csv is not a file; name the review.csv of a folder of pairs", review(None)),
+    BadInput("review of another fold", "were made from fold 1, not from 0", review(DECISION, {"fold": "1"})),
+    BadInput("review of another dataset", "were made from dataset Other, not", review(DECISION, {"dataset": "Other"})),
+    BadInput("review of other cases", "other training cases than those of fold 0", review(DECISION, {"cases": CASES[2:]})),
+    BadInput("review in another encoding", "review.csv is not a text file in UTF-8", review(DECISION.encode("utf-16"))),
+    BadInput("review with semicolons", "lacks the columns pair, reviewer, decision", review(DECISION.replace(",", ";"))),
+    BadInput("review without decisions", "review.csv holds no decision", review(DECISION.replace("accept", ""))),
+    BadInput("review of unknown pairs", "no pair is named 'synthetic_7'", review(DECISION.replace("_00000", "_7"))),
+    BadInput("review undecided", "decision must be accept, reject or empty", review(DECISION.replace("accept", "yes"))),
+    BadInput("review twice", "'anna' has decided on synthetic_00000 before", review(DECISION + DECISION.splitlines()[1])),
+    BadInput("review with short lines", "line 3: 1 values for 6 columns", review(DECISION + "synthetic_00001\n")),
+    BadInput("review of pairs that are damaged", "the raw case synthetic_00000 cannot be read", review(DECISION)),
+    # a trained generator
     BadInput("pretrained folder missing", "is not the folder of a trained", settings({"generator": {"pretrained": "/none"}})),
     BadInput("pretrained no path", "generator.pretrained: Input should be", settings({"generator": {"pretrained": 3}})),
     BadInput("pretrained on cases of another form", "`trained_on` in", pretrained(trained_on={"Dataset901_Phantom2D": 3})),

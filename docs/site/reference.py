@@ -45,7 +45,7 @@ MODULES_OF_FILES = (
     "trainers.recording",
     "trainers.holdout",
     "trainers.unlabelled_cases",
-    "trainers.reviewing",
+    "trainers.preferring",
 )
 
 

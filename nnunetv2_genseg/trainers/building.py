@@ -15,7 +15,7 @@ from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.trainers.batches import BatchCodec
 from nnunetv2_genseg.trainers.cascade import PreviousStage
 from nnunetv2_genseg.trainers.planning import image_kind, label_codec, network_plan
-from nnunetv2_genseg.trainers.reviewing import learn_preference
+from nnunetv2_genseg.trainers.preferring import learn_preference
 
 
 def build_loop(trainer: Any) -> BilevelLoop:

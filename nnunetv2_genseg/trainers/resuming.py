@@ -10,7 +10,7 @@ from typing import Any
 from nnunetv2_genseg import __version__, checkpoint
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, checked
 from nnunetv2_genseg.config.reading import read_json
-from nnunetv2_genseg.trainers.reviewing import warn_of_changes
+from nnunetv2_genseg.trainers.preferring import warn_of_changes
 from nnunetv2_genseg.trainers.saving import save_with_trainer_name
 from nnunetv2_genseg.trainers.unlabelled_cases import FILE_NAME as UNLABELLED_FILE
 
