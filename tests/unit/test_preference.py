@@ -179,3 +179,14 @@ def test_a_loop_draws_logs_and_keeps_the_preference():
     assert 0 <= first.loop.means()["preferred"] <= 1
     other.loop.load_state_dict(through_a_file(Setting(**settings).loop.state_dict()))
     assert other.loop.sampler.preference is None
+
+
+@KINDS
+def test_nothing_asks_the_device_for_a_number(codec, dims, channels):
+    """Tensors of the device `meta` have no values that could be asked for."""
+    preference, _ = learn(*reviewed(codec, dims, channels), 2)
+    there = Preference.from_state(preference.state_dict(), torch.device("meta"))
+    image, labels = (tensor.to("meta") for tensor in pairs_of(codec, dims, channels, [False] * 4))
+    assert there.probability(image, labels).shape == (4,)
+    with pytest.raises(RuntimeError):
+        there.probability(image, labels).sum().item()
