@@ -19,8 +19,6 @@ FEWEST = 10
 """Fewest accepted and fewest rejected pairs that are learned from."""
 FOLDS = 5
 """Of the cross-validation."""
-STRENGTH = 0.1
-"""Inverse of the weight of the regularisation: features have unit variance, and a reviewed pair counts once."""
 CHANCE = 3.0
 """Standard deviations of the area under the ROC curve of decisions made at random, by which the cross-validated one must be above
 0.5. Cross-validation makes that area vary by about a fifth more than its formula tells."""
@@ -134,14 +132,17 @@ def _moments(real: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fitted(seen: Any, wanted: Any) -> Any:
-    """The regression of (pairs, patches, features) on (pairs,) fractions; all patches of a pair together count once."""
+    """The regression of (pairs, patches, features) on (pairs,) fractions; all patches of a pair together count once.
+
+    Its weights are kept small as scikit-learn does it by default, which suits features of unit variance.
+    """
     patches = seen.shape[1]
     flat = seen.reshape(-1, seen.shape[2])
     share = np.repeat(wanted, patches)
     weight = np.concatenate([share, 1 - share]) / patches
     answer = np.repeat([1, 0], len(flat))
     counted = weight > 0
-    model = LogisticRegression(C=STRENGTH, max_iter=1000)
+    model = LogisticRegression(max_iter=1000)
     return model.fit(np.concatenate([flat, flat])[counted], answer[counted], sample_weight=weight[counted])
 
 
