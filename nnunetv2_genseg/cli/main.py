@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nnunetv2_genseg.cli import demo, generate, pretrain, preview, quality, report, review, train
+from nnunetv2_genseg.cli import demo, generate, pretrain, preview, quality, report, review, sweep, train
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
 
@@ -41,6 +41,7 @@ def generators() -> None:
 
 WITH_OPTIONS = {
     "train": train,
+    "sweep": sweep,
     "preview": preview,
     "pretrain": pretrain,
     "generate": generate,

@@ -20,7 +20,7 @@ LAYERS = [
     {"bilevel"},
     {"plots", "quality"},
     {"trainers"},
-    {"demo", "discovery", "pipelines", "review"},
+    {"demo", "discovery", "pipelines", "review", "sweep"},
     {"cli"},
 ]
 """From the bottom to the top; a part imports from its own or from lower layers."""

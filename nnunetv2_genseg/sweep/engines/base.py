@@ -1,0 +1,70 @@
+"""What runs tasks: one Protocol for a pool on this machine, Ray and SLURM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.sweep.task import Task
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What an engine is asked for."""
+
+    jobs: int
+    """Tasks at once."""
+    logs: Path
+    """An existing folder on the shared file system."""
+    gpu: bool = False
+    """Whether each task needs a GPU of its own."""
+    options: Mapping[str, str | int] = field(default_factory=dict)
+    """The engine's own."""
+
+
+class Engine(Protocol):
+    """Runs `task.perform`, each task at most once: a further attempt is a further `submit`."""
+
+    def submit(self, task: Task, log: Path) -> Future[int]:
+        """Begins an attempt as soon as there is room.
+
+        Returns:
+            The exit status to come. An exception instead of it says that the worker was lost.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        ...
+
+
+class EngineFactory(Protocol):
+    """Builds an engine."""
+
+    def __call__(self, resources: Resources) -> Engine:
+        """An engine that is ready.
+
+        Raises:
+            GenSegError: it is not installed, or cannot be reached.
+        """
+        ...
+
+
+def installed(package: str, extra: str) -> Any:
+    """The package that an engine needs.
+
+    Raises:
+        GenSegError: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise GenSegError(
+            f"engine {extra} needs the package {package}, which does not import ({error}); run: "
+            f'pip install "nnunetv2-genseg[{extra}]", or choose engine local'
+        ) from None

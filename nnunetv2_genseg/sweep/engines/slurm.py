@@ -1,0 +1,57 @@
+"""SLURM, by submitit: a job for each attempt."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.sweep.engines import ENGINES
+from nnunetv2_genseg.sweep.engines.base import Resources, installed
+from nnunetv2_genseg.sweep.task import Task, perform
+
+MINUTES = 24 * 60
+"""Time limit of a job, unless `timeout_min` says another. What it ends goes on in the next attempt."""
+
+
+@ENGINES.register("slurm")
+class SlurmEngine:
+    """Jobs of SLURM, `resources.jobs` of them at once, waiting ones included.
+
+    Args:
+        resources: its options are those of submitit's AutoExecutor, such as `slurm_partition` and `timeout_min`; `cluster: local`
+            makes each job a process of this machine.
+    """
+
+    def __init__(self, resources: Resources) -> None:
+        submitit = installed("submitit", "slurm")
+        options = {"timeout_min": MINUTES, **({"gpus_per_node": 1} if resources.gpu else {}), **resources.options}
+        cluster = options.pop("cluster", "slurm")
+        try:
+            self._executor = submitit.AutoExecutor(folder=resources.logs / "slurm", cluster=cluster)
+            self._executor.update_parameters(**options)
+        except (RuntimeError, ValueError, TypeError, AssertionError, NameError) as error:
+            raise GenSegError(
+                f"engine slurm: {error}; run this where SLURM's commands are, with options of submitit's AutoExecutor"
+            ) from None
+        self._pool = ThreadPoolExecutor(resources.jobs)
+        self._jobs: list[Any] = []
+
+    def submit(self, task: Task, log: Path) -> Future[int]:
+        """See `Engine`."""
+        return self._pool.submit(self._perform, task, log)
+
+    def close(self) -> None:
+        """See `Engine`."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for job in self._jobs:
+            if not job.done():
+                job.cancel(check=False)
+        self._pool.shutdown()
+
+    def _perform(self, task: Task, log: Path) -> int:
+        job = self._executor.submit(perform, task, log)
+        self._jobs.append(job)
+        status: int = job.result()
+        return status

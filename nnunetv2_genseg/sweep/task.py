@@ -1,0 +1,92 @@
+"""A command that is to be done once: how it is seen to be done, and how one attempt at it runs, on whichever machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RESUME = "--c"
+_running: set[subprocess.Popen[bytes]] = set()
+"""What this process has started and waits for."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command, on a file system that all machines share."""
+
+    name: str
+    """In the table, and of its logs; no two tasks of a run have the same."""
+    command: tuple[str, ...]
+    """A program, by its path, and its arguments."""
+    folder: Path
+    """Where it runs."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables beside those of the machine that it runs on."""
+    products: tuple[Path, ...] = ()
+    """Files that are all there once it is done; with none it is done when its exit status is 0."""
+    checkpoints: tuple[Path, ...] = ()
+    """If one of these files is there, the command goes on from it by `--c`."""
+    needs: tuple[str, ...] = ()
+    """Names of the tasks that have to be done before."""
+
+    def is_done(self) -> bool:
+        """Whether it has products and all of them are there."""
+        return bool(self.products) and all(path.is_file() for path in self.products)
+
+
+def perform(task: Task, log: Path, further: Mapping[str, str] | None = None) -> int:
+    """One attempt at a task: runs its command to the end, and ends it when this process ends.
+
+    Args:
+        task: what is to be done.
+        log: a new file, for the command and what it prints.
+        further: environment variables beside the task's.
+
+    Returns:
+        The command's exit status; -N if signal N ended it.
+
+    Raises:
+        OSError: the log cannot be written, or the program is not there.
+    """
+    resumed = any(path.is_file() for path in task.checkpoints)
+    command = [*task.command, *([RESUME] if resumed else [])]
+    with open(log, "x", encoding="utf-8") as file:
+        print(f"on {socket.gethostname()}: {shlex.join(command)}", file=file, flush=True)
+        process = subprocess.Popen(
+            [*_ending_with_this_process(), *command],
+            cwd=task.folder,
+            env={**os.environ, **task.environment, **(further or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+        _running.add(process)
+        try:
+            return process.wait()
+        finally:
+            _end(process)
+            _running.discard(process)
+
+
+def end_all() -> None:
+    """Ends the commands that this process, in whichever thread, waits for."""
+    for process in list(_running):
+        _end(process)
+
+
+def _ending_with_this_process() -> list[str]:
+    """util-linux's program by which the kernel ends a command when what started it has ended, also after SIGKILL."""
+    program = shutil.which("setpriv")
+    return [] if program is None else [program, "--pdeathsig", "TERM", "--"]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(OSError):  # it has ended in between
+        process.terminate()
