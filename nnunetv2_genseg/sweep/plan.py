@@ -46,8 +46,8 @@ class Plan(Section):
     trainers: Listed[str] = ("GenSegTrainer",)
     """Their names, nnU-Net's own trainers among them."""
     settings: dict[str, list[str]] = Field(default={"default": []}, min_length=1)
-    """Lists of `SECTION.SETTING=VALUE` as for `--set`, each under a name. A list that is not empty has its results in a folder of that
-    name in `nnUNet_results`."""
+    """Lists of `SECTION.SETTING=VALUE` as for `--set`, each under a name. A list that is not empty has its results in a folder of
+    that name in `nnUNet_results`."""
     plans: str = "nnUNetPlans"
     """Name of nnU-Net's plans."""
     device: Literal["cuda", "cpu", "mps"] = "cuda"
