@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config.errors import ONE_MACHINE
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 
@@ -33,6 +34,15 @@ def require_device(device: str, remedy: str) -> None:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise GenSegError(f"no CUDA device was found; use {remedy}")
+
+
+def require_gpus(number: str) -> None:
+    """Raises GenSegError if `-num_gpus`, empty where it is not given, asks for more GPUs than this machine has."""
+    import torch
+
+    there = torch.cuda.device_count()
+    if number.isdigit() and int(number) > max(there, 1):
+        raise GenSegError(f"-num_gpus {number}, but this machine has {there}. {ONE_MACHINE}")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nnunetv2_genseg.cli.checks import RAW, quietly_preprocessed, require_set
 from nnunetv2_genseg.cli.options import add_dataset, add_overrides, add_trainer, prepared
+from nnunetv2_genseg.config import GenSegError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +44,14 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--redraws", metavar="N", type=int, default=3, help="how often at most (default: %(default)s)")
     options.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
+    options.add_argument("--shards", metavar="N", type=int, default=1, help="processes that draw at once (default: %(default)s)")
+    options.add_argument(
+        "--engine", default="local", help="where they run: local, ray or slurm, as in `genseg sweep` (default: %(default)s)"
+    )
+    options.add_argument(
+        "--slurm", metavar="OPTION=VALUE", action="append", default=[], help="option of submitit's, such as slurm_partition=gpu"
+    )
+    options.add_argument("--shard", help=argparse.SUPPRESS)
     add_trainer(options, "cuda", "draw")
     add_overrides(options)
     return options
@@ -57,6 +66,7 @@ def run(arguments: Sequence[str]) -> None:
     chosen = parser().parse_intermixed_args(arguments)
     of_trainer = prepared(chosen)
     require_set(RAW)
+    from nnunetv2_genseg.sweep.shards import draw
     from nnunetv2_genseg.trainers import generating
     from nnunetv2_genseg.trainers.guarding import ending_on_sigterm
     from nnunetv2_genseg.trainers.real_cases import raw_dataset
@@ -71,9 +81,28 @@ def run(arguments: Sequence[str]) -> None:
         masks=chosen.masks,
         least_dice=chosen.least_dice,
         redraws=chosen.redraws,
+        shard=None if chosen.shard is None else _shard(chosen.shard),
     )
     say = partial(print, "genseg:", file=sys.stdout, flush=True)
+    if chosen.shards < 1:
+        raise GenSegError(f"--shards must be 1 or more, found {chosen.shards}")
     with ending_on_sigterm(), quietly_preprocessed(chosen.dataset):
+        if chosen.shards > 1 and chosen.shard is None:
+            draw(arguments, output, chosen.shards, chosen.engine, chosen.device == "cuda", _options(chosen.slurm))
         drawn = generating.generate(settings, say)
-    kept = f"; {chosen.n - drawn} were there already" if drawn < chosen.n else ""
+    kept = f"; {chosen.n - drawn} were there already" if drawn < chosen.n and chosen.shards == 1 else ""
     print(f"{chosen.n} pairs are in {output}{kept}")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """`i/n`, as this command itself writes it."""
+    i, n = map(int, text.split("/"))
+    return i, n
+
+
+def _options(given: Sequence[str]) -> dict[str, str | int]:
+    """What `--slurm` says."""
+    pairs = [text.partition("=") for text in given]
+    if faulty := [text for text, (name, equals, _) in zip(given, pairs) if not (name and equals)]:
+        raise GenSegError(f"--slurm needs OPTION=VALUE, as in slurm_partition=gpu, found {faulty[0]!r}")
+    return {name: int(value) if value.isdigit() else value for name, _, value in pairs}

@@ -8,7 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_genseg.cli.checks import PREPROCESSED, RESULTS, preprocessed, require_device, require_fold, require_set
+from nnunetv2_genseg.cli.checks import (
+    PREPROCESSED,
+    RESULTS,
+    preprocessed,
+    require_device,
+    require_fold,
+    require_gpus,
+    require_set,
+)
 from nnunetv2_genseg.cli.options import DEFAULT_TRAINER, add_overrides, let_trainers_be_found
 
 
@@ -54,6 +62,7 @@ def run(arguments: Sequence[str]) -> None:
         require_fold(known.positional[2])
         require_set(PREPROCESSED, RESULTS)
         require_device(known.device or "cuda", "-device cpu")
+        require_gpus(known.num_gpus)
     if "-h" in rest or "--help" in rest:
         print(own.format_help())
     images = json.dumps([str(folder.resolve()) for folder in chosen.unlabelled])

@@ -16,11 +16,6 @@ from nnunetv2_genseg.config.schema import Section
 T = TypeVar("T")
 NAME = re.compile(r"(?!genseg|Dataset)[A-Za-z0-9][A-Za-z0-9_-]*")
 """Of a list of settings: a folder beside those of datasets and of this package."""
-OF_SEVERAL_MACHINES = ("nodes", "tasks_per_node", "gpus_per_node", "slurm_nodes", "slurm_ntasks_per_node", "slurm_gpus_per_node")
-ONE_MACHINE = (
-    "a training runs on GPUs of one machine: nnU-Net takes a process's number among all processes for the number of its GPU, and "
-    "its batch of two volumes leaves a third GPU nothing to do; run several trainings side by side instead"
-)
 
 
 def _without_twins(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -83,14 +78,6 @@ class Plan(Section):
             if same:
                 raise ValueError(f"{name} and {same[0]} are the same; remove one of the two")
         return settings
-
-    @field_validator("slurm")
-    @classmethod
-    def _of_one_machine(cls, options: dict[str, str | int]) -> dict[str, str | int]:
-        several = [name for name in OF_SEVERAL_MACHINES if name in options and options[name] != 1]
-        if several:
-            raise ValueError(f"{several[0]} must be 1: {ONE_MACHINE}")
-        return options
 
 
 def read_plan(path: Path) -> Plan:

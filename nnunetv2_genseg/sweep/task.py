@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 RESUME = "--c"
 _running: set[subprocess.Popen[bytes]] = set()
 """What this process has started and waits for."""
@@ -79,6 +80,12 @@ def end_all() -> None:
     """Ends the commands that this process, in whichever thread, waits for."""
     for process in list(_running):
         _end(process)
+
+
+def nnunets_environment() -> dict[str, str]:
+    """nnU-Net's variables of this process, its folders as whole paths, for other machines."""
+    own = {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
+    return own | {name: str(Path(own[name]).resolve()) for name in FOLDERS if name in own}
 
 
 def _ending_with_this_process() -> list[str]:

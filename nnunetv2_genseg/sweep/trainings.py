@@ -10,10 +10,10 @@ from itertools import product
 from pathlib import Path
 
 from nnunetv2_genseg.sweep.plan import Plan
-from nnunetv2_genseg.sweep.task import Task
+from nnunetv2_genseg.sweep.task import Task, nnunets_environment
 from nnunetv2_genseg.trainers.planned_dataset import PlannedDataset, require_trainer
 
-RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
+RESULTS = "nnUNet_results"
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,7 @@ class Trainings:
         return root / settings if self.plan.settings[settings] else root
 
     def _environment(self, settings: str) -> dict[str, str]:
-        """nnU-Net's variables, also for other machines."""
-        own = {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
-        folders = {name: str(Path(own[name]).resolve()) for name in (RAW, PREPROCESSED) if name in own}
-        return own | folders | {RESULTS: str(self._results(settings))}
+        return nnunets_environment() | {RESULTS: str(self._results(settings))}
 
 
 def _name(dataset: PlannedDataset, settings: str, configuration: str, trainer: str, fold: int | str) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +26,7 @@ from nnunetv2_genseg.trainers.given_masks import GivenMasks
 from nnunetv2_genseg.trainers.pair_files import NAME, PairFiles, case_of
 from nnunetv2_genseg.trainers.preflight import require_labels
 from nnunetv2_genseg.trainers.progress_bar import with_progress
-from nnunetv2_genseg.trainers.provenance import DESCRIPTION, IMAGES, LABELS, Provenance, require_own, versions
+from nnunetv2_genseg.trainers.provenance import DESCRIPTION, FILE_NAME, IMAGES, LABELS, SHARDS, Provenance, require_own, versions
 from nnunetv2_genseg.trainers.raw_cases import RawCases
 from nnunetv2_genseg.trainers.raw_formats import require_format
 from nnunetv2_genseg.trainers.real_cases import copy_cases, require_other_names
@@ -61,6 +61,8 @@ class Generation(standalone.Standalone):
     """Pairs of which the fold's network finds less are drawn again; None: none are."""
     redraws: int = 3
     """How often at most."""
+    shard: tuple[int, int] | None = None
+    """(i, n): only every n-th pair, from pair i on, is drawn, into a folder of its own; a later call without shard takes it."""
 
 
 def generate(settings: Generation, say: Callable[[str], None]) -> int:
@@ -128,19 +130,26 @@ class GeneratingMixin(standalone.StandaloneMixin):
             say("nothing is pasted from other cases into whole images")
         origin = self._origin(settings, names, generator, masks) | {"gate": None if gate is None else gate.origin()}
         record = Provenance(settings.output, origin)
+        if settings.shard is None:
+            _take_shards(record)
         there = max((int(name.rpartition("_")[2]) + 1 for name in record.pairs), default=0)
         if there > settings.pairs:
             raise GenSegError(f"{settings.output} holds {there} pairs already; -n must be {there} or more")
         if settings.with_real:
             require_other_names(names, [NAME.format(k) for k in range(settings.pairs)])
         numbers = [k for k in range(settings.pairs) if NAME.format(k) not in record.pairs]
+        if settings.shard is not None:
+            i, n = settings.shard
+            settings = replace(settings, output=settings.output / SHARDS / str(i), with_real=False)
+            record = Provenance(settings.output, origin)
+            numbers = [k for k in numbers if k % n == i and NAME.format(k) not in record.pairs]
         _require_space(settings, cases, [case_of(k, settings.seed, names) for k in numbers])
         self._look_at_cases(whole, names)
         if gate is not None:
             gate.look_at_cases(cases, names)
         whole.tile()
         self._write(settings, PairFiles(settings.output, settings.seed, whole, record, generator, say, masks, gate), numbers)
-        if gate is not None:
+        if gate is not None and numbers:
             say(f"of {len(numbers)} pairs {gate.again} were drawn again, and {gate.failed} of these still fail (provenance.json)")
         return len(numbers)
 
@@ -210,12 +219,23 @@ class GeneratingMixin(standalone.StandaloneMixin):
                     writing.record.save()
                 raise
             writing.record.save()
+            if settings.shard is not None:
+                return
             if settings.with_real:
                 copy_cases(writing.whole.cases.files, writing.whole.cases.ending, output)
             kept = {key: value for key, value in self.dataset_json.items() if key != "dataset"}
             real = len(writing.whole.cases.files) if settings.with_real else 0
             description = kept | {"numTraining": settings.pairs + real}
             write_text_atomically(json.dumps(description, indent=2) + "\n", output / DESCRIPTION)
+
+
+def _take_shards(record: Provenance) -> None:
+    """Takes the pairs that several processes have drawn into folders of their own."""
+    shards = record.folder / SHARDS
+    if shards.is_dir():
+        with alone_in(record.folder):
+            for folder in sorted(path for path in shards.iterdir() if (path / FILE_NAME).is_file()):
+                record.take(Provenance(folder, record.origin))
 
 
 def _require_space(settings: Generation, cases: RawCases, sources: Sequence[str]) -> None:

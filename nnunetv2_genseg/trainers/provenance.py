@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from nnunetv2_genseg.trainers.preflight import first_of
 FILE_NAME = "provenance.json"
 FORMAT = 1
 IMAGES, LABELS, DESCRIPTION = "imagesTr", "labelsTr", "dataset.json"
+SHARDS = f"shards{PARTIAL}"
+"""Folder, beside the pairs, of those that several processes are drawing: a folder like this one for each."""
 SAVED_EVERY = 10.0
 """Seconds between two writings of the record. Pairs that a killed run has not recorded are drawn again, to the same bytes."""
 
@@ -79,6 +82,19 @@ class Provenance:
         self.pairs[name] = {**pair, "files": sizes}
         if time.monotonic() >= self._saved + SAVED_EVERY:
             self.save()
+
+    def take(self, other: Provenance) -> None:
+        """Moves the pairs of another folder, on the same file system, into this one.
+
+        Raises:
+            GenSegFileError: the record cannot be written; what is not recorded is drawn again.
+        """
+        for name, pair in other.pairs.items():
+            for file in pair["files"]:
+                (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(other.folder / file, self.folder / file)
+            self.pairs[name] = pair
+        self.save()
 
     def save(self) -> None:
         """Writes the record.

@@ -92,3 +92,20 @@ def test_settings_have_their_own_results_and_a_failure_is_the_exit_status(small:
     assert "exit status 2: genseg: feedback.cases" in output, "not tried again"
     assert (results / NAME / "inference_instructions.txt").is_file()
     assert (results / "few" / NAME / "GenSegTrainerShort__nnUNetPlansTiny__2d").is_dir()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_pairs_do_not_depend_on_the_number_of_shards(small: Shell, tmp_path: Path):
+    """Nor on how many were there before, drawn by one process."""
+    options = ("-tr", "GenSegTrainerNoGenerator", "-p", "nnUNetPlansTiny", "-device", "cpu", "--seed", "3")
+    one, several = tmp_path / "one", tmp_path / "several"
+    command = ("genseg", "generate", NAME, "2d", "0", *options)
+    small.succeed(*command, "-n", "7", "-o", str(one))
+    small.succeed(*command, "-n", "2", "-o", str(several))
+    output = small.succeed(*command, "-n", "7", "-o", str(several), "--shards", "2")
+    assert output.splitlines()[-1] == f"7 pairs are in {several}"
+    assert files_of(one) == files_of(several)
+    assert len(files_of(one)) == 7 * 2 + 2

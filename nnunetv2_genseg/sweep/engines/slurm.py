@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config.errors import ONE_MACHINE
 from nnunetv2_genseg.sweep.engines import ENGINES
 from nnunetv2_genseg.sweep.engines.base import Resources, installed
 from nnunetv2_genseg.sweep.task import Task, perform
 
+OF_SEVERAL = ("nodes", "tasks_per_node", "gpus_per_node", "slurm_nodes", "slurm_ntasks_per_node", "slurm_gpus_per_node")
+"""Options that would give a task more than one process or GPU."""
 MINUTES = 24 * 60
 """Time limit of a job, unless `timeout_min` says another. What it ends goes on in the next attempt."""
 
@@ -28,6 +31,9 @@ class SlurmEngine:
         submitit = installed("submitit", "slurm")
         options = {"timeout_min": MINUTES, **({"gpus_per_node": 1} if resources.gpu else {}), **resources.options}
         cluster = options.pop("cluster", "slurm")
+        several = [name for name in OF_SEVERAL if options.get(name, 1) != 1]
+        if several:
+            raise GenSegError(f"engine slurm: {several[0]} must be 1, found {options[several[0]]}: {ONE_MACHINE}")
         try:
             self._executor = submitit.AutoExecutor(folder=resources.logs / "slurm", cluster=cluster)
             self._executor.update_parameters(**options)
