@@ -1,6 +1,6 @@
 """Measures what synthetic pairs are worth: one grid of trainings on real data at small label budgets, one JSON a cell.
 
-    python benchmarks/gain.py --raw PATH/TO/nnUNet_raw --work FOLDER GRID [GRID ...] [--jobs 2] [--device cpu]
+    python benchmarks/gain.py --raw PATH/TO/nnUNet_raw --work FOLDER GRID [GRID ...] [--jobs 2] [--engine local] [--device cpu]
 
 A cell is (dataset, label budget, configuration, arm, seed, iterations). The first N training cases by the rank in `cases.csv`
 make a raw dataset of their own, on which planning, training (fold `all`; GenSeg's held-out cases belong to the same N) and
@@ -22,8 +22,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,14 @@ from provenance import provenance
 from raw_datasets import GROUPS, budgeted_dataset, part_of, source_of, unlabelled_images
 from surface import hausdorff95
 
+from nnunetv2_genseg.sweep.engines import ENGINES, Resources
+from nnunetv2_genseg.sweep.report import Report
+from nnunetv2_genseg.sweep.running import Record, State, run
+from nnunetv2_genseg.sweep.task import Task
+
 RESULTS = Path(__file__).parent / "results" / "gain"
+ATTEMPTS = 2
+"""At a cell: one that is lost with its machine is begun again."""
 EPOCHS = 20
 EPOCHS_BETWEEN_CHECKPOINTS = 10
 
@@ -86,20 +93,33 @@ def run_nnunet(folder: Path, program: str, *options: str) -> None:
         subprocess.run([sys.executable, "-c", run, program, *options], env=environment, stdout=log, stderr=log, check=True)
 
 
-def run_cell(cell: Cell, place: Place) -> None:
-    """Trains, predicts and evaluates in a process of its own, which is given one core of `jobs`."""
-    log = place.work / "logs" / f"{cell.name}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__)), "--raw", str(place.raw), "--work", str(place.work)]
+def task_of(cell: Cell, place: Place) -> Task:
+    """Training, prediction and evaluation as a command, which is given one core of `jobs`."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--raw", str(place.raw), "--work", str(place.work)]
     command += ["--results", str(place.results), "--device", place.device, "--cell", json.dumps(asdict(cell))]
-    with open(log, "w") as file:
-        started = time.monotonic()
-        code = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
-    outcome = f"exit status {code}, see {log}"
-    if not code:
-        result = json.loads(cell.result(place.results).read_text())
-        outcome = ", ".join(f"{part} {values['dice']:.4f}" for part, values in result["parts"].items())
-    print(f"{cell.name}: {outcome} ({time.monotonic() - started:.0f} s)", flush=True)
+    return Task(cell.name, tuple(command), Path.cwd(), products=(cell.result(place.results),))
+
+
+def run_cells(cells: Sequence[Cell], place: Place, jobs: int, engine: str, collect: Callable[[], None] = lambda: None) -> None:
+    """Runs cells that are not finished, on an engine of `genseg sweep`, and prints what each gave.
+
+    `collect` is called whenever one may have finished.
+    """
+
+    def tell(records: Sequence[Record]) -> None:
+        report.tell(records)
+        collect()
+
+    logs = place.work / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    report = Report(place.work / "cells.json", {"engine": engine})
+    with closing(ENGINES[engine](Resources(jobs, logs, place.device == "cuda"))) as running, report.shown():
+        records = run([task_of(cell, place) for cell in cells], running, jobs, ATTEMPTS, logs, tell)
+    for record in records:
+        if record.state is State.DONE:
+            result = json.loads(record.task.products[0].read_text())
+            dice = ", ".join(f"{part} {values['dice']:.4f}" for part, values in result["parts"].items())
+            print(f"{record.task.name}: {dice} ({record.seconds:.0f} s)", flush=True)
 
 
 def train_and_judge(cell: Cell, place: Place, command: str) -> None:
@@ -269,6 +289,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--jobs", type=int, default=2, help="cells at once")
+    parser.add_argument("--engine", default="local", help="where cells run, as in `genseg sweep`: local, ray or slurm")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     place = Place(chosen.raw.resolve(), chosen.work.resolve(), chosen.device, chosen.results.resolve())
@@ -282,8 +303,7 @@ def main() -> None:
     print(f"{len(todo)} cells to run", flush=True)
     for cell in todo:
         prepare(cell, place)
-    with ThreadPoolExecutor(chosen.jobs) as pool:
-        list(pool.map(lambda cell: run_cell(cell, place), todo))
+    run_cells(todo, place, chosen.jobs, chosen.engine)
 
 
 if __name__ == "__main__":

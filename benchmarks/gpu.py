@@ -26,18 +26,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cells import COMPARED, Cell, comparison  # noqa: E402
-from gain import Place, prepare, run_cell  # noqa: E402
+from gain import Place, prepare, run_cells  # noqa: E402
 from iterations import Subject  # noqa: E402
 from provenance import provenance  # noqa: E402
 from raw_datasets import budgeted_dataset, source_of  # noqa: E402
@@ -118,16 +116,11 @@ def gain(work: Work) -> None:
             prepare(cell, place)
     os.environ.update(nnUNet_n_proc_DA="1", nnUNet_compile="0", OMP_NUM_THREADS="1")
 
-    writing = Lock()
+    def collect() -> None:
+        found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+        (work.out / "gain.json").write_text(json.dumps(found, indent=1) + "\n")
 
-    def run(cell: Cell) -> None:
-        run_cell(cell, place)
-        with writing:
-            found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
-            (work.out / "gain.json").write_text(json.dumps(found, indent=1) + "\n")
-
-    with ThreadPoolExecutor(work.jobs) as pool:
-        list(pool.map(run, cells))
+    run_cells(cells, place, work.jobs, "local", collect)
     missing = [cell.name for cell in cells if not cell.result(results).is_file()]
     if missing:
         sys.exit(f"not finished: {', '.join(missing)}")

@@ -376,3 +376,18 @@ def test_the_average_of_the_weights_is_delivered_at_the_end_alone():
     for name in ("checkpoint_latest.pth", "checkpoint_final.pth"):
         trainer.save_checkpoint(name)
     assert trainer.saved == pytest.approx([0.0, 3 * (2 / 3) ** 2])
+
+
+def test_cells_are_run_by_the_sweep_and_one_that_fails_does_not_keep_the_next_from_its_turn(tmp_path, capsys):
+    import cells
+    import gain
+
+    place = gain.Place(tmp_path / "none", tmp_path / "work", "cpu", tmp_path / "results")
+    lost, finished = list(gain.wanted(["long"]))[:2]
+    finished.result(place.results).parent.mkdir(parents=True)
+    finished.result(place.results).write_text(json.dumps(result("stock", 0, [0.5])))
+    gain.run_cells([lost, finished], place, 1, "local")
+    said = capsys.readouterr().out
+    assert f"{finished.name}: test 0.5000" in said
+    assert f"{lost.name}: failed, attempt 2: exit status 1: " in said
+    assert cells.Cell.from_json(gain.task_of(lost, place).command[-1]) == lost
