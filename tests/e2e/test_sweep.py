@@ -15,7 +15,7 @@ from tests.e2e.conftest import Shell, ended, wait_until
 from tests.integration.conftest import Workspace
 
 NAME = "Dataset903_Phantom2D"
-LENGTH = "8,2,1,2,0"
+LENGTH = "6,2,1,2,0"
 PLAN = {
     "datasets": [903],
     "configurations": ["2d"],
