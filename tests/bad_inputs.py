@@ -35,6 +35,7 @@ QUALITY = ("quality", "{id}", "2d", "0", "{folder}/pairs", "-p", "nnUNetPlansTin
 REPORT = ("report", "{id}", "2d", "0", "-o", "{folder}/report.html", "-p", "nnUNetPlansTiny", "-device", "cpu")
 OF_TRAINED = (*REPORT, "-tr", "GenSegTrainerShort")
 REVIEW = ("review", "{folder}/pairs")
+SWEEP = ("sweep", "{folder}/plan.yaml")
 WITH_IMAGES = (*PRETRAIN, "--images", "{folder}/images")
 
 
@@ -236,6 +237,23 @@ def written_pairs(change: Callable[[Place, Path], object] = lambda place, pairs:
     def prepare(place: Place) -> None:
         pairs = write_pairs(place.folder, place.folder / "nnUNet_raw", ["synthetic_00000"])
         change(place, pairs)
+
+    return prepare
+
+
+def sweep(text: bytes | None = None, **changed: Any) -> Preparation:
+    """A plan: the one training of the planned dataset with `changed` keys, or any text."""
+    plan = {
+        "configurations": ["2d"],
+        "folds": [0],
+        "trainers": ["GenSegTrainerShort"],
+        "plans": "nnUNetPlansTiny",
+        "device": "cpu",
+    }
+
+    def prepare(place: Place) -> None:
+        content = {"datasets": [int(place.dataset_id)]} | plan | changed
+        (place.folder / "plan.yaml").write_bytes(json.dumps(content).encode() if text is None else text)
 
     return prepare
 
@@ -454,6 +472,7 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("plans unknown", "nnUNetv2_plan_and_preprocess", nothing, (*TRAIN[:7], "nnUNetOtherPlans", *TRAIN[8:])),
     BadInput("device unknown", "-device must be either cpu, mps or cuda", nothing, (*TRAIN[:-1], "tpu")),
     BadInput("no GPU", "no CUDA device was found; use -device cpu", nothing, TRAIN[:-2], without_gpu=True),
+    BadInput("GPUs of other machines", "-num_gpus 99, but this machine has", nothing, (*TRAIN, "-num_gpus", "99")),
     BadInput("option unknown", "unrecognized arguments: --fast", nothing, (*TRAIN, "--fast")),
     BadInput("resume and validate", "Cannot set --c and --val flag at the same time", nothing, (*TRAIN, "--c", "--val")),
     BadInput("validate before training", "the training is not finished yet", nothing, (*TRAIN, "--val")),
@@ -689,6 +708,63 @@ TABLE: tuple[BadInput, ...] = (
         "file is no folder or not writable; name another",
         nothing,
         (*GENERATE[:6], "-o", "{folder}/nnUNet_preprocessed/file", *GENERATE[8:]),
+    ),
+    BadInput("generate in no shards", "--shards must be 1 or more, found 0", nothing, (*GENERATE, "--shards", "0")),
+    BadInput(
+        "generate on an unknown engine",
+        "engine: no 'pbs'; registered are local, ray, slurm",
+        nothing,
+        (*GENERATE, "--shards", "2", "--engine", "pbs"),
+    ),
+    BadInput(
+        "generate with an option without value",
+        "--slurm needs OPTION=VALUE",
+        nothing,
+        (*GENERATE, "--shards", "2", "--slurm", "gpu"),
+    ),
+    BadInput(
+        "generate in shards among files of others", "did not write (thesis.txt)", strangers_pairs, (*GENERATE, "--shards", "2")
+    ),
+    # many trainings
+    BadInput("sweep without a plan", "plan.yaml is not a file; name the plan of the sweep", nothing, SWEEP),
+    BadInput("sweep by what is no YAML", "plan.yaml is not valid YAML", sweep(b"datasets: [1"), SWEEP),
+    BadInput("sweep by a list", "plan.yaml must hold a mapping", sweep(b"[1]"), SWEEP),
+    BadInput("sweep with an unknown key", "fold: unknown key; did you mean folds?", sweep(fold=[0]), SWEEP),
+    BadInput("sweep with an unknown setting", "did you mean rotation", sweep(settings={"a": ["deformation.rotaton=1"]}), SWEEP),
+    BadInput(
+        "sweep with settings of one name as a dataset", "D/1 cannot be a folder", sweep(settings={"D/1": ["seed=1"]}), SWEEP
+    ),
+    BadInput("sweep with the same settings twice", "a and b are the same", sweep(settings={"a": [], "b": []}), SWEEP),
+    BadInput("sweep on an unknown engine", "engine: no 'pbs'; registered are local, ray, slurm", sweep(engine="pbs"), SWEEP),
+    BadInput("sweep of an unknown dataset", "999", sweep(datasets=[999]), SWEEP),
+    BadInput("sweep of an unknown configuration", "configuration 4d does not exist", sweep(configurations=["4d"]), SWEEP),
+    BadInput("sweep of an unknown trainer", "GenSegTrainerTypo", sweep(trainers=["GenSegTrainerTypo"]), SWEEP),
+    BadInput("sweep with plans that are not there", "Other.json is missing; first run", sweep(plans="Other"), SWEEP),
+    BadInput("sweep without GPU", "found; use device: cpu", sweep(device="cuda"), SWEEP, without_gpu=True),
+    BadInput("sweep without nnUNet_results", "nnUNet_results is not set", both(sweep(), variable("nnUNet_results", None)), SWEEP),
+    BadInput(
+        "sweep into a file",
+        "Not a directory",
+        both(sweep(), variable("nnUNet_results", "{folder}/nnUNet_preprocessed/file")),
+        SWEEP,
+    ),
+    BadInput(
+        "sweep over several machines",
+        "nodes must be 1, found 2: nnU-Net trains on the GPUs of one machine",
+        sweep(engine="slurm", slurm={"nodes": 2, "cluster": "local"}),
+        SWEEP,
+    ),
+    BadInput(
+        "sweep with an option that submitit does not know",
+        "slurm_partion",
+        sweep(engine="slurm", slurm={"slurm_partion": "gpu", "cluster": "local"}),
+        SWEEP,
+    ),
+    BadInput(
+        "sweep of numbered folds and a comparison of `all`",
+        "find_best compares numbered folds",
+        sweep(folds=["all"], find_best=True),
+        SWEEP,
     ),
     # figures of pairs
     BadInput("quality of nothing", "-n must be 1 or more, found 0", nothing, (*QUALITY, "-n", "0")),

@@ -38,7 +38,7 @@ def test_help_lists_every_command(capsys):
 def test_every_command_has_its_help(name, capsys):
     text = said(capsys, name, "--help")
     assert f"usage: genseg {name}" in text
-    assert ("--set" in text) == (name not in ("quality", "report", "review", "demo"))
+    assert ("--set" in text) == (name not in ("quality", "report", "review", "sweep", "demo"))
     assert ("-pretrained_weights" in text) == (name == "train"), "nnU-Net's own options follow"
 
 

@@ -51,6 +51,7 @@ def test_every_command_shows_its_options(pages):
     page = pages["reference/commands.md"]
     assert re.findall("^## genseg (.*)$", page, re.MULTILINE) == [
         "train",
+        "sweep",
         "preview",
         "pretrain",
         "generate",

@@ -22,6 +22,7 @@ from nnunetv2_genseg.cli.main import WITH_OPTIONS, WITHOUT_OPTIONS
 from nnunetv2_genseg.config import GenSegConfig, checked
 from nnunetv2_genseg.config.loading import overrides
 from nnunetv2_genseg.generators import GENERATORS
+from nnunetv2_genseg.sweep.plan import Plan
 from nnunetv2_genseg.synthesis.modes import MODES
 from nnunetv2_genseg.synthesis.sources import PAIR_SOURCES
 from nnunetv2_genseg.trainers.batches import SPATIAL_ENTRIES
@@ -31,7 +32,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INCLUDED = re.compile(r'^--8<-- "(.+)"$', re.MULTILINE)
 NNUNETS = {point.name: point for point in entry_points(group="console_scripts") if point.name.startswith("nnUNetv2_")}
-WITHOUT_A_CHECK = ("export", "eval", "wait", "pip", "pre-commit", ".")
+WITHOUT_A_CHECK = ("export", "eval", "wait", "pip", "pre-commit", "ray", ".")
 """What the shell, or a program that is not part of this project, does."""
 
 
@@ -74,7 +75,8 @@ def test_python_runs_in_the_order_of_its_page(page: str, registries: None):
 
 @pytest.mark.parametrize("snippet", snippets("yaml"), ids=lambda snippet: snippet.page)
 def test_settings_are_valid(snippet: Snippet):
-    checked(GenSegConfig, yaml.safe_load(snippet.text), snippet.page)
+    content = yaml.safe_load(snippet.text)
+    checked(Plan if "datasets" in content else GenSegConfig, content, snippet.page)
 
 
 @pytest.mark.parametrize("snippet", snippets("json"), ids=lambda snippet: snippet.page)
