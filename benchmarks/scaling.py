@@ -4,8 +4,8 @@
 
 FOLD is the fold folder of a finished GenSeg training of the plans that `speed.py` has timed (hippocampus, 2d and 3d_fullres).
 From it come the number of weights, the size of a checkpoint with its generator state, and the time that writing as many bytes
-takes. Times of iterations are those of results/speed.json, and what the sweep adds that of results/sweep.json. Everything for more
-than one GPU is computed, nothing of it was run. `faster` is how many times as fast as the CPU that was timed a GPU is taken to be.
+takes. Times of iterations are from results/speed.json, and what the sweep adds from results/sweep.json. Everything for more
+than one GPU is computed, nothing of it was run. `faster` is how many times as fast as that CPU a GPU is taken to be.
 """
 
 from __future__ import annotations

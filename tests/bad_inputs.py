@@ -737,7 +737,7 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("sweep with the same settings twice", "a and b are the same", sweep(settings={"a": [], "b": []}), SWEEP),
     BadInput("sweep on an unknown engine", "engine: no 'pbs'; registered are local, ray, slurm", sweep(engine="pbs"), SWEEP),
     BadInput("sweep of an unknown dataset", "999", sweep(datasets=[999]), SWEEP),
-    BadInput("sweep of an unknown configuration", "configuration 4d does not exist", sweep(configurations=["4d"]), SWEEP),
+    BadInput("sweep of an unknown configuration", "configuration 4d not found in plans", sweep(configurations=["4d"]), SWEEP),
     BadInput("sweep of an unknown trainer", "GenSegTrainerTypo", sweep(trainers=["GenSegTrainerTypo"]), SWEEP),
     BadInput("sweep with plans that are not there", "Other.json is missing; first run", sweep(plans="Other"), SWEEP),
     BadInput("sweep without GPU", "found; use device: cpu", sweep(device="cuda"), SWEEP, without_gpu=True),

@@ -21,7 +21,7 @@ class Trainings:
     """The tasks of a plan.
 
     Raises:
-        GenSegError, FileNotFoundError, RuntimeError, ValueError: a dataset, a configuration or a trainer is not there.
+        GenSegError, RuntimeError, ValueError: a dataset, a configuration or a trainer is not there.
     """
 
     plan: Plan

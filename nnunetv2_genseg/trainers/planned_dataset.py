@@ -17,8 +17,9 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_genseg.checkpoint import write_text_atomically
+from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.reading import read_json
-from nnunetv2_genseg.trainers.preflight import require_cases
+from nnunetv2_genseg.trainers.preflight import PREPROCESS, require_cases
 
 
 class PlannedDataset:
@@ -29,8 +30,7 @@ class PlannedDataset:
         plans: name of its plans.
 
     Raises:
-        FileNotFoundError: it was not planned.
-        GenSegError: its plans are not JSON.
+        GenSegError: it was not planned, or its plans are not JSON.
         RuntimeError: nnU-Net's, if there is no such dataset.
     """
 
@@ -38,7 +38,10 @@ class PlannedDataset:
         self.name: str = maybe_convert_to_dataset_name(dataset if dataset.startswith("Dataset") else int(dataset))
         self._plans = plans
         self._folder = Path(os.environ["nnUNet_preprocessed"]) / self.name
-        self._manager = PlansManager(read_json(self._folder / f"{plans}.json", dict[str, Any], "a mapping"))
+        path = self._folder / f"{plans}.json"
+        if not path.is_file():
+            raise GenSegError(f"{path} is missing; first run: {PREPROCESS}")
+        self._manager = PlansManager(read_json(path, dict[str, Any], "a mapping"))
 
     def previous_stage(self, configuration: str) -> str | None:
         """The configuration that is trained before, in a cascade.

@@ -391,3 +391,39 @@ def test_cells_are_run_by_the_sweep_and_one_that_fails_does_not_keep_the_next_fr
     assert f"{finished.name}: test 0.5000" in said
     assert f"{lost.name}: failed, attempt 2: exit status 1: " in said
     assert cells.Cell.from_json(gain.task_of(lost, place).command[-1]) == lost
+
+
+def test_the_page_on_scaling_shows_the_figures_that_were_measured_and_computed():
+    found = json.loads((FOLDER / "results" / "scaling.json").read_text())
+    page = (FOLDER.parent / "docs" / "explanation" / "scaling.md").read_text()
+    two, three = (
+        [row for row in found["computed"] if row["configuration"] == name and row["faster"] == 100]
+        for name in ("2d", "3d_fullres")
+    )
+    for flat, solid in zip(two, three, strict=True):
+        cells = [f"{flat['gpus']:,}"]
+        cells += [f"{row[key]:,.1f}" for key in ("loading_cores", "checkpoint_megabytes_per_second") for row in (flat, solid)]
+        cells += [f"{100 * row['sweep_share']:.3f} %" for row in (flat, solid)]
+        assert f"| {' | '.join(cells)} |" in page
+    for key, scale, digits in (
+        ("batch_size", 1, 0),
+        ("iteration_seconds", 1, 3),
+        ("loading_seconds", 1, 3),
+        ("parameters", 1e-6, 2),
+        ("checkpoint_bytes", 1e-6, 1),
+        ("write_seconds", 1, 2),
+    ):
+        assert " | ".join(f"{row[key] * scale:.{digits}f}" for row in found["measured"]) in page
+    assert f"{found['sweep_overhead_seconds']:.3f}" in page
+    assert f"{three[-1]['one_training_gradient_megabytes_per_second'] / 1000:.1f} GB/s" in page
+
+
+def test_two_gpus_send_half_of_the_gradients_each_way_and_a_third_has_no_volume_to_work_on():
+    import scaling
+
+    subject = {"iteration_seconds": 2.0, "loading_seconds": 0.5, "batch_size": 2, "parameters": 1e6, "checkpoint_bytes": 25e6}
+    one, two, three = (scaling.computed(subject, gpus, 1, 1.0) for gpus in (1, 2, 3))
+    assert (one["one_training_gradient_megabytes_per_second"], two["one_training_gradient_megabytes_per_second"]) == (0, 4)
+    assert three["one_training_gpus"] == 2
+    assert three["loading_cores"] == 0.75
+    assert three["checkpoint_megabytes_per_second"] == 0.003

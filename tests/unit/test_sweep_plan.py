@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from pathlib import Path
 
 import pytest
 
+from nnunetv2_genseg import cli
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES
 from nnunetv2_genseg.sweep.plan import Plan, read_plan
 from nnunetv2_genseg.sweep.trainings import Trainings
+from nnunetv2_genseg.trainers.folder_lock import alone_in
 
 NAME = "Dataset905_Cascade"
 LEAST = "datasets: [905]\nconfigurations: [2d]\n"
@@ -35,6 +39,8 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "nnUNetPlans.json").write_text(json.dumps({"dataset_name": NAME, "configurations": stages}))
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    for name in (EXTERNAL_TRAINERS, OVERRIDES):
+        monkeypatch.setenv(name, "")
     return tmp_path
 
 
@@ -90,6 +96,33 @@ def test_folds_are_made_once_and_are_nnunets(planned):
 
 def test_fold_all_needs_no_folds(planned):
     Trainings(plan(planned, LEAST + "trainers: [nnUNetTrainer]\nfolds: [all]")).make_folds()
+    assert not (planned / "preprocessed" / NAME / "splits_final.json").exists()
+
+
+def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `genseg sweep` says of a plan that is in order."""
+    plan(folder, LEAST + "trainers: [nnUNetTrainer]\ndevice: cpu\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sweep", str(folder / "plan.yaml")])
+    assert ended.value.code == 2
+    assert not (folder / "results" / "genseg_sweep" / "plan.json").exists()
+    return capsys.readouterr().err
+
+
+def test_a_second_sweep_on_the_same_results_is_refused(planned, capsys):
+    (planned / "results" / "genseg_sweep").mkdir(parents=True)
+    with alone_in(planned / "results" / "genseg_sweep"):
+        assert f"{planned}/results/genseg_sweep is in use by" in refused(planned, capsys)
+
+
+def test_a_full_disk_is_a_message_and_leaves_nothing_half_written(planned, capsys):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        said = refused(planned, capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "could not write" in said
     assert not (planned / "preprocessed" / NAME / "splits_final.json").exists()
 
 
