@@ -80,7 +80,7 @@ class Report:
         table = Table("task", "state", "attempts", "time", "", caption=caption, caption_justify="left")
         for record in sorted(self.records, key=lambda record: FIRST.index(record.state)):
             state = Text(record.state.value, style=COLOURS.get(record.state, ""))
-            spent = f"{record.seconds:.0f} s" if record.seconds else ""
+            spent = f"{record.spent:.0f} s" if record.spent else ""
             table.add_row(record.task.name, state, str(record.attempts), spent, Text(record.fault if record.attempts else ""))
         return table
 
@@ -88,9 +88,12 @@ class Report:
 def _told(record: Record) -> str:
     if record.state is State.DONE and not record.attempts:
         return "done before"
-    after = f", attempt {record.attempts}" if record.attempts > 1 or record.state is State.WAITING else ""
-    fault = f": {record.fault} (log: {record.log})" if record.fault and record.state in (State.FAILED, State.WAITING) else ""
-    return f"{record.state.value}{after}{fault}"
+    again = f", attempt {record.attempts}" if record.attempts > 1 else ""
+    if record.fault and record.state is State.FAILED:
+        return f"{record.state.value}{again}: {record.fault} (log: {record.log})"
+    if record.fault and record.state is State.QUEUED:
+        return f"{record.state.value}{again}, after {record.fault}"
+    return f"{record.state.value}{again}"
 
 
 def _entry(record: Record) -> dict[str, Any]:

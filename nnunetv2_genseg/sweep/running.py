@@ -42,7 +42,7 @@ class Record:
     attempts: int = 0
     """Begun in this run; 0: it was done before."""
     seconds: float = 0.0
-    """Of all attempts."""
+    """Of the attempts that have ended."""
     log: Path | None = None
     """Of the latest attempt."""
     fault: str = ""
@@ -58,6 +58,11 @@ class Record:
         """Notices that an attempt, whose log is the first that it writes, runs."""
         if self.state is State.QUEUED and self.log is not None and self.log.is_file():
             self.state, self._since = State.RUNNING, time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        """Seconds of all attempts until now."""
+        return self.seconds + (time.monotonic() - self._since if self.state is State.RUNNING else 0.0)
 
     def end(self, future: Future[int], attempts: int) -> None:
         """Takes the outcome of an attempt, of which there may be `attempts`."""
