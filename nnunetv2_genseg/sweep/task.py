@@ -77,9 +77,10 @@ def perform(task: Task, log: Path, further: Mapping[str, str] | None = None) -> 
 
 
 def end_all() -> None:
-    """Ends the commands that this process, in whichever thread, waits for."""
-    for process in list(_running):
-        _end(process)
+    """Ends the commands that this process, in whichever thread, waits for. Each is told once: a second SIGTERM would interrupt
+    what a training does to end."""
+    while _running:
+        _end(_running.pop())
 
 
 def nnunets_environment() -> dict[str, str]:

@@ -170,8 +170,9 @@ def test_commands_end_with_what_started_them(tmp_path):
 
 def test_closing_an_engine_ends_its_commands(sweep, tmp_path):
     engine = ENGINES["local"](sweep.resources)
-    future = engine.submit(shell(tmp_path, "a", "sleep 60"), tmp_path / "log")
-    while not (tmp_path / "log").exists():
+    future, *others = [engine.submit(shell(tmp_path, name, "sleep 60"), tmp_path / f"{name}.log") for name in "abcd"]
+    while not (tmp_path / "a.log").exists():
         time.sleep(0.02)
     engine.close()
     assert future.result() == -signal.SIGTERM
+    assert others[-1].cancelled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,6 +25,7 @@ class LocalEngine:
 
     def __init__(self, resources: Resources) -> None:
         self._pool = ThreadPoolExecutor(resources.jobs)
+        self._begun: list[Future[int]] = []
         self._places: SimpleQueue[dict[str, str]] = SimpleQueue()
         devices = _devices() if resources.gpu else []
         for k in range(resources.jobs):
@@ -31,13 +33,16 @@ class LocalEngine:
 
     def submit(self, task: Task, log: Path) -> Future[int]:
         """See `Engine`."""
-        return self._pool.submit(self._perform, task, log)
+        future = self._pool.submit(self._perform, task, log)
+        self._begun.append(future)
+        return future
 
     def close(self) -> None:
         """See `Engine`."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        end_all()
-        self._pool.shutdown()
+        while not all(future.done() for future in self._begun):  # a thread may be about to start its command
+            end_all()
+            time.sleep(0.1)
 
     def _perform(self, task: Task, log: Path) -> int:
         place = self._places.get()
