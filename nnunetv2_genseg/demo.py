@@ -11,9 +11,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, LENGTH, external_trainers
 from nnunetv2_genseg.phantoms import PhantomDataset
+
+EPOCHS = 10
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class DemoSettings:
     """(dataset, nnU-Net configuration)."""
 
     iterations: int = 10
-    """Iterations of each of the ten epochs."""
+    """Of each epoch."""
 
 
 def run_demo(settings: DemoSettings) -> list[dict[str, str | float]]:
@@ -58,9 +63,8 @@ def _compared(folder: Path, settings: DemoSettings, dataset: PhantomDataset, con
     rows: list[dict[str, str | float]] = []
     for trainer in ("nnUNetTrainerShort", "GenSegTrainerShort"):
         step, device = f"{dataset.name}_{trainer}", ("-device", settings.device)
-        started = time.monotonic()
-        _run(folder, step, settings, "nnUNetv2_train", str(dataset.dataset_id), configuration, "all", "-tr", trainer, *device)
-        seconds = time.monotonic() - started
+        train = ("nnUNetv2_train", str(dataset.dataset_id), configuration, "all", "-tr", trainer, *device)
+        seconds = _run(folder, step, settings, *train)
         predictions = folder / "predictions" / dataset.name / trainer
         model = folder / "nnUNet_results" / dataset.name / f"{trainer}__nnUNetPlans__{configuration}"
         predict = ("nnUNetv2_predict", *of_dataset, "-f", "all", "-tr", trainer, *device, "-npp", "1", "-nps", "1")
@@ -79,10 +83,10 @@ def _report(folder: Path, dataset: PhantomDataset) -> Path:
     return folder / f"{dataset.name}.html"
 
 
-def _run(folder: Path, step: str, settings: DemoSettings, program: str, *arguments: str) -> None:
+def _run(folder: Path, step: str, settings: DemoSettings, program: str, *arguments: str) -> float:
+    """Runs a program with a progress bar, in a terminal; returns how long it took, in seconds."""
     log = folder / "logs" / f"{step}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{step} ...", flush=True)
     environment = os.environ | {
         "nnUNet_raw": str(folder / "nnUNet_raw"),
         "nnUNet_preprocessed": str(folder / "nnUNet_preprocessed"),
@@ -90,14 +94,26 @@ def _run(folder: Path, step: str, settings: DemoSettings, program: str, *argumen
         EXTERNAL_TRAINERS: external_trainers(),
         "nnUNet_n_proc_DA": "1" if settings.device == "cpu" else "4",
         "nnUNet_def_n_proc": "2",
-        LENGTH: f"10,{settings.iterations},2,5,0",
+        LENGTH: f"{EPOCHS},{settings.iterations},2,5,0",
     }
-    executable = Path(sys.executable).with_name(program)
-    with open(log, "w", encoding="utf-8") as file:
-        done = subprocess.run([str(executable), *arguments], env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
+    command = [str(Path(sys.executable).with_name(program)), *arguments]
+    started, console = time.monotonic(), Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with (
+        open(log, "w", encoding="utf-8") as file,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+        subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT) as process,
+    ):
+        bar = progress.add_task(step, total=EPOCHS if program == "nnUNetv2_train" else None)
+        while process.poll() is None:
+            time.sleep(0.2)
+            progress.update(bar, completed=log.read_text(encoding="utf-8", errors="replace").count("Epoch time:"))
+    seconds = time.monotonic() - started
+    if process.returncode:
         tail = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-5:])
         raise GenSegError(f"the demo's step {step} failed; its log is {log}. Last lines:\n{tail}")
+    print(f"{step:48} {seconds:4.0f} s", flush=True)
+    return seconds
 
 
 def _table(rows: list[dict[str, str | float]]) -> str:
