@@ -10,6 +10,7 @@ from defaults_report import defaults
 from gain_report import Result, figure, headroom, load, summary, table
 from generators_report import merged
 from generators_report import page as generators_page
+from pairs_report import pairs
 from speed_report import speed
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +115,8 @@ def benchmarks_page(results: Path) -> str:
         page += HOSPITAL + table(final, "montgomery")
     if (results / "speed.json").is_file():
         page += speed(json.loads((results / "speed.json").read_text(encoding="utf-8")))
+    if (results / "pairs.json").is_file():
+        page += pairs(json.loads((results / "pairs.json").read_text(encoding="utf-8")))
     if screened:
         page += SCREENING + table(screened, "validation")
     page += defaults()

@@ -1,0 +1,98 @@
+"""Time and memory of what is done with written pairs: results/pairs.json.
+
+    python benchmarks/pairs.py --work FOLDER [-n 1000] DATASET CONFIGURATION FOLD [-tr TRAINER]
+
+The fold is trained, and nnU-Net's three folders are in the environment. `genseg generate` writes pairs, `genseg quality` judges
+them and `genseg report` makes a page of them, each in a process of its own with one CPU thread. The share of writing is that of
+the time in which the files of pairs are written, of the time in which pairs are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from provenance import provenance
+
+from nnunetv2_genseg import cli
+from nnunetv2_genseg.config.environment import LENGTH
+from nnunetv2_genseg.trainers.pair_files import PairFiles
+
+RESULT = Path(__file__).parent / "results" / "pairs.json"
+
+
+def timed(method: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """The method, which adds to `seconds` how long each call takes."""
+
+    def call(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return method(*arguments)
+        finally:
+            seconds.append(time.perf_counter() - started)
+
+    return call
+
+
+def part(command: list[str]) -> None:
+    """Runs a command of genseg in this process; prints its costs as JSON, in the last line."""
+    whole: list[float] = []
+    files: list[float] = []
+    PairFiles.pair, PairFiles._files = timed(PairFiles.pair, whole), timed(PairFiles._files, files)  # type: ignore[method-assign]
+    started = time.perf_counter()
+    cli.main(command)
+    seconds, used = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+    costs: dict[str, Any] = {
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
+        "peak_memory_bytes": 1024 * used.ru_maxrss,
+    }
+    if whole:
+        costs |= {"pairs_per_second": round(len(whole) / sum(whole), 2), "share_of_writing": round(sum(files) / sum(whole), 3)}
+    print(json.dumps(costs))
+
+
+def run(command: list[str]) -> dict[str, Any]:
+    """The same in a process of its own."""
+    environment = {LENGTH: "1,1,1,1,0"} | os.environ | {"OMP_NUM_THREADS": "1"}  # the length of a Short trainer matters not here
+    whole = [sys.executable, __file__, "--part", *command]
+    done = subprocess.run(whole, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    costs: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(command[0], costs, flush=True)
+    return costs
+
+
+def main() -> None:
+    """Writes, judges and shows pairs of one fold, and adds their costs to the result."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--work", type=Path, required=True, help="receives the pairs")
+    options.add_argument("-n", type=int, default=1000, help="pairs")
+    options.add_argument("-tr", default="GenSegTrainer")
+    options.add_argument("fold", nargs=3, metavar=("DATASET", "CONFIGURATION", "FOLD"))
+    chosen = options.parse_args()
+    of_fold = [*chosen.fold, "-tr", chosen.tr, "-device", "cpu"]
+    pairs, page = chosen.work / "pairs", chosen.work / "report.html"
+    costs: dict[str, Any] = {"dataset": chosen.fold[0], "configuration": chosen.fold[1], "pairs": chosen.n}
+    costs["generate"] = run(["generate", *of_fold, "-n", str(chosen.n), "-o", str(pairs)])
+    costs["quality"] = run(["quality", *of_fold, str(pairs)])
+    costs["report"] = run(["report", *of_fold, "--pairs", str(pairs), "-o", str(page)]) | {"bytes": page.stat().st_size}
+    command = "python benchmarks/pairs.py " + " ".join(["--work", "FOLDER", "-n", str(chosen.n), *chosen.fold, "-tr", chosen.tr])
+    there = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else []
+    others = [row for row in there if (row["dataset"], row["configuration"]) != tuple(chosen.fold[:2])]
+    result = [*others, {"command": command, **costs, **provenance("cpu")}]
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--part"]:
+        part(sys.argv[2:])
+    else:
+        main()
