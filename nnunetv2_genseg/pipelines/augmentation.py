@@ -141,6 +141,9 @@ class PairAugmentation:
 
         Returns:
             (C, *spatial) float32 and (1, *spatial) int64.
+
+        Raises:
+            GenSegError: as `__call__`, or a label is no whole number.
         """
         order = [1 + axis for axis in self.description.axes]
         if not image.ndim == labels.ndim == 1 + len(order):
@@ -148,9 +151,12 @@ class PairAugmentation:
                 f"found an image of shape {tuple(image.shape)} and a label map of {tuple(labels.shape)}; give (C, ...) and "
                 f"(1, ...) with {len(order)} axes more"
             )
+        whole = labels.long()
+        if not torch.equal(whole.to(labels.dtype), labels):
+            raise GenSegError("the label map holds fractions; resample label maps by nearest neighbour")
         back = [0, *(1 + order.index(axis) for axis in sorted(order))]
         rng = torch.Generator(self.device).manual_seed(seed)
-        drawn, masks = self(image.permute(0, *order)[None], labels.permute(0, *order).long(), rng)
+        drawn, masks = self(image.permute(0, *order)[None], whole.permute(0, *order), rng)
         return drawn[0].permute(back), masks.permute(back)
 
     def normalised(self, image: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 from toy import FAMILIES, planned, seeded
@@ -82,6 +83,8 @@ def test_wrong_input_is_told():
             pairs(*wrong)
     with pytest.raises(GenSegError, match=r"give \(C, ...\) and \(1, ...\) with 2 axes more"):
         pairs.of_xyz(image, labels, 0)
+    with pytest.raises(GenSegError, match="the label map holds fractions"):
+        pairs.of_xyz(image[0], 0.9 * labels[:1], 0)
     with pytest.raises(GenSegError, match="only a fold folder tells the normalisation"):
         pairs.normalised(image[0])
     with pytest.raises(GenSegError, match="rotaton: unknown key"):
@@ -137,6 +140,27 @@ def test_monai_transform_makes_the_pair_and_keeps_metadata():
     assert torch.equal(again["image"], found["image"])
     assert not torch.equal(transform(data)["image"], found["image"])
     assert torch.equal(RandSyntheticPaird(pairs, prob=0.0)(data)["image"], data["image"])
+    arrays = {key: data[key].numpy()[:, ::-1] for key in ("image", "label")}
+    mirrored = RandSyntheticPaird(pairs, prob=1.0).set_random_state(seed=3)(arrays)
+    assert isinstance(mirrored["label"], np.ndarray) and not np.array_equal(mirrored["label"], arrays["label"])
+
+
+def test_metadata_of_monai_does_not_pass_through_the_drawing(monkeypatch):
+    pytest.importorskip("monai")
+    from monai.data import MetaTensor
+
+    from nnunetv2_genseg.pipelines.monai import RandSyntheticPaird
+
+    pairs, (image, labels) = turned(), batch((16, 24, 8))
+    seen, of_xyz = [], pairs.of_xyz
+
+    def watched(image: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.extend([type(image), type(labels)])
+        return of_xyz(image, labels, seed)
+
+    monkeypatch.setattr(pairs, "of_xyz", watched)
+    RandSyntheticPaird(pairs, prob=1.0)({"image": MetaTensor(image[0]), "label": MetaTensor(labels[:1])})
+    assert seen == [torch.Tensor, torch.Tensor]
 
 
 def test_torchio_transform_makes_the_pair_and_keeps_affine_and_history():
