@@ -769,6 +769,7 @@ TABLE: tuple[BadInput, ...] = (
     # figures of pairs
     BadInput("quality of nothing", "-n must be 1 or more, found 0", nothing, (*QUALITY, "-n", "0")),
     BadInput("quality by a module alone", "--features needs MODULE:FUNCTION", nothing, (*QUALITY, "--features", "math")),
+    BadInput("quality by a file", "needs MODULE:FUNCTION", nothing, (*QUALITY, "--features", "./my_features.py:resnet")),
     BadInput("quality by no module", "No module named 'no_module'", nothing, (*QUALITY, "--features", "no_module:features")),
     BadInput("quality by no function", "has no attribute 'features'", nothing, (*QUALITY, "--features", "math:features")),
     BadInput("quality by a number", "is float, not a function", nothing, (*QUALITY, "--features", "math:pi")),

@@ -26,7 +26,7 @@ def feature_function(name: str) -> Callable[[Tensor, int], Tensor]:
         GenSegError: there is no such function.
     """
     module, colon, function = name.partition(":")
-    if not (module and colon and function):
+    if not (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
         raise GenSegError(f"--features needs MODULE:FUNCTION, as in my_features:resnet, found {name!r}")
     if "" not in sys.path:
         sys.path.insert(0, "")
