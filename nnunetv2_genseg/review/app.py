@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hmac
 import json
-import re
 import sqlite3
+import unicodedata
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import isfinite
@@ -32,8 +32,12 @@ from nnunetv2_genseg.review.pictures import outlines, slice_picture
 from nnunetv2_genseg.trainers.reviewed_pairs import ReviewedPairs, ShownCase
 
 PAGE = Path(__file__).parent / "page"
-REVIEWER = re.compile(r"\w[\w .,'’@-]{0,99}")
-"""Names of reviewers: nothing that a program for tables takes for a formula."""
+LONGEST_NAME = 100
+"""Characters of a reviewer's name."""
+SIGNS = " .,'’@-_"
+"""In names of reviewers, beside letters, their marks and digits."""
+LARGEST_DECISION = 2**14
+"""Bytes of a request that holds a decision."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -96,9 +100,9 @@ class Review:
         """Keeps a decision before it answers; review.csv follows after the answer."""
         reviewer = _reviewer(request)
         try:
-            content = json.loads(await request.body())
+            content = json.loads(await _small_body(request))
             name = content.pop("pair")
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise HTTPException(400, "a decision is a mapping in JSON that names its pair") from None
         if not isinstance(name, str) or name not in self.pairs.sources:
             raise HTTPException(404, "there is no such pair")
@@ -135,12 +139,23 @@ PARAMETERS: tuple[tuple[type[int] | type[float], str], ...] = ((int, "channel"),
 
 
 def _reviewer(request: Request) -> str:
-    name = request.query_params.get("reviewer", "").strip()
-    if not REVIEWER.fullmatch(name):
+    """In letters of any script, in one form (NFC) however it was typed; nothing that a program for tables takes for a formula."""
+    name = unicodedata.normalize("NFC", request.query_params.get("reviewer", "").strip())
+    allowed = all(sign in SIGNS or unicodedata.category(sign)[0] in "LMN" for sign in name)
+    if not (name[:1].isalnum() and allowed and len(name) <= LONGEST_NAME):
         raise HTTPException(
-            400, "the name of a reviewer begins with a letter or digit and has letters, digits, spaces and . , ' @ - alone"
+            400, "the name of a reviewer begins with a letter or digit and has letters, digits, spaces and . , ' @ - _ alone"
         )
     return name
+
+
+async def _small_body(request: Request) -> bytes:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST_DECISION:
+            raise HTTPException(413, f"a decision has at most {LARGEST_DECISION} bytes")
+    return body
 
 
 def _form(case: ShownCase) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import io
 import json
 import sqlite3
 import time
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -171,7 +172,10 @@ def wait_for(happened) -> None:
         ("%3DHYPERLINK(1)", {"pair": NAMES[0], "decision": "accept"}, 400),
         ("A%0AB", {"pair": NAMES[0], "decision": "accept"}, 400),
         ("x" * 101, {"pair": NAMES[0], "decision": "accept"}, 400),
+        ("%D1%84%3B%3D1", {"pair": NAMES[0], "decision": "accept"}, 400),
         ("A", b"{", 400),
+        ("A", b"[" * 10000, 400),
+        ("A", b" " * 2**15, 413),
         ("A", b"\xff", 400),
         ("A", [1], 400),
         ("A", {"decision": "accept"}, 400),
@@ -185,6 +189,13 @@ def test_a_request_that_is_no_decision_is_refused_with_a_message(client, reviewe
     found, answer = client.ask(f"decisions?reviewer={reviewer}", content)
     assert found == status and answer["message"]
     assert all(pair["verdict"] is None for pair in client.ask("pairs?reviewer=A")[1]["pairs"])
+
+
+@pytest.mark.parametrize("name", ["Åsa", "अनिता", "நிலா", "李娜", "O’Neil-Smith, MD", "m_2@clinic.org"])
+def test_reviewers_have_names_of_any_script_in_one_form(client, name):
+    composed, decomposed = (quote(unicodedata.normalize(form, name)) for form in ("NFC", "NFD"))
+    assert client.ask(f"decisions?reviewer={decomposed}", {"pair": NAMES[2], "decision": "accept"})[0] == 200
+    assert client.ask(f"pairs?reviewer={composed}")[1]["pairs"][2]["verdict"]["decision"] == "accept"
 
 
 @pytest.mark.parametrize("query", ["", "?channel=0&low=0", "?channel=3&low=0&high=1", "?channel=0&low=nan&high=1", "?channel=x"])
