@@ -48,7 +48,7 @@ def names_of(host: str) -> list[str]:
         names |= {socket.gethostname(), socket.getfqdn()}
         with suppress(OSError):
             names.update(socket.gethostbyname_ex(socket.gethostname())[2])
-    return sorted(names)
+    return sorted({name.lower() for name in names})  # as browsers send it
 
 
 def serve(application: Starlette, listener: socket.socket, begun: Callable[[], None]) -> None:

@@ -133,6 +133,13 @@ def test_another_name_of_the_machine_is_refused(client):
     assert client.raw(f"/{client.token}/", Host=f"localhost:{client.port}")[0] == 200
 
 
+def test_names_of_the_machine_are_as_browsers_send_them(monkeypatch):
+    from nnunetv2_genseg.review.serving import names_of
+
+    monkeypatch.setattr("socket.gethostname", lambda: "Reading-Room")
+    assert {"reading-room", "lab-pc.example", "127.0.0.1"} <= set(names_of("Lab-PC.example"))
+
+
 def test_every_answer_forbids_foreign_content_and_copies(client):
     for path in ("", "review.js", "pairs?reviewer=A", "none"):
         _, _, headers = client.raw(f"/{client.token}/{path}")
