@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,15 +11,17 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from nnunetv2_genseg.synthesis.pair_features import pair_features
 
 FEWEST = 10
 """Fewest accepted and fewest rejected pairs that are learned from."""
+FEWEST_CASES = 2
+"""Fewest real cases that these were made from."""
 FOLDS = 5
-"""Of the cross-validation."""
+"""Of the cross-validation, at most."""
 CHANCE = 3.0
 """Standard deviations of the area under the ROC curve of decisions made at random, by which the cross-validated one must be above
 0.5. Cross-validation makes that area vary by about a fifth more than its formula tells."""
@@ -74,7 +77,7 @@ class Evidence:
     rejected: int
     """Pairs that more than half of them reject."""
     auc: float | None
-    """Area under the ROC curve, cross-validated over pairs; None for too few of either kind."""
+    """Area under the ROC curve, cross-validated over the cases that pairs were made from; None for too few pairs or cases."""
 
     @property
     def needed(self) -> float:
@@ -93,12 +96,15 @@ def standardised(features: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
     return ((features - centre) / scale).nan_to_num(nan=0.0)
 
 
-def learn(reviewed: Tensor, acceptance: Tensor, real: Tensor, foreground: int) -> tuple[Preference | None, Evidence]:
+def learn(
+    reviewed: Tensor, acceptance: Tensor, cases: Sequence[str], real: Tensor, foreground: int
+) -> tuple[Preference | None, Evidence]:
     """Learns from reviewed pairs; equal arguments give equal results.
 
     Args:
         reviewed: (pairs, patches, features) of patches of each pair; see `pair_features`.
         acceptance: (pairs,) fraction of its reviewers that accept a pair.
+        cases: (pairs,) the real case that each was made from.
         real: (patches, features) of real patches, by which features are standardised.
         foreground: number of foreground classes.
 
@@ -109,9 +115,9 @@ def learn(reviewed: Tensor, acceptance: Tensor, real: Tensor, foreground: int) -
     seen = standardised(reviewed, centre, scale).double().cpu().numpy()
     wanted = acceptance.double().cpu().numpy()
     found = Evidence(int((wanted > 0.5).sum()), int((wanted < 0.5).sum()), None)
-    if min(found.accepted, found.rejected) < FEWEST:
+    if min(found.accepted, found.rejected) < FEWEST or len(set(cases)) < FEWEST_CASES:
         return None, found
-    found = Evidence(found.accepted, found.rejected, _cross_validated(seen, wanted))
+    found = Evidence(found.accepted, found.rejected, _cross_validated(seen, wanted, cases))
     if not found.holds:
         return None, found
     model = _fitted(seen, wanted)
@@ -146,12 +152,15 @@ def _fitted(seen: Any, wanted: Any) -> Any:
     return model.fit(np.concatenate([flat, flat])[counted], answer[counted], sample_weight=weight[counted])
 
 
-def _cross_validated(seen: Any, wanted: Any) -> float:
-    """Area under the ROC curve of pairs that the regression did not learn from; undecided pairs are left out of the curve."""
+def _cross_validated(seen: Any, wanted: Any, cases: Sequence[str]) -> float:
+    """Area under the ROC curve of pairs of cases that the regression did not learn from; undecided pairs are left out of it.
+
+    Pairs of one case are alike: learned from and tested on the same case, a liking for some cases would pass for one for pairs.
+    """
     score = np.zeros(len(wanted))
-    for learned, tested in StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(seen, wanted > 0.5):
-        model = _fitted(seen[learned], wanted[learned])
-        logits = model.decision_function(seen[tested].reshape(-1, seen.shape[2]))
-        score[tested] = logits.reshape(len(tested), -1).mean(axis=1)
+    for learned, tested in GroupKFold(min(FOLDS, len(set(cases)))).split(seen, groups=cases):
+        if 0 < wanted[learned].mean() < 1:  # else there is one kind alone to learn from
+            logits = _fitted(seen[learned], wanted[learned]).decision_function(seen[tested].reshape(-1, seen.shape[2]))
+            score[tested] = logits.reshape(len(tested), -1).mean(axis=1)
     decided = wanted != 0.5
     return float(roc_auc_score(wanted[decided] > 0.5, score[decided]))

@@ -14,7 +14,7 @@ from torch import Tensor
 from nnunetv2_genseg.checkpoint import own_random_state, write_text_atomically
 from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.synthesis.pair_features import pair_features
-from nnunetv2_genseg.synthesis.preference import FEWEST, Evidence, learn
+from nnunetv2_genseg.synthesis.preference import FEWEST, FEWEST_CASES, Evidence, learn
 from nnunetv2_genseg.trainers.loading import augmented
 from nnunetv2_genseg.trainers.pair_folder import PairFolder, fold_cases
 from nnunetv2_genseg.trainers.preflight import require_labels
@@ -51,7 +51,8 @@ def learn_preference(trainer: Any) -> None:
     reviewed = looking.at_pairs(path.parent, list(review.decisions))
     trainer.loop.synchronise([real, reviewed])  # so that all processes learn the same, to the bit
     acceptance = torch.tensor([review.acceptance(pair) for pair in review.decisions])
-    preference, found = learn(reviewed, acceptance, real, trainer.loop.codec.foreground)
+    cases = [pairs.sources[pair] for pair in review.decisions]
+    preference, found = learn(reviewed, acceptance, cases, real, trainer.loop.codec.foreground)
     trainer.loop.sampler.preference = preference
     trainer.print_to_log_file(_told(review, found))
     if trainer.local_rank == 0:
@@ -134,7 +135,10 @@ def _told(review: Review, found: Evidence) -> str:
         f"{found.rejected} rejected"
     )
     if found.auc is None:
-        return f"GenSeg WARNING: {counted}; at least {FEWEST} of each are needed, so the review is not used"
+        return (
+            f"GenSeg WARNING: {counted}; at least {FEWEST} of each, made from {FEWEST_CASES} cases, are needed, so the review is "
+            "not used"
+        )
     area = f"{counted}; cross-validated AUC {found.auc:.2f}"
     if not found.holds:
         return (

@@ -231,7 +231,7 @@ def test_too_few_decisions_are_not_used_and_another_fold_is_refused(place, setti
     settings(SETTINGS | {"review": {"file": str(place.reviewed({"anna": few}))}})
     trainer = trained(place.trainer("1,1,1,1,0"))
     assert "WARNING: 12 pairs judged by 1 reviewer" in log_of(trainer)
-    assert "at least 10 of each are needed, so the review is not used" in log_of(trainer)
+    assert "at least 10 of each, made from 2 cases, are needed, so the review is not used" in log_of(trainer)
     assert trainer.loop.sampler.preference is None
     settings(SETTINGS)
     trained(place.trainer("1,1,1,1,0"))

@@ -21,11 +21,11 @@ def pairs_of(codec, dims, channels, blurred, seed=0):
 
 
 def reviewed(codec="labels", dims=2, channels=1, count=60, patches=2):
-    """Features of pairs, half of which are blurred, and of real patches; and which are not blurred."""
+    """Features of pairs, half of which are blurred; which are not; the cases, one a pair; and features of real patches."""
     blurred = [k % 2 == 1 for k in range(count)]
     of_pairs = [pair_features(*pairs_of(codec, dims, channels, blurred, seed), 2) for seed in range(patches)]
     real = pair_features(*pairs_of(codec, dims, channels, [False] * 20, seed=99), 2)
-    return torch.stack(of_pairs, dim=1), 1 - torch.tensor(blurred).float(), real
+    return torch.stack(of_pairs, dim=1), 1 - torch.tensor(blurred).float(), [f"case_{k}" for k in range(count)], real
 
 
 @KINDS
@@ -41,42 +41,60 @@ def test_what_reviewers_reject_is_learned_and_seldom_kept(codec, dims, channels)
 
 
 def test_decisions_at_random_are_not_learned_from():
-    features, acceptance, real = reviewed()
-    preference, found = learn(features, acceptance[torch.randperm(60, generator=seeded(2))], real, 2)
+    features, acceptance, cases, real = reviewed()
+    preference, found = learn(features, acceptance[torch.randperm(60, generator=seeded(2))], cases, real, 2)
     assert preference is None
     assert 0.2 < found.auc < found.needed < 0.8
 
 
+@pytest.mark.parametrize("of_cases", [True, False], ids=["cases", "pairs"])
+def test_a_liking_for_cases_is_not_taken_for_one_for_pairs(of_cases):
+    """Ten pairs of each of six cases, each with a feature of its own: half of the cases, or of their pairs, are accepted."""
+    features, sharp, _, real = reviewed()
+    cases = [f"case_{k // 10}" for k in range(60)]
+    features[:, :, :6] += 3 * torch.eye(6).repeat_interleave(10, dim=0)[:, None]
+    liked = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0]).repeat_interleave(10)
+    preference, found = learn(features, liked if of_cases else sharp, cases, real, 2)
+    assert (preference is None) == of_cases == (found.auc < 0.7)
+
+
+def test_pairs_of_one_case_are_not_learned_from_and_a_case_may_have_all_of_a_kind():
+    features, acceptance, _, real = reviewed()
+    assert learn(features, acceptance, ["a"] * 60, real, 2)[1].auc is None
+    by_kind = ["accepted" if accepted else "rejected" for accepted in acceptance]
+    assert learn(features, acceptance, by_kind, real, 2)[1].auc == 0.5
+
+
 def test_the_bound_of_chance_is_wider_for_fewer_pairs():
-    features, acceptance, real = reviewed(count=200)
-    bounds = [learn(features[:count], acceptance[:count], real, 2)[1].needed for count in (20, 60, 200)]
+    features, acceptance, cases, real = reviewed(count=200)
+    bounds = [learn(features[:count], acceptance[:count], cases[:count], real, 2)[1].needed for count in (20, 60, 200)]
     assert bounds[0] > bounds[1] > bounds[2] > 0.5
     assert bounds[2] == pytest.approx(0.5 + 3 * (201 / (12 * 100 * 100)) ** 0.5)
 
 
 @pytest.mark.parametrize("accepts", [True, False])
 def test_too_few_of_a_kind_are_not_learned_from(accepts):
-    features, acceptance, real = reviewed()
+    features, acceptance, cases, real = reviewed()
     of_kind = (acceptance == float(accepts)).nonzero().flatten()
     for fewest, learned in ((FEWEST - 1, False), (FEWEST, True)):
         chosen = torch.cat([of_kind[:fewest], (acceptance != float(accepts)).nonzero().flatten()])
-        preference, found = learn(features[chosen], acceptance[chosen], real, 2)
+        preference, found = learn(features[chosen], acceptance[chosen], cases[: len(chosen)], real, 2)
         assert (preference is not None) == learned == (found.auc is not None)
         assert {found.accepted, found.rejected} == {fewest, 30}
 
 
 def test_pairs_on_which_reviewers_disagree_count_in_part():
     """Undecided pairs count for neither kind; a third of the reviewers makes a probability of a third."""
-    features, acceptance, real = reviewed()
+    features, acceptance, cases, real = reviewed()
     undecided = acceptance.clone()
     undecided[:20] = 0.5
-    preference, found = learn(features, undecided, real, 2)
+    preference, found = learn(features, undecided, cases, real, 2)
     assert (found.accepted, found.rejected) == (20, 20)
     image, labels = pairs_of("labels", 2, 1, [True] * 50, seed=7)
-    sharper = learn(features, acceptance, real, 2)[0]
+    sharper = learn(features, acceptance, cases, real, 2)[0]
     assert preference.probability(image, labels).mean() > 1.2 * sharper.probability(image, labels).mean()
     mild = torch.where(acceptance == 1, 1.0, 1 / 3)
-    preference, found = learn(features, mild, real, 2)
+    preference, found = learn(features, mild, cases, real, 2)
     assert (found.accepted, found.rejected) == (30, 30)
     assert preference.probability(image, labels).mean() == pytest.approx(1 / 3, abs=0.1)
 
@@ -91,10 +109,10 @@ def test_equal_reviews_give_equal_bits_and_a_file_keeps_them():
 
 
 def test_what_no_real_patch_shows_has_no_weight_of_its_own():
-    features, acceptance, real = reviewed()
+    features, acceptance, cases, real = reviewed()
     real[:, 5] = torch.nan
     features[:, :, 7] = torch.nan
-    preference, _ = learn(features, acceptance, real, 2)
+    preference, _ = learn(features, acceptance, cases, real, 2)
     assert all(tensor.isfinite().all() for name, tensor in preference.state_dict().items() if name != "foreground")
     assert preference.weights[7] == 0
 
