@@ -27,6 +27,9 @@ FILE_NAME = "genseg_review.json"
 PATCHES = 6
 """Patches of a pair, or of a real case, that are looked at."""
 
+CASES = 50
+"""Real cases that are looked at, about: enough for means and standard deviations, whatever the size of the dataset."""
+
 
 def learn_preference(trainer: Any) -> None:
     """Makes a GenSeg trainer prefer pairs like those that `review.file` accepts; nothing if there is no such file.
@@ -47,7 +50,8 @@ def learn_preference(trainer: Any) -> None:
     fold_cases(Path(trainer.preprocessed_dataset_folder_base), str(trainer.fold), pairs)
     review = read_review(path, pairs.sources)
     looking = _Looking(trainer)
-    real = looking.at_real_cases(trainer._held_out.of_fold["training"])
+    training = trainer._held_out.of_fold["training"]
+    real = looking.at_real_cases(training[:: max(1, len(training) // CASES)])
     reviewed = looking.at_pairs(path.parent, list(review.decisions))
     trainer.loop.synchronise([real, reviewed])  # so that all processes learn the same, to the bit
     acceptance = torch.tensor([review.acceptance(pair) for pair in review.decisions])
@@ -92,7 +96,7 @@ class _Looking:
         self._loader = augmented(trainer, one_case, PATCHES)
 
     def at_real_cases(self, names: list[str]) -> Tensor:
-        """(cases·patches, features) of the fold's training cases.
+        """(cases·patches, features) of training cases of the fold.
 
         Raises:
             GenSegError: a case is faulty.
