@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ class PairAugmentation:
         self.sampler = sampler
         self.device = sampler.deformer.largest.device
         self._normalise = normalise
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For loaders' processes: networks with spectral normalisation cannot be pickled themselves."""
@@ -97,8 +100,9 @@ class PairAugmentation:
         Arguments as in `__call__`. Returns the losses by name.
         """
         images, classes = self._taken(image, labels, rng)
-        self.sampler.observe(classes)
-        return self.sampler.training_step(images, classes, rng)
+        with self._undisturbed():
+            self.sampler.observe(classes)
+            return self.sampler.training_step(images, classes, rng)
 
     @torch.no_grad()
     def __call__(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -120,7 +124,8 @@ class PairAugmentation:
         images, classes = self._taken(image, labels, rng)
         seed = int(torch.randint(2**62, (1,), generator=rng, device=rng.device))
         chosen = self.sampler.choose(len(images), 1.0, torch.Generator().manual_seed(seed))
-        new = self.sampler.replace(images, classes, chosen, rng)
+        with self._undisturbed():
+            new = self.sampler.replace(images, classes, chosen, rng)
         order = torch.tensor(new.slots).argsort().to(self.device)
         masks = self.description.labels.to_labels(new.pairs.labels[order])
         return new.pairs.image[order].to(image.device), masks.to(labels.device, labels.dtype)
@@ -171,6 +176,12 @@ class PairAugmentation:
             asked = ", ".join(self.description.images.normalization) or "mean 0 and standard deviation 1"
             raise GenSegError(f"only a fold folder tells the normalisation; load one, or normalise yourself, as by {asked}")
         return self._normalise(image)
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """In float32 also within a loop's autocast, and one thread at a time: the networks change while they draw."""
+        with self._lock, torch.autocast(self.device.type, enabled=False):
+            yield
 
     def _taken(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images, float32, and class maps, int64, on the own device."""

@@ -6,6 +6,7 @@ import importlib
 import pickle
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -49,6 +50,24 @@ def test_a_generator_that_learns_in_the_loop_draws_patches_of_other_extents(fami
         again, other = copied(image, labels, seeded(1)), pairs(image, labels, seeded(2))
         assert torch.equal(drawn, again[0]) and torch.equal(masks, again[1])
         assert not torch.equal(drawn, other[0])
+
+
+@pytest.mark.parametrize("family", ["gan", "diffusion"])
+def test_autocast_and_threads_change_nothing(family):
+    """The gan draws with averaged weights that its network holds meanwhile; the scheduler of diffusion counts its steps."""
+    settings = {"generator": {"name": family}, "mixing": {"sources": {"redraw": 1.0, "deformation": 0}}}
+    pairs = PairAugmentation.untrained(planned(2), 2, 2, settings=settings)
+    image, labels = batch(planned(2).patch_size, channels=2)
+    image = image + 0.3 * torch.randn(image.shape, generator=seeded())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = pairs.training_step(image, labels, seeded())
+        under_autocast = pairs(image, labels, seeded(0))[0]
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    expected = [pairs(image, labels, seeded(seed))[0] for seed in range(12)]
+    assert torch.equal(under_autocast, expected[0])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: pairs(image, labels, seeded(seed))[0], range(12)))
+    assert all(map(torch.equal, found, expected))
 
 
 def deformed(plan: NetworkPlan) -> PairAugmentation:
