@@ -85,8 +85,8 @@ class Decisions:
         try:
             with _explained(path):
                 self._require_own(path)
-                # a decision is on the disk when its transaction ends; no WAL, whose shared memory network drives lack
-                self._base.execute("PRAGMA synchronous = FULL")
+                self._base.execute("PRAGMA journal_mode = WAL")
+                self._base.execute("PRAGMA synchronous = FULL")  # a decision is on the disk when its transaction ends
                 self._begin(path, hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest())
         except GenSegError:
             self._base.close()
