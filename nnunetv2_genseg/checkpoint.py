@@ -33,7 +33,7 @@ UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, Look
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 """What reading a damaged file raises."""
 CPU = torch.device("cpu")
-REMEDY = "restore that file, or start anew without --c"
+REMEDY = "restore that file, or train anew, without --c"
 PARTIAL = ".partial"
 """Ending of a file that is being written."""
 _in_progress: set[Path] = set()
@@ -178,7 +178,7 @@ def load_sibling(identity: dict[str, Any], checkpoint: Path, epoch: int) -> dict
     if form != FORMAT:
         raise GenSegError(
             f"generator state {path} has format {form}, this version reads {FORMAT}; go on with the version of "
-            "nnunetv2-genseg that wrote it, or start anew without --c"
+            "nnunetv2-genseg that wrote it, or train anew, without --c"
         )
     if not (isinstance(found, dict) and isinstance(state, dict)):
         raise GenSegError(f"generator state {path} is corrupt; {REMEDY}")

@@ -50,6 +50,8 @@ class Content:
     views: Sequence[View]
     pictures: Mapping[str, Strip]
     """Of `pair NAME` and `case NAME`, for all pairs and cases in the views."""
+    labels: Sequence[tuple[str, str]]
+    """Names of labels and the colours of their outlines."""
     of_pairs: Sequence[str]
     """What is said above the gallery."""
     tables: Sequence[Table]
@@ -74,6 +76,7 @@ def page_of(content: Content) -> str:
         curves=[_panel(curves) for curves in content.curves],
         views=[asdict(view) for view in content.views],
         pictures=content.pictures,
+        labels=content.labels,
         of_pairs=content.of_pairs,
         tables=[_table(*table) for table in content.tables],
         of_quality=content.of_quality,

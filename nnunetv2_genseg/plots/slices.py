@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
 from PIL import Image
 
 from nnunetv2_genseg.plots.samples import Picture, grey, window_of
@@ -17,13 +16,37 @@ SAMPLE = 1_000_000
 """Voxels of a volume from which its window is measured, at most."""
 QUALITY = 80
 """Of WebP, in percent."""
-COLOURS: npt.NDArray[np.uint8] = (np.asarray(colormaps["tab10"].colors) * 255).round().astype(np.uint8)  # type: ignore[attr-defined]
-"""(10, 3): outlines of the labels 1, 2, ..., repeated after ten."""
+COLOURS: npt.NDArray[np.uint8] = np.array(
+    [
+        *([0, 229, 255], [255, 145, 0], [255, 64, 255], [118, 255, 3], [255, 234, 0]),
+        *([255, 82, 82], [179, 136, 255], [255, 255, 255], [29, 233, 182], [255, 170, 190]),
+    ],
+    np.uint8,
+)
+"""(10, 3): outlines of the labels 1, 2, ..., repeated after ten; light, for pages give them a dark edge."""
 Array = npt.NDArray[Any]
 
 
-def window_of_volume(image: Array) -> Picture:
-    """(2, C): the intensities of a (C, slices, height, width) image that are shown as black and as white."""
+def legend(labels: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names of the foreground labels and the colours of their outlines, as CSS has them.
+
+    Args:
+        labels: of dataset.json; regions of several labels are left out.
+    """
+    values = {name: np.atleast_1d(value).tolist() for name, value in labels.items()}
+    single = {name: int(of[0]) for name, of in values.items() if len(of) == 1 and int(of[0]) > 0}
+    return [(name, "rgb({} {} {})".format(*COLOURS[(value - 1) % len(COLOURS)])) for name, value in single.items()]
+
+
+def window_of_volume(image: Array, colour: bool = False) -> Picture:
+    """(2, C): the intensities of a (C, slices, height, width) image that are shown as black and as white.
+
+    Args:
+        image: raw intensities.
+        colour: whether it is a photograph in colour; then the range of the pixel's type is shown, for colours as they are.
+    """
+    if colour:
+        return np.array([[0.0] * len(image), [255.0 if image.max() <= 255 else 65535.0] * len(image)])
     flat = image.reshape(len(image), -1)
     return window_of(flat[:, :: max(1, flat.shape[1] // SAMPLE)].T[None].astype(np.float64))
 

@@ -26,7 +26,7 @@ from starlette.staticfiles import StaticFiles
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.reading import in_form
-from nnunetv2_genseg.plots.slices import COLOURS
+from nnunetv2_genseg.plots.slices import legend
 from nnunetv2_genseg.review.decisions import Decisions, Verdict
 from nnunetv2_genseg.review.pictures import outlines, slice_picture
 from nnunetv2_genseg.trainers.reviewed_pairs import ReviewedPairs, ShownCase
@@ -61,11 +61,7 @@ class Review:
         """All pairs, with the decisions of the reviewer."""
         own = self.decisions.of(_reviewer(request))
         pairs = [{"name": name, "source": source, "verdict": own.get(name)} for name, source in self.pairs.sources.items()]
-        labels = [
-            {"name": name, "colour": [int(part) for part in COLOURS[(value - 1) % len(COLOURS)]]}
-            for name, value in self.pairs.labels.items()
-        ]
-        return JSONResponse({"pairs": pairs, "labels": labels})
+        return JSONResponse({"pairs": pairs, "labels": legend(self.pairs.synthetic.description["labels"])})
 
     def about(self, request: Request) -> Response:
         """What the page needs to know of a pair before it asks for pictures."""

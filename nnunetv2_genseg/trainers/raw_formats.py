@@ -43,6 +43,11 @@ def channels_in(file: Path, reader: type) -> int:
     return image.shape[-1] if image.ndim == 3 else 1
 
 
+def in_colour(image: Array, reader: type) -> bool:
+    """Whether an image that nnU-Net has read, (C, slices, height, width), is a photograph in red, green and blue."""
+    return issubclass(reader, NaturalImage2DIO) and len(image) == 3
+
+
 def _photograph(file: Path) -> Array:
     from skimage import io
 

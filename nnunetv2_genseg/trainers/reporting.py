@@ -17,6 +17,7 @@ from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.plots.report import Content, Table, page_of
+from nnunetv2_genseg.plots.slices import legend
 from nnunetv2_genseg.quality.table import headline, remarks, tables
 from nnunetv2_genseg.trainers import generating, judging, standalone
 from nnunetv2_genseg.trainers.history import History, read_history
@@ -106,6 +107,7 @@ def _content(settings: Reporting, history: History, pairs: Path, missing: str) -
         curves=history.curves(list(classes)),
         views=views,
         pictures=pictures,
+        labels=legend(description["labels"]),
         of_pairs=said,
         tables=[*of_validation[: len(validation)], *([] if figures is None else tables(figures))],
         of_quality=[missing] if figures is None else [headline(figures), *remarks(figures)],

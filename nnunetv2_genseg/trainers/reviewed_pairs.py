@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunetv2_genseg.config import GenSegError
@@ -25,6 +24,7 @@ from nnunetv2_genseg.trainers.pair_folder import PairFolder
 from nnunetv2_genseg.trainers.planning import channel_names
 from nnunetv2_genseg.trainers.provenance import DESCRIPTION
 from nnunetv2_genseg.trainers.raw_cases import Array, case_files
+from nnunetv2_genseg.trainers.raw_formats import in_colour
 
 KEPT = 2**30
 """Bytes of cases that are kept in memory, at most; the last one read is kept in any case."""
@@ -45,10 +45,8 @@ class ShownCase:
 
     @cached_property
     def window(self) -> Picture:
-        """(2, C): intensities shown as black and as white; the range of the pixel's type in photographs in colour."""
-        if self.colour:
-            return np.array([[0.0] * 3, [255.0 if self.image.max() <= 255 else 65535.0] * 3])
-        return window_of_volume(self.image)
+        """(2, C): intensities shown as black and as white."""
+        return window_of_volume(self.image, self.colour)
 
     @cached_property
     def fullest(self) -> int:
@@ -108,8 +106,7 @@ class ShownCases:
         if image.shape[1:] != labels.shape[1:]:
             raise GenSegError(f"image and mask of {name} differ in shape: {image.shape[1:]}, {labels.shape[1:]}; restore both")
         spacing = tuple(float(step) for step in properties["spacing"])
-        colour = issubclass(self.reader, NaturalImage2DIO) and len(image) == 3
-        return ShownCase(image, labels[0].astype(np.int16), spacing, colour)
+        return ShownCase(image, labels[0].astype(np.int16), spacing, in_colour(image, self.reader))
 
 
 class ReviewedPairs:
@@ -147,12 +144,6 @@ class ReviewedPairs:
     def sources(self) -> Mapping[str, str]:
         """For every pair the case that it was made from, in the order of their names."""
         return self.record.sources
-
-    @property
-    def labels(self) -> dict[str, int]:
-        """Names and values of the foreground labels; regions of several labels are left out."""
-        named = {name: np.atleast_1d(value).tolist() for name, value in self.synthetic.description["labels"].items()}
-        return {name: int(values[0]) for name, values in named.items() if len(values) == 1 and values[0] > 0}
 
     def case(self, name: str, real: bool) -> ShownCase:
         """A pair, or the real case that it was made from.

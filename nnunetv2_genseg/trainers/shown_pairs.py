@@ -12,6 +12,7 @@ from nnunetv2_genseg.plots.report import FOR_PICTURES, Item, View
 from nnunetv2_genseg.plots.slices import window_of_volume
 from nnunetv2_genseg.trainers.pair_folder import PairFolder
 from nnunetv2_genseg.trainers.raw_cases import RawCases
+from nnunetv2_genseg.trainers.raw_formats import in_colour
 
 FIRST = 12
 """Pairs at the head of each order that are shown in any case."""
@@ -111,7 +112,8 @@ class _Drawing:
         image, segmentation, properties = (self.real if kind == "case" else self.written).load(own)
         case = own if kind == "case" else self.sources[own]
         if case not in self._windows:
-            self._windows[case] = window_of_volume(image if kind == "case" else self.real.load(case)[0])
+            shown = image if kind == "case" else self.real.load(case)[0]
+            self._windows[case] = window_of_volume(shown, in_colour(shown, self.real.reader))
         return strip(image, segmentation[0], properties["spacing"][-2:], self._windows[case], detail)
 
 

@@ -46,6 +46,7 @@ def content(count: int = 10, slices: int = SLICES, **changes: Any) -> Content:
         ],
         "views": [View("In the order of their names", "All.", items), View("Highest Dice first", "By Dice.", items[::-1])],
         "pictures": pictures,
+        "labels": [("liver", "rgb(0 229 255)"), (HOSTILE, "rgb(255 145 0)")],
         "of_pairs": ["Slices are shown with at most 256 pixels a side."],
         "tables": [
             (f"Dice {HOSTILE}", ("class", "mean", "median", "lower quartile", "n"), [(HOSTILE, "0.8", "0.8", "0.7", "3")])
@@ -79,6 +80,7 @@ def test_readable_everywhere(page, opened, serious_faults, scheme, width):
     assert page.locator(".curves figure > svg").first.evaluate("svg => svg.getBoundingClientRect().width") > 0.6 * min(width, 450)
     line = page.locator(".curves path[style*='--curve-0']").first.evaluate("path => getComputedStyle(path).stroke")
     assert line == ("rgb(108, 182, 255)" if scheme == "dark" else "rgb(11, 92, 173)")
+    assert page.get_by_role("list", name="Labels").locator("li").all_inner_texts() == ["liver", HOSTILE]
     assert serious_faults(page) == []
 
 

@@ -181,7 +181,7 @@ def test_a_generator_file_that_does_not_fit_is_refused_and_nothing_is_changed(co
     assert outcome.error.startswith("GenSegError: ")
     assert message in outcome.error
     assert str(path) in outcome.error
-    assert "start anew without --c" in outcome.error
+    assert "train anew, without --c" in outcome.error
     assert outcome.epochs == []
     assert content_of(copy.folder) == before
     assert not (copy.folder / "executed").exists()

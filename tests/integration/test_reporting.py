@@ -98,6 +98,9 @@ def test_a_training_is_reported_with_pairs_that_are_drawn_for_it(name, train, fo
     found = page.table("dice_of_the_validation_cases_final.csv")
     assert [row[0] for row in found[1:]] == classes
     assert float(found[1][1]) == pytest.approx(next(iter(validation["mean"].values()))["Dice"], abs=1e-3)
+    named = {"volumes": ["inner"], "photographs": ["outer", "inner", "ignore"]}[name]
+    legend = re.findall(r"<i style.*?</i>(.*?)</li>", page.text)
+    assert legend == named, "each outline is named, regions of several labels are not"
     # pairs, in all orders
     views = {view["title"]: view["items"] for view in page.data["views"]}
     names = [f"synthetic_{k:05d}" for k in range(PAIRS)]
@@ -118,7 +121,7 @@ def test_a_training_is_reported_with_pairs_that_are_drawn_for_it(name, train, fo
     image = image[None] if name == "volumes" else np.moveaxis(image, -1, 0)[:, None]
     picture = page.data["pictures"][f"case {case}"]
     assert picture["slices"] == list(range(image.shape[1])) and picture["of"] == image.shape[1]
-    low, high = window_of_volume(image)[:, 0]
+    low, high = window_of_volume(image, colour=name == "photographs")[:, 0]
     k = picture["first"]
     expected = 255 * np.clip((image[0, k] - low) / (high - low), 0, 1)
     assert np.abs(page.picture(f"case {case}", "image", k)[..., 0] - expected).mean() < 16, "lossy, but that slice"

@@ -27,6 +27,7 @@ def content(**changes: Any) -> Content:
         "curves": [Curves(HOSTILE, {HOSTILE: [(0, 1.0), (1, 0.5)], "l1": [(1, 2.0)]})],
         "views": [View(HOSTILE, HOSTILE, [Item(HOSTILE, HOSTILE, HOSTILE)])],
         "pictures": {f"case {HOSTILE}": picture, f"pair {HOSTILE}": picture},
+        "labels": [(HOSTILE, "rgb(0 229 255)")],
         "of_pairs": [HOSTILE],
         "tables": [(HOSTILE, (HOSTILE, "b"), [(HOSTILE, "1,5")])],
         "of_quality": [HOSTILE],

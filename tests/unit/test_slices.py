@@ -11,7 +11,7 @@ from PIL import Image
 
 from nnunetv2_genseg.plots import gallery
 from nnunetv2_genseg.plots.gallery import DETAILS, Detail, fitted, strip
-from nnunetv2_genseg.plots.slices import COLOURS, image_picture, outline_picture, shown_size, window_of_volume
+from nnunetv2_genseg.plots.slices import COLOURS, image_picture, legend, outline_picture, shown_size, window_of_volume
 
 
 def pixels(content: bytes) -> np.ndarray:
@@ -40,6 +40,25 @@ def test_the_window_of_a_large_volume_is_that_of_a_sample():
     window = window_of_volume(image)
     np.testing.assert_allclose(window[:, 0], [2.5, 497.5], atol=0.5)
     np.testing.assert_allclose(window[:, 1], [502.5, 997.5], atol=0.5)
+
+
+@pytest.mark.parametrize("brightest", [200, 4000])
+def test_photographs_keep_their_colours(brightest):
+    image = np.zeros((3, 1, 4, 4))
+    image[0], image[1, :, 0] = brightest, 100
+    window = window_of_volume(image, colour=True)
+    assert window.tolist() == [[0] * 3, [255 if brightest == 200 else 65535] * 3]
+
+
+def test_the_legend_names_the_labels_that_are_outlined():
+    found = legend({"background": 0, "b": 2, "a": 1, "whole": [1, 2], "one": (12,)})
+    assert [name for name, _ in found] == ["b", "a", "one"]
+    assert found[1][1] == "rgb({} {} {})".format(*COLOURS[0]) and found[0][1] == found[2][1] == "rgb(255 145 0)"
+
+
+def test_outlines_stand_out_from_their_dark_edge():
+    linear = (COLOURS / 255) ** 2.2
+    assert ((linear @ [0.2126, 0.7152, 0.0722] + 0.05) / 0.05).min() > 6, "contrast to black"
 
 
 def test_outlines_are_the_boundaries_of_all_labels():

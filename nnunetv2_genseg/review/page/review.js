@@ -312,10 +312,10 @@ async function begin() {
   byId("name").textContent = reviewer;
   byId("done").max = byId("number").max = pairs.length;
   byId("total").textContent = `of ${pairs.length}`;
-  for (const { name, colour } of found.labels) {
+  for (const [name, colour] of found.labels) {
     const item = document.createElement("li");
     const swatch = document.createElement("i");
-    swatch.style.background = `rgb(${colour.join(" ")})`;
+    swatch.style.background = colour;
     item.append(swatch, name);
     byId("labels").append(item);
   }
