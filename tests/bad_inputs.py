@@ -200,12 +200,13 @@ def images(**files: Any) -> Preparation:
     return prepare
 
 
-def review(text: str | bytes | None, origin: Any = None) -> Preparation:
+def review(text: str | bytes | None, origin: Any = None, recorded: bool = True) -> Preparation:
     """A folder of two pairs whose files are empty, synthetic_00000 and synthetic_00001, with a review.csv that the settings name.
 
     Args:
         text: of review.csv; None: there is none.
         origin: what differs in the origin of the pairs.
+        recorded: whether there is a provenance.json.
     """
 
     def prepare(place: Place) -> None:
@@ -216,8 +217,10 @@ def review(text: str | bytes | None, origin: Any = None) -> Preparation:
             for file in (f"imagesTr/{name}_0000.png", f"labelsTr/{name}.png"):
                 (pairs / file).parent.mkdir(parents=True, exist_ok=True)
                 (pairs / file).write_bytes(b"")
-        written = {name: {"cases": own["cases"][:1], "new_mask": True, "files": {}} for name in names}
-        (pairs / "provenance.json").write_text(json.dumps({"format": 1, "origin": own, "pairs": written}))
+        of_pair = {"cases": own["cases"][:1], "source": "deformation", "new_mask": True, "files": {}}
+        written = dict.fromkeys(names, of_pair)
+        if recorded:
+            (pairs / "provenance.json").write_text(json.dumps({"format": 1, "origin": own, "pairs": written}))
         if text is not None:
             (pairs / "review.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
         all_training(place, CASES[1:])
@@ -575,7 +578,10 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("unlabelled never sure", "unlabelled.confidence: Input should be", settings({"unlabelled": {"confidence": 1.0}})),
     # decisions of reviewers
     BadInput("review.file no path", "review.file: Input should be a valid string", settings({"review": {"file": 3}})),
-    BadInput("review.file without pairs", "provenance.json is missing", settings({"review": {"file": "/none/review.csv"}})),
+    BadInput(
+        "review.file mistyped", "review.file: /none/review.csv is not a file", settings({"review": {"file": "/none/review.csv"}})
+    ),
+    BadInput("review.file without pairs", "provenance.json is missing", review(DECISION, recorded=False)),
     BadInput("review.file not there", "review.csv is not a file; name the review.csv of a folder of pairs", review(None)),
     BadInput("review.file of another fold", "were made from fold 1, not from 0", review(DECISION, {"fold": "1"})),
     BadInput("review.file of another dataset", "were made from dataset Other, not", review(DECISION, {"dataset": "Other"})),

@@ -20,7 +20,7 @@ from nnunetv2_genseg.trainers.pair_folder import PairFolder, fold_cases
 from nnunetv2_genseg.trainers.preflight import require_labels
 from nnunetv2_genseg.trainers.progress_bar import with_progress
 from nnunetv2_genseg.trainers.raw_cases import RawCases
-from nnunetv2_genseg.trainers.review_file import Review, read_review
+from nnunetv2_genseg.trainers.review_file import Review, read_review, require_review
 
 FILE_NAME = "genseg_review.json"
 """Which review the training learned from, how many decisions, and whether they can be told from the pairs."""
@@ -46,6 +46,7 @@ def learn_preference(trainer: Any) -> None:
             record.unlink(missing_ok=True)
         return
     path = Path(trainer.genseg.review.file)
+    require_review(path)
     pairs = PairFolder.read(path.parent, trainer.plans_manager.dataset_name, str(trainer.fold), None)
     fold_cases(Path(trainer.preprocessed_dataset_folder_base), str(trainer.fold), pairs)
     review = read_review(path, pairs.sources)

@@ -36,6 +36,12 @@ class Review:
         return sum(decided) / len(decided)
 
 
+def require_review(path: Path) -> None:
+    """Raises GenSegError if there is no such file."""
+    if not path.is_file():
+        raise GenSegError(f"review.file: {path} is not a file; name the review.csv of a folder of pairs, or leave it out")
+
+
 def read_review(path: Path, pairs: Collection[str]) -> Review:
     """Reads the table: CSV in UTF-8 with a header. A row without a decision, such as of a rating alone, is left out.
 
@@ -46,8 +52,7 @@ def read_review(path: Path, pairs: Collection[str]) -> Review:
     Raises:
         GenSegError: it is not such a table, names other pairs, holds two decisions of one reviewer on a pair, or none at all.
     """
-    if not path.is_file():
-        raise GenSegError(f"review.file: {path} is not a file; name the review.csv of a folder of pairs, or leave it out")
+    require_review(path)
     found: dict[str, dict[str, bool]] = {}
     for line, (pair, reviewer, decision) in _rows(path):
         if pair not in pairs:
