@@ -63,7 +63,7 @@ class Curves:
             axes.set_xlabel("epoch", color=INK)
             axes.tick_params(colors=INK)
             axes.spines[:].set_color(INK)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             if self.logarithmic:
                 axes.set_yscale("log")
             text = io.StringIO()

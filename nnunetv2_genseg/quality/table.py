@@ -94,7 +94,7 @@ def _memorisation(spaces: Found) -> list[Table]:
     parts = [Table("Distance to the nearest real training case", ("space", "from", "least", "25 %", "median", "n"), rows)]
     for space, found in spaces.items():
         closest = [(one["pair"], one["case"], _cell(one["distance"])) for one in found["closest_other"][:3]]
-        title = f"{space}: {found['closer_than_real']} pairs are nearer to another case than any two real cases; the closest"
+        title = f"Pairs nearer to another case than any two real cases, by {space}: {found['closer_than_real']}; the closest"
         parts.append(Table(title, ("pair", "case", "distance"), closest))
     return parts
 

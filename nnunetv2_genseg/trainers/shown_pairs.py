@@ -91,8 +91,9 @@ class ShownPairs:
         return views, pictures, list(self._said(len(views[0].items), detail, any(of["of"] > 1 for of in pictures.values())))
 
     def _said(self, shown: int, detail: Detail, volumes: bool) -> Iterator[str]:
+        what = "Slices" if volumes else "Images"
         slices = f", and at most {detail.slices} slices of a volume, evenly spread" if volumes else ""
-        yield f"Slices are shown with at most {detail.longest} pixels a side{slices}. The files have all."
+        yield f"{what} are shown with at most {detail.longest} pixels a side{slices}. The files have all."
         if shown < len(self.folder.sources):
             yield f"{shown} of {len(self.folder.sources)} pairs are shown: more do not fit into this file."
 

@@ -43,6 +43,7 @@ def content(count: int = 10, slices: int = SLICES, **changes: Any) -> Content:
         "curves": [
             Curves("loss", {"training": epochs, "validation": [(k, 1.1 * value) for k, value in epochs], HOSTILE: epochs[:2]}),
             Curves("generator", {"l1": epochs}, logarithmic=True),
+            Curves("loss_of_the_segmentation_network_in_the_feedback", {"l1": epochs[:1]}),
         ],
         "views": [View("In the order of their names", "All.", items), View("Highest Dice first", "By Dice.", items[::-1])],
         "pictures": pictures,
@@ -136,7 +137,7 @@ def test_everything_can_be_downloaded(page, opened, tmp_path):
         found[started.value.suggested_filename] = (tmp_path / started.value.suggested_filename).read_text()
     assert json.loads(found["settings.json"]) == {"seed": 0}
     assert found["loss.csv"].splitlines()[1].startswith("0,1,1.1,") and len(found["loss.csv"].splitlines()) == 41
-    assert len(found) == 4
+    assert len(found) == 5
 
 
 def test_names_are_text_and_nothing_is_requested(page, opened):

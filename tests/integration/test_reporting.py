@@ -112,6 +112,7 @@ def test_a_training_is_reported_with_pairs_that_are_drawn_for_it(name, train, fo
     closest = figures["memorisation"]["features"]["closest_other"]
     shown = [(item["pair"], item["case"]) for item in views["Closest to another case (features)"]]
     assert shown == [(one["pair"], one["case"]) for one in closest]
+    assert ("<p>Images are shown with" in page.text) == (name == "photographs")
     # the pictures are those of the files
     case = views["In the order of their names"][0]["case"]
     raw = folder / "nnUNet_raw" / trainer.plans_manager.dataset_name

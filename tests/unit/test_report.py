@@ -86,6 +86,11 @@ def test_curves_take_their_colours_from_the_page():
     assert "epoch" in [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")], "text stays text"
 
 
+def test_the_axis_has_whole_epochs():
+    texts = ElementTree.fromstring(Curves("early", {"a": [(2, 0.5)]}).as_svg()).iter("{http://www.w3.org/2000/svg}text")
+    assert "2" in (found := [text.text for text in texts]) and not any(text.startswith(("1.", "2.")) for text in found)
+
+
 def test_panels_share_no_names():
     first, second = (set(re.findall(r'id="([^"]*)"', Curves(title, {"a": [(0, 1.0)]}).as_svg())) for title in ("one", "two"))
     assert first and not first & second
