@@ -148,7 +148,7 @@ def _told(review: Review, found: Evidence) -> str:
     if not found.holds:
         return (
             f"GenSeg WARNING: {area}, not above {found.needed:.2f}, which decisions made at random may reach; the review is "
-            "not used"
+            "not used; review more pairs, for then a lower AUC is enough"
         )
     return f"GenSeg: {area}; pairs like the accepted ones are preferred"
 

@@ -200,7 +200,7 @@ def test_the_same_decisions_shuffled_change_nothing(place, settings):
     drawn, used, count = defects(trainer)
     assert used > 0.8 * drawn
     assert count == 60
-    assert "which decisions made at random may reach; the review is not used" in log_of(trainer)
+    assert "which decisions made at random may reach; the review is not used; review more pairs" in log_of(trainer)
     assert "preferred" not in trainer.recorder.progress.rows[0]
     assert json.loads((Path(trainer.output_folder) / "genseg_review.json").read_text())["used"] is False
 
