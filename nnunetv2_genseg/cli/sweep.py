@@ -42,12 +42,12 @@ def run(arguments: Sequence[str]) -> None:
     if plan.engine == "local":
         require_device(plan.device, "device: cpu")
     let_trainers_be_found([])
+    from nnunetv2_genseg.folder_lock import alone_in
     from nnunetv2_genseg.sweep.engines import ENGINES, Resources
     from nnunetv2_genseg.sweep.report import Report
     from nnunetv2_genseg.sweep.running import State
     from nnunetv2_genseg.sweep.running import run as run_tasks
     from nnunetv2_genseg.sweep.trainings import Trainings
-    from nnunetv2_genseg.trainers.folder_lock import alone_in
     from nnunetv2_genseg.trainers.guarding import ending_on_sigterm
 
     factory, trainings = ENGINES[plan.engine], Trainings(plan)
@@ -57,6 +57,7 @@ def run(arguments: Sequence[str]) -> None:
     report = Report(folder / f"{chosen.plan.stem}.json", {"plan": plan.model_dump(mode="json")})
     resources = Resources(plan.jobs, logs, plan.device == "cuda", plan.slurm)
     with ending_on_sigterm(), alone_in(folder), closing(factory(resources)) as engine:
+        trainings.keep_settings()
         trainings.make_folds()
         with report.shown():
             records = run_tasks(trainings.tasks(), engine, plan.jobs, plan.attempts, logs, report.tell)

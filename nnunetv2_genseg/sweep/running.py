@@ -81,7 +81,8 @@ class Record:
         if status == 0:
             return f"it ended without {', '.join(str(path) for path in self.task.products if not path.is_file())}"
         ended = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log is not None else []
+        written = self.log is not None and self.log.is_file()  # a file system that is shared may show it later
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log and written else []
         last = next((line.strip() for line in reversed(lines[1:]) if line.strip()), "")
         return f"{ended}{': ' * bool(last)}{last}"
 

@@ -6,19 +6,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.folder_lock import alone_in
 from nnunetv2_genseg.sweep.engines import ENGINES, Resources
 from nnunetv2_genseg.sweep.running import Record, State, run
 from nnunetv2_genseg.sweep.task import Task, nnunets_environment
-from nnunetv2_genseg.trainers.folder_lock import alone_in
 from nnunetv2_genseg.trainers.provenance import SHARDS, require_own
 from nnunetv2_genseg.trainers.standalone import require_writable
 
 ATTEMPTS = 3
 
 
-def draw(arguments: Sequence[str], output: Path, shards: int, engine: str, gpu: bool, options: Mapping[str, str | int]) -> None:
+def draw(arguments: Sequence[str], output: Path, shards: int, engine: str, gpu: bool, options: Mapping[str, Any]) -> None:
     """Draws all pairs that are missing into folders of their own; `generate` then takes them.
 
     Args:

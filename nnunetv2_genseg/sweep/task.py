@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunetv2_genseg.folder_lock import alone_in
+
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 RESUME = "--c"
 _running: set[subprocess.Popen[bytes]] = set()
@@ -45,6 +47,8 @@ class Task:
 def perform(task: Task, log: Path, further: Mapping[str, str] | None = None) -> int:
     """One attempt at a task: runs its command to the end, and ends it when this process ends.
 
+    It first waits for the end of an attempt that an earlier sweep has begun and that still runs, on whichever machine.
+
     Args:
         task: what is to be done.
         log: a new file, for the command and what it prints.
@@ -56,6 +60,13 @@ def perform(task: Task, log: Path, further: Mapping[str, str] | None = None) -> 
     Raises:
         OSError: the log cannot be written, or the program is not there.
     """
+    place = log.parent / "running" / task.name.replace(" ", "_")
+    place.mkdir(parents=True, exist_ok=True)
+    with alone_in(place, wait=True):
+        return 0 if task.is_done() else _run(task, log, further or {})
+
+
+def _run(task: Task, log: Path, further: Mapping[str, str]) -> int:
     resumed = any(path.is_file() for path in task.checkpoints)
     command = [*task.command, *([RESUME] if resumed else [])]
     with open(log, "x", encoding="utf-8") as file:
@@ -63,7 +74,7 @@ def perform(task: Task, log: Path, further: Mapping[str, str] | None = None) -> 
         process = subprocess.Popen(
             [*_ending_with_this_process(), *command],
             cwd=task.folder,
-            env={**os.environ, **task.environment, **(further or {})},
+            env={**os.environ, **task.environment, **further},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -17,10 +17,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunetv2_genseg.checkpoint import remove_partial, write_text_atomically
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
+from nnunetv2_genseg.folder_lock import alone_in
 from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
 from nnunetv2_genseg.trainers import standalone
 from nnunetv2_genseg.trainers.fold_network import FoldNetwork
-from nnunetv2_genseg.trainers.folder_lock import alone_in
 from nnunetv2_genseg.trainers.gate import Gate
 from nnunetv2_genseg.trainers.given_masks import GivenMasks
 from nnunetv2_genseg.trainers.pair_files import NAME, PairFiles, case_of

@@ -17,7 +17,7 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.trainers.folder_lock import alone_in
+from nnunetv2_genseg.folder_lock import alone_in
 
 
 @contextmanager

@@ -14,14 +14,14 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunetv2_genseg.checkpoint import PARTIAL, remove_partial
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.folder_lock import FILE_NAME as LOCK
+from nnunetv2_genseg.folder_lock import alone_in
 from nnunetv2_genseg.generators.pretrained import strangers_in
 from nnunetv2_genseg.synthesis.modes import MODES
 from nnunetv2_genseg.synthesis.pair_description import KeptPairs
 from nnunetv2_genseg.trainers import standalone
 from nnunetv2_genseg.trainers.building import start_from_pretrained
 from nnunetv2_genseg.trainers.fold_pairs import describe_pairs
-from nnunetv2_genseg.trainers.folder_lock import FILE_NAME as LOCK
-from nnunetv2_genseg.trainers.folder_lock import alone_in
 from nnunetv2_genseg.trainers.planning import image_kind
 from nnunetv2_genseg.trainers.preflight import first_of
 from nnunetv2_genseg.trainers.progress_bar import with_progress

@@ -17,7 +17,7 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
 from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.trainers.folder_lock import alone_in
+from nnunetv2_genseg.folder_lock import alone_in
 from nnunetv2_genseg.trainers.planning import channel_names
 from nnunetv2_genseg.trainers.progress_bar import with_progress
 

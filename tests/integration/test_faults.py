@@ -15,7 +15,7 @@ import torch
 
 from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.checkpoint import FORMAT
-from nnunetv2_genseg.trainers.folder_lock import alone_in
+from nnunetv2_genseg.folder_lock import alone_in
 
 from .conftest import TINY, Workspace
 from .kills import SIBLING

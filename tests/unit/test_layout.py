@@ -14,7 +14,7 @@ import nnunetv2_genseg
 PACKAGE = Path(nnunetv2_genseg.__file__).parent
 LAYERS = [
     {"config"},
-    {"registry", "checkpoint", "hypergradient", "phantoms"},
+    {"registry", "checkpoint", "folder_lock", "hypergradient", "phantoms"},
     {"generators"},
     {"synthesis"},
     {"bilevel"},

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -130,9 +130,10 @@ def test_two_hundred_tasks_on_eight_workers_with_twenty_kills_are_finished_once_
     def kill() -> None:
         rng = random.Random(0)
         while len(killed) < 20 and not stop.wait(0.15):
-            if running := [pid for pid in started_here() if b"ln seed" in Path(f"/proc/{pid}/cmdline").read_bytes()]:
-                killed.append(rng.choice(running))
-                os.kill(killed[-1], signal.SIGKILL)
+            with suppress(OSError):  # a command has ended in between
+                if running := [pid for pid in started_here() if b"ln seed" in Path(f"/proc/{pid}/cmdline").read_bytes()]:
+                    os.kill(pid := rng.choice(running), signal.SIGKILL)
+                    killed.append(pid)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -166,6 +167,21 @@ def test_commands_end_with_what_started_them(tmp_path):
     while Path(f"/proc/{pid.read_text().strip()}").exists() and time.monotonic() < end:
         time.sleep(0.02)
     assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+def test_an_attempt_of_an_earlier_sweep_is_waited_for_and_counts(sweep, tmp_path):
+    """A job of SLURM goes on when its sweep is killed."""
+    task = shell(tmp_path, "a", f": > begun; until [ -e go ]; do sleep 0.05; done; {append('a')}")
+    program = f"""from pathlib import Path; from nnunetv2_genseg.sweep.task import Task, perform
+perform(Task("a", {task.command!r}, Path({str(tmp_path)!r})), Path({str(sweep.resources.logs / "old.txt")!r}))"""
+    earlier = subprocess.Popen([sys.executable, "-c", program])
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.02)
+    threading.Timer(0.5, (tmp_path / "go").touch).start()
+    record = sweep.run(task)["a"]
+    assert (record.state, record.attempts) == (State.DONE, 1)
+    assert sweep.finished() == ["a"]
+    assert earlier.wait() == 0
 
 
 def test_closing_an_engine_ends_its_commands(sweep, tmp_path):
