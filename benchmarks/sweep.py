@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,12 @@ def survive(folder: Path) -> dict[str, Any]:
     def kill() -> None:
         rng = random.Random(0)
         while len(killed) < KILLS and not stop.wait(0.15):
-            started = [pid for thread in Path("/proc/self/task").iterdir() for pid in (thread / "children").read_text().split()]
-            if running := [int(pid) for pid in started if b"ln seed" in Path(f"/proc/{pid}/cmdline").read_bytes()]:
-                killed.append(rng.choice(running))
-                os.kill(killed[-1], signal.SIGKILL)
+            with suppress(OSError):  # a command has ended in between
+                threads = Path("/proc/self/task").iterdir()
+                started = [pid for thread in threads for pid in (thread / "children").read_text().split()]
+                if running := [int(pid) for pid in started if b"ln seed" in Path(f"/proc/{pid}/cmdline").read_bytes()]:
+                    os.kill(pid := rng.choice(running), signal.SIGKILL)
+                    killed.append(pid)
 
     killer = threading.Thread(target=kill)
     killer.start()

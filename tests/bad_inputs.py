@@ -261,6 +261,14 @@ def sweep(text: bytes | None = None, **changed: Any) -> Preparation:
     return prepare
 
 
+def other_settings(place: Place) -> None:
+    """Results of an earlier sweep with settings of the same name."""
+    sweep(settings={"a": ["seed=2"]})(place)
+    path = Path(place.environment["nnUNet_results"]) / "a" / "genseg_settings.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('["seed=1"]')
+
+
 def database(*statements: str) -> Preparation:
     """A folder of pairs with an SQLite database in the place of that of decisions."""
 
@@ -743,6 +751,9 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("sweep with the same settings twice", "a and b are the same", sweep(settings={"a": [], "b": []}), SWEEP),
     BadInput("sweep on an unknown engine", "engine: no 'pbs'; registered are local, ray, slurm", sweep(engine="pbs"), SWEEP),
     BadInput("sweep of an unknown dataset", "999", sweep(datasets=[999]), SWEEP),
+    BadInput("sweep of what is no dataset", "Your input: Phantom", sweep(datasets=["Phantom"]), SWEEP),
+    BadInput("sweep of one dataset twice", "by number and by name", sweep(datasets=[903, "Dataset903_Phantom2D"]), SWEEP),
+    BadInput("sweep of folds in no list", "folds: Value error, must be a list", sweep(folds="all"), SWEEP),
     BadInput("sweep of an unknown configuration", "configuration 4d not found in plans", sweep(configurations=["4d"]), SWEEP),
     BadInput("sweep of an unknown trainer", "GenSegTrainerTypo", sweep(trainers=["GenSegTrainerTypo"]), SWEEP),
     BadInput("sweep with plans that are not there", "Other.json is missing; first run", sweep(plans="Other"), SWEEP),
@@ -764,6 +775,24 @@ TABLE: tuple[BadInput, ...] = (
         "sweep with an option that submitit does not know",
         "slurm_partion",
         sweep(engine="slurm", slurm={"slurm_partion": "gpu", "cluster": "local"}),
+        SWEEP,
+    ),
+    BadInput(
+        "sweep on this machine with options of SLURM",
+        "options of SLURM, but engine local; write engine: slurm",
+        sweep(slurm={"slurm_partition": "gpu"}),
+        SWEEP,
+    ),
+    BadInput(
+        "sweep on Ray, which was not started",
+        "start Ray on the first machine (ray start --head)",
+        both(sweep(engine="ray"), variable("RAY_ADDRESS", "auto")),
+        SWEEP,
+    ),
+    BadInput(
+        "sweep with other settings of the same name",
+        "holds results of ['seed=1'], found ['seed=2']; choose another name",
+        other_settings,
         SWEEP,
     ),
     BadInput(

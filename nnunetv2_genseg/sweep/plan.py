@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, checked
 from nnunetv2_genseg.config.loading import overrides
@@ -18,6 +18,12 @@ NAME = re.compile(r"(?!genseg|Dataset)[A-Za-z0-9][A-Za-z0-9_-]*")
 """Of a list of settings: a folder beside those of datasets and of this package."""
 
 
+def _listed(found: Any) -> Any:
+    if not isinstance(found, (list, tuple)) or not found:
+        raise ValueError("must be a list that is not empty, in brackets, such as [0, 1]")
+    return found
+
+
 def _without_twins(values: tuple[Any, ...]) -> tuple[Any, ...]:
     twins = [value for k, value in enumerate(values) if value in values[:k]]
     if twins:
@@ -25,7 +31,7 @@ def _without_twins(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-Listed = Annotated[tuple[T, ...], Field(min_length=1, strict=False), AfterValidator(_without_twins)]
+Listed = Annotated[tuple[T, ...], Field(strict=False), BeforeValidator(_listed), AfterValidator(_without_twins)]
 """A list, not empty, nothing in it twice."""
 
 
@@ -56,7 +62,7 @@ class Plan(Section):
     """Trainings at once."""
     attempts: int = Field(3, ge=1)
     """How often a training is begun or resumed at most."""
-    slurm: dict[str, str | int] = Field(default={})
+    slurm: dict[str, Any] = Field(default={})
     """Options of submitit's AutoExecutor, such as `slurm_partition` and `timeout_min`; for engine `slurm`."""
 
     @field_validator("folds")
@@ -74,7 +80,7 @@ class Plan(Section):
                 raise ValueError(
                     f"{name} cannot be a folder; use letters, digits, - and _, and begin with neither genseg nor Dataset"
                 )
-            same = [other for other in settings if other != name and sorted(settings[other]) == sorted(lines)]
+            same = [other for other in settings if other != name and overrides(settings[other]) == overrides(lines)]
             if same:
                 raise ValueError(f"{name} and {same[0]} are the same; remove one of the two")
         return settings
@@ -97,6 +103,8 @@ def read_plan(path: Path) -> Plan:
     plan = checked(Plan, content, str(path))
     for name, lines in plan.settings.items():
         checked(GenSegConfig, overrides(lines), f"{path}, settings.{name}")
+    if plan.slurm and plan.engine != "slurm":
+        raise GenSegError(f"{path}: options of SLURM, but engine {plan.engine}; write engine: slurm, or remove `slurm`")
     if plan.find_best and "all" in plan.folds:
         raise GenSegError(f"{path}: find_best compares numbered folds, found fold `all`; remove one of the two")
     return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -9,11 +10,17 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from nnunetv2_genseg.checkpoint import write_text_atomically
+from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config.loading import overrides
+from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.sweep.plan import Plan
 from nnunetv2_genseg.sweep.task import Task, nnunets_environment
 from nnunetv2_genseg.trainers.planned_dataset import PlannedDataset, require_trainer
 
 RESULTS = "nnUNet_results"
+SETTINGS = "genseg_settings.json"
+"""In a folder of results: the settings that all trainings there are of."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,28 @@ class Trainings:
     plan: Plan
 
     def __post_init__(self) -> None:
+        names = [dataset.name for dataset in self._datasets()]
+        if twins := [name for name in names if names.count(name) > 1]:
+            raise GenSegError(f"datasets: {twins[0]} is there twice, by number and by name; remove one of the two")
         for trainer in self.plan.trainers:
             require_trainer(trainer)
         for dataset, configuration in product(self._datasets(), self.plan.configurations):
             dataset.previous_stage(configuration)
+
+    def keep_settings(self) -> None:
+        """Notes in each folder of results the settings that it is of.
+
+        Raises:
+            GenSegError: a folder is of others. What was trained with them would count as done.
+        """
+        for name, lines in self.plan.settings.items():
+            path = self._results(name) / SETTINGS
+            if not lines:
+                continue
+            if path.is_file() and overrides(before := read_json(path, list[str], "a list of settings")) != overrides(lines):
+                raise GenSegError(f"settings.{name}: {path.parent} holds results of {before}, found {lines}; choose another name")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text_atomically(json.dumps(lines) + "\n", path)
 
     def make_folds(self) -> None:
         """Makes the folds of every dataset that has none."""
@@ -49,7 +74,7 @@ class Trainings:
         return tasks
 
     def _datasets(self) -> list[PlannedDataset]:
-        return [PlannedDataset(str(dataset), self.plan.plans) for dataset in self.plan.datasets]
+        return [PlannedDataset(dataset, self.plan.plans) for dataset in self.plan.datasets]
 
     def _of(self, dataset: PlannedDataset, settings: str) -> Iterator[Task]:
         """The trainings of a dataset with a list of settings."""

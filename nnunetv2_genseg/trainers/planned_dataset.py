@@ -31,11 +31,11 @@ class PlannedDataset:
 
     Raises:
         GenSegError: it was not planned, or its plans are not JSON.
-        RuntimeError: nnU-Net's, if there is no such dataset.
+        RuntimeError, ValueError: nnU-Net's, if there is no such dataset, or that is no name.
     """
 
-    def __init__(self, dataset: str, plans: str) -> None:
-        self.name: str = maybe_convert_to_dataset_name(dataset if dataset.startswith("Dataset") else int(dataset))
+    def __init__(self, dataset: str | int, plans: str) -> None:
+        self.name: str = maybe_convert_to_dataset_name(dataset)
         self._plans = plans
         self._folder = Path(os.environ["nnUNet_preprocessed"]) / self.name
         path = self._folder / f"{plans}.json"

@@ -24,6 +24,7 @@ PLAN = {
     "trainers": ["GenSegTrainerShort", "nnUNetTrainerShort"],
     "plans": "nnUNetPlansTiny",
     "device": "cpu",
+    "find_best": True,
     "jobs": 2,
 }
 
@@ -40,59 +41,55 @@ def small(shell: Shell) -> Shell:
     return shell
 
 
-def test_a_sweep_that_is_killed_goes_on_and_then_has_nothing_to_do(small: Shell, tmp_path: Path):
+def test_a_sweep_that_is_killed_goes_on_and_what_is_done_stays(small: Shell, tmp_path: Path):
     results = tmp_path / "results"
-    told = results / "genseg_sweep" / "plan.json"
-    variables = {"nnUNet_results": str(results), "nnUNet_genseg_short": LENGTH, "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": "1"}
+    variables = {"nnUNet_results": str(results), "nnUNet_genseg_short": LENGTH, "nnUNet_n_proc_DA": "0"}
     command = ("genseg", "sweep", write(tmp_path))
-    folders = [results / NAME / f"{trainer}__nnUNetPlansTiny__2d" / "fold_0" for trainer in PLAN["trainers"]]
+    ours, theirs = (results / NAME / f"{trainer}__nnUNetPlansTiny__2d" for trainer in PLAN["trainers"])
+    finals = [folder / "fold_0" / "checkpoint_final.pth" for folder in (ours, theirs)]
 
     process = small.start(*command, **variables)
-    wait_until(lambda: all((folder / "checkpoint_latest.pth").is_file() for folder in folders), process)
+    wait_until(lambda: all(final.with_name("checkpoint_latest.pth").is_file() for final in finals), process)
     os.kill(process.pid, signal.SIGKILL)
     ended(process)
-    assert not any((folder / "checkpoint_final.pth").exists() for folder in folders)
+    assert not any(final.exists() for final in finals)
 
     output = small.succeed(*command, **variables)
-    assert output.count(": done\n") == 2
-    records = json.loads(told.read_text())["tasks"]
-    assert [(record["state"], record["attempts"]) for record in records] == [("done", 1)] * 2
-    for record in records:
-        log = Path(record["log"]).read_text()
+    assert output.count(": done\n") == 3
+    *trainings, comparison = tasks_of(results)
+    assert [(task["state"], task["attempts"]) for task in (*trainings, comparison)] == [("done", 1)] * 3
+    for training in trainings:
+        log = Path(training["log"]).read_text()
         assert log.splitlines()[0].endswith(" --c")
         assert "\nEpoch 0\n" not in log.replace(" \n", "\n"), "it went on from a checkpoint"
-    made = {folder: (folder / "checkpoint_final.pth").stat().st_mtime_ns for folder in folders}
-
-    (folders[1] / "validation" / "summary.json").unlink()
-    output = small.succeed(*command, **variables)
-    assert output.count("done before") == 1
-    assert (folders[1] / "validation" / "summary.json").is_file()
-    assert (folders[0] / "checkpoint_final.pth").stat().st_mtime_ns == made[folders[0]]
-
-
-def test_settings_have_their_own_results_and_a_failure_is_the_exit_status(small: Shell, tmp_path: Path):
-    results = tmp_path / "results"
-    settings: dict[str, list[str]] = {"default": [], "few": ["feedback.cases=[tr_000, tr_001, tr_002]"]}
-    plan = write(tmp_path, trainers=["GenSegTrainerShort"], settings=settings, find_best=True)
-    variables = {
-        "nnUNet_results": str(results),
-        "nnUNet_genseg_short": "2,1,1,2,0",
-        "nnUNet_n_proc_DA": "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    status, output = small.run("genseg", "sweep", plan, **variables)
-    assert status == 1, output
-    assert {
-        record["name"]: record["state"] for record in json.loads((results / "genseg_sweep" / "plan.json").read_text())["tasks"]
-    } == {
-        f"{NAME} default 2d GenSegTrainerShort 0": "done",
-        f"{NAME} default find_best": "done",
-        f"{NAME} few 2d GenSegTrainerShort 0": "failed",
-        f"{NAME} few find_best": "left out",
-    }
-    assert "exit status 2: genseg: feedback.cases" in output, "not tried again"
     assert (results / NAME / "inference_instructions.txt").is_file()
-    assert (results / "few" / NAME / "GenSegTrainerShort__nnUNetPlansTiny__2d").is_dir()
+    made = [final.stat().st_mtime_ns for final in finals]
+
+    # each list of settings has results of its own: one is there already, one cannot be made, one lacks its validation
+    shutil.copytree(theirs, results / "few" / NAME / theirs.name)
+    (ours / "fold_0" / "validation" / "summary.json").unlink()
+    write(tmp_path, settings={"default": [], "few": ["feedback.cases=[tr_000, tr_001, tr_002]"]})
+    status, output = small.run(*command, **variables)
+    assert status == 1, output
+    assert {task["name"].removeprefix(NAME): (task["state"], task["attempts"]) for task in tasks_of(results)} == {
+        " default 2d GenSegTrainerShort 0": ("done", 1),
+        " default 2d nnUNetTrainerShort 0": ("done", 0),
+        " default find_best": ("done", 1),
+        " few 2d GenSegTrainerShort 0": ("failed", 1),
+        " few 2d nnUNetTrainerShort 0": ("done", 0),
+        " few find_best": ("left out", 0),
+    }
+    assert output.count("done before") == 2
+    assert "exit status 2: genseg: feedback.cases" in output, "not tried again"
+    assert (ours / "fold_0" / "validation" / "summary.json").is_file()
+    assert made == [final.stat().st_mtime_ns for final in finals]
+    assert (results / "few" / NAME / ours.name).is_dir()
+
+
+def tasks_of(results: Path) -> list[dict[str, Any]]:
+    """What the latest sweep tells of its tasks."""
+    tasks: list[dict[str, Any]] = json.loads((results / "genseg_sweep" / "plan.json").read_text())["tasks"]
+    return tasks
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

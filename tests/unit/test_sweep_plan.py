@@ -12,9 +12,9 @@ import pytest
 from nnunetv2_genseg import cli
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES
+from nnunetv2_genseg.folder_lock import alone_in
 from nnunetv2_genseg.sweep.plan import Plan, read_plan
 from nnunetv2_genseg.sweep.trainings import Trainings
-from nnunetv2_genseg.trainers.folder_lock import alone_in
 
 NAME = "Dataset905_Cascade"
 LEAST = "datasets: [905]\nconfigurations: [2d]\n"
@@ -99,6 +99,20 @@ def test_fold_all_needs_no_folds(planned):
     assert not (planned / "preprocessed" / NAME / "splits_final.json").exists()
 
 
+def test_results_of_other_settings_do_not_count_as_done(planned):
+    text = LEAST + "trainers: [nnUNetTrainer]\n"
+    Trainings(plan(planned, text + "settings: {default: [], turned: [deformation.rotation=30, seed=1]}")).keep_settings()
+    Trainings(plan(planned, text + "settings: {turned: [seed=1, deformation.rotation=30.0]}")).keep_settings()
+    with pytest.raises(GenSegError, match=r"settings.turned: .*/results/turned holds results of .*rotation=30"):
+        Trainings(plan(planned, text + "settings: {turned: [deformation.rotation=60]}")).keep_settings()
+    assert {path.name for path in (planned / "results").iterdir()} == {"turned"}
+
+
+def test_options_of_slurm_may_be_lists_and_mappings(tmp_path):
+    text = LEAST + "engine: slurm\nslurm: {slurm_setup: [module load cuda], slurm_additional_parameters: {constraint: a100}}"
+    assert plan(tmp_path, text).slurm["slurm_additional_parameters"] == {"constraint": "a100"}
+
+
 def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What `genseg sweep` says of a plan that is in order."""
     plan(folder, LEAST + "trainers: [nnUNetTrainer]\ndevice: cpu\n")
@@ -131,11 +145,16 @@ def test_a_full_disk_is_a_message_and_leaves_nothing_half_written(planned, capsy
     {
         "unknown key": (LEAST + "fold: [0]", "fold: unknown key; did you mean folds?"),
         "no datasets": ("configurations: [2d]", "datasets: Field required"),
-        "a list that is empty": (LEAST + "folds: []", "folds: .* at least 1 item"),
+        "a list that is empty": (LEAST + "folds: []", "folds: .*must be a list that is not empty"),
         "one dataset twice": ("datasets: [1, 1]\nconfigurations: [2d]", "datasets: .*1 is there twice"),
         "fold that is none": (LEAST + "folds: [first]", "found 'first'"),
         "fold below 0": (LEAST + "folds: [-1]", "fold numbers begin with 0"),
         "no worker": (LEAST + "jobs: 0", "jobs: Input should be greater than or equal to 1"),
+        "a fold in no list": (LEAST + "folds: 3", "folds: .*must be a list that is not empty.* found 3"),
+        "settings that are the same in other words": (
+            LEAST + "settings: {a: [seed=1, masks.source=x], b: [masks.source = x, seed=1]}", "a and b are the same"
+        ),
+        "options of an engine that is not chosen": (LEAST + "slurm: {nodes: 1}", "options of SLURM, but engine local"),
         "settings that are the same": (LEAST + "settings: {a: [], b: []}", "a and b are the same"),
         "settings named like a folder of nnU-Net": (LEAST + "settings: {Dataset1: [seed=1]}", "Dataset1 cannot be a folder"),
         "settings outside of the folder": (LEAST + "settings: {../a: [seed=1]}", "../a cannot be a folder"),

@@ -23,7 +23,7 @@ class Resources:
     """An existing folder on the shared file system."""
     gpu: bool = False
     """Whether each task needs a GPU of its own."""
-    options: Mapping[str, str | int] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     """The engine's own."""
 
 

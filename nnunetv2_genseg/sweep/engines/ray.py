@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.sweep.engines import ENGINES
 from nnunetv2_genseg.sweep.engines.base import Resources, installed
 from nnunetv2_genseg.sweep.task import Task, perform
@@ -26,7 +27,12 @@ class RayEngine:
         self._ray = installed("ray", "ray")
         self._owner = not self._ray.is_initialized()
         if self._owner:
-            self._ray.init(log_to_driver=False, configure_logging=False)  # at RAY_ADDRESS, if that is set
+            try:
+                self._ray.init(log_to_driver=False, configure_logging=False)  # at RAY_ADDRESS, if that is set
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise GenSegError(
+                    f"engine ray: {error}; start Ray on the first machine (ray start --head), or correct or unset RAY_ADDRESS"
+                ) from None
         self._perform = self._ray.remote(max_retries=0, num_cpus=1, num_gpus=int(resources.gpu))(perform)
         self._begun: list[Any] = []
 

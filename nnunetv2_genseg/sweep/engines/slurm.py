@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,22 +43,25 @@ class SlurmEngine:
                 f"engine slurm: {error}; run this where SLURM's commands are, with options of submitit's AutoExecutor"
             ) from None
         self._pool = ThreadPoolExecutor(resources.jobs)
+        self._begun: list[Future[int]] = []
         self._jobs: list[Any] = []
 
     def submit(self, task: Task, log: Path) -> Future[int]:
         """See `Engine`."""
-        return self._pool.submit(self._perform, task, log)
+        future = self._pool.submit(self._perform, task, log)
+        self._begun.append(future)
+        return future
 
     def close(self) -> None:
         """See `Engine`."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for job in self._jobs:
-            if not job.done():
-                job.cancel(check=False)
-        self._pool.shutdown()
+        while not all(future.done() for future in self._begun):  # a thread may be about to submit its job
+            while self._jobs:
+                self._jobs.pop().cancel(check=False)
+            time.sleep(0.1)
 
     def _perform(self, task: Task, log: Path) -> int:
         job = self._executor.submit(perform, task, log)
         self._jobs.append(job)
-        status: int = job.result()
+        status: int = job.result()  # of a job that has died submitit says so 15 s later: its result may yet appear
         return status
