@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,5 +74,13 @@ def run(arguments: Sequence[str]) -> None:
     from nnunetv2_genseg.trainers.guarding import ending_on_sigterm
 
     sys.argv = ["nnUNetv2_train", *rest, *([] if known.tr else ["-tr", DEFAULT_TRAINER])]
+    _limit_threads()
     with ending_on_sigterm(), preprocessed(known.positional[0] if known.positional else ""):
         run_training_entry()
+
+
+def _limit_threads() -> None:
+    """Makes OMP_NUM_THREADS hold on the CPU, too, where nnU-Net asks for the number of cores and takes that many threads."""
+    number = os.environ.get("OMP_NUM_THREADS", "")
+    if number.isdigit() and int(number) > 0:
+        multiprocessing.cpu_count = lambda: int(number)

@@ -18,7 +18,7 @@ from nnunetv2_genseg.sweep.plan import Plan
 from nnunetv2_genseg.sweep.task import Task, nnunets_environment
 from nnunetv2_genseg.trainers.planned_dataset import PlannedDataset, require_trainer
 
-RESULTS = "nnUNet_results"
+RESULTS, THREADS = "nnUNet_results", "OMP_NUM_THREADS"
 SETTINGS = "genseg_settings.json"
 """In a folder of results: the settings that all trainings there are of."""
 
@@ -112,7 +112,13 @@ class Trainings:
         return root / settings if self.plan.settings[settings] else root
 
     def _environment(self, settings: str) -> dict[str, str]:
-        return nnunets_environment() | {RESULTS: str(self._results(settings))}
+        return self._threads() | nnunets_environment() | {RESULTS: str(self._results(settings))}
+
+    def _threads(self) -> dict[str, str]:
+        """The cores of this machine divided among trainings on its CPU, each of which would take all."""
+        if self.plan.device != "cpu" or self.plan.engine != "local" or THREADS in os.environ:
+            return {}
+        return {THREADS: str(max(1, (os.cpu_count() or 1) // self.plan.jobs))}
 
 
 def _name(dataset: PlannedDataset, settings: str, configuration: str, trainer: str, fold: int | str) -> str:

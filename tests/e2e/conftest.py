@@ -29,7 +29,7 @@ class Shell:
         self.environment |= {name: str(folder / name) for name in names}
         self.environment |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
         self.environment |= {"nnUNet_genseg_short": "4,2,1,1,0", "PYTHONUNBUFFERED": "1"}
-        self.environment["OMP_THREAD_LIMIT"] = "1"  # nnU-Net's own number is that of the cores, which wait for each other
+        self.environment["OMP_NUM_THREADS"] = "1"
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

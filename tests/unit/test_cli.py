@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -56,3 +57,13 @@ def test_folders_that_are_named_one_by_one_are_all_taken(command, option):
     for _ in range(2):
         chosen, _ = command.parser().parse_known_args(arguments)
         assert getattr(chosen, option) == [Path("a"), Path("b"), Path("c")]
+
+
+@pytest.mark.parametrize(("number", "threads"), [("3", 3), ("", None), ("0", None), ("2,1", None)])
+def test_nnunet_takes_as_many_threads_on_the_cpu_as_are_asked_for(monkeypatch, number, threads):
+    """nnU-Net's `run_training_entry` takes multiprocessing.cpu_count() of them, whatever torch has read from OMP_NUM_THREADS."""
+    monkeypatch.setattr(multiprocessing, "cpu_count", multiprocessing.cpu_count)
+    monkeypatch.setenv("OMP_NUM_THREADS", number)
+    before = multiprocessing.cpu_count()
+    train._limit_threads()
+    assert multiprocessing.cpu_count() == (threads or before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from pathlib import Path
@@ -111,6 +112,20 @@ def test_results_of_other_settings_do_not_count_as_done(planned):
 def test_options_of_slurm_may_be_lists_and_mappings(tmp_path):
     text = LEAST + "engine: slurm\nslurm: {slurm_setup: [module load cuda], slurm_additional_parameters: {constraint: a100}}"
     assert plan(tmp_path, text).slurm["slurm_additional_parameters"] == {"constraint": "a100"}
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, "2"), ("3", "3")])
+def test_trainings_on_the_cpu_divide_its_cores(planned, monkeypatch, given, threads):
+    """Twice as many threads as cores make a training many times as slow, since they wait for each other."""
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    text = LEAST + "trainers: [nnUNetTrainer]\njobs: 4\nfolds: [0]\n"
+    (task,) = Trainings(plan(planned, text + "device: cpu")).tasks()
+    assert (os.environ | task.environment)["OMP_NUM_THREADS"] == threads
+    (task,) = Trainings(plan(planned, text + "device: cuda")).tasks()
+    assert "OMP_NUM_THREADS" not in task.environment
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
