@@ -26,6 +26,7 @@ from nnunetv2_genseg.synthesis.sources.deformation import DeformationSource
 from nnunetv2_genseg.synthesis.spatial import per_patch
 from nnunetv2_genseg.trainers import GenSegTrainerShort, preferring
 from nnunetv2_genseg.trainers.preferring import PATCHES
+from nnunetv2_genseg.trainers.recording import Recorder
 
 from .conftest import DATASET_ID, make_repeatable, make_trainer, resume, weights_of
 from .datasets import IGNORED, Kind, plan, use_threads
@@ -133,6 +134,12 @@ def place(planned: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pl
     return planned
 
 
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take longer than these trainings; `test_the_defect_that_a_reviewer_rejects_becomes_rare` draws them."""
+    monkeypatch.setattr(Recorder, "refresh", lambda self, *arguments: None)
+
+
 def array(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
@@ -191,6 +198,7 @@ def test_the_defect_that_a_reviewer_rejects_becomes_rare(place, settings):
     }
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_same_decisions_shuffled_change_nothing(place, settings):
     names, decisions = list(place.accepted), list(place.accepted.values())
     order = np.random.default_rng(0).permutation(PAIRS)
@@ -205,6 +213,7 @@ def test_the_same_decisions_shuffled_change_nothing(place, settings):
     assert json.loads((Path(trainer.output_folder) / "genseg_review.json").read_text())["used"] is False
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_training_resumes_to_the_bit_whatever_became_of_the_review(place, settings):
     """Two reviewers, who disagree on some pairs."""
     other = {name: accepted or k % 6 == 0 for k, (name, accepted) in enumerate(place.accepted.items())}
@@ -225,6 +234,7 @@ def test_a_training_resumes_to_the_bit_whatever_became_of_the_review(place, sett
     assert any(f"WARNING: {path} has changed since this training began" in log for log in logs)
 
 
+@pytest.mark.usefixtures("without_pictures")
 @ONE_KIND
 def test_too_few_decisions_are_not_used_and_another_fold_is_refused(place, settings):
     few = dict(list(place.accepted.items())[:12])
@@ -241,6 +251,7 @@ def test_too_few_decisions_are_not_used_and_another_fold_is_refused(place, setti
         place.trainer("1,1,1,1,0", fold=1).run_training()
 
 
+@pytest.mark.usefixtures("without_pictures")
 @ONE_KIND
 def test_processes_learn_from_what_they_have_in_common(place, settings, monkeypatch):
     monkeypatch.setattr(preferring, "CASES", 2)  # of the fold's four
