@@ -901,7 +901,7 @@ def place_for(bad: BadInput, folder: Path, prepared: Path, dataset: str, killed:
     }
     shutil.copytree(prepared / "nnUNet_preprocessed" / dataset, place.preprocessed)
     (folder / "nnUNet_preprocessed" / "file").write_text("a file")
-    if "--c" in bad.arguments or bad.arguments[0] == "report":
+    if "--c" in bad.arguments or "report" in bad.arguments[:1]:
         shutil.copytree(killed / dataset, folder / "nnUNet_results" / dataset)
     bad.prepare(place)
     return place

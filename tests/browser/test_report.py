@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,21 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+from nnunetv2_genseg import cli
+from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES
+from nnunetv2_genseg.phantoms import PhantomDataset
 from nnunetv2_genseg.plots.curves import Curves
 from nnunetv2_genseg.plots.gallery import DETAILS, Detail, strip
 from nnunetv2_genseg.plots.report import FOR_PICTURES, LARGEST, Content, Item, View, page_of
 from nnunetv2_genseg.plots.slices import window_of_volume
+from nnunetv2_genseg.trainers import GenSegTrainerShort
+from tests.integration.conftest import make_trainer
+from tests.integration.datasets import plan, use_threads
 
 HOSTILE = "<img src=x onerror=\"document.title='broken'\"></script>"
 SLICES = 8
+LARGEST_PICTURE = 200_000
+"""Bytes of the picture of the how-to page."""
 
 
 def phantom(seed: int, shape: tuple[int, ...], detail: Detail = DETAILS[0]) -> Any:
@@ -160,3 +169,26 @@ def test_a_thousand_pairs_are_shown_within_two_seconds(page, opened):
     opened(shown)
     assert page.evaluate("document.querySelector('.image').decode().then(() => performance.now())") < 2000
     assert page.get_by_role("status").inner_text() == "1 to 6 of 1000"
+
+
+def test_a_trained_fold_is_shown(page, tmp_path, monkeypatch):
+    """The picture of the how-to page; with GENSEG_PICTURES=docs/images it is made anew."""
+    use_threads(monkeypatch)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    for name in (OVERRIDES, EXTERNAL_TRAINERS):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    raw = PhantomDataset(910, 3, 5, 1, extent=24).write(tmp_path / "nnUNet_raw")
+    plan(910, "3d_fullres")
+    make_trainer(GenSegTrainerShort, raw.name, "3d_fullres", "2,2,1,1,0").run_training()
+    of_fold = ("910", "3d_fullres", "0", "-tr", "GenSegTrainerShort", "-device", "cpu")
+    cli.main(["report", *of_fold, "-n", "4", "-o", str(tmp_path / "report.html")])
+    page.set_viewport_size({"width": 900, "height": 760})
+    page.goto((tmp_path / "report.html").as_uri())
+    gallery = page.get_by_role("group", name="Which pairs")
+    expect(page.get_by_role("heading", name="synthetic_00000", exact=True)).to_be_visible()
+    gallery.evaluate("element => element.scrollIntoView()")
+    path = Path(os.environ.get("GENSEG_PICTURES", tmp_path)) / "report.png"
+    page.screenshot(path=path)
+    assert 10_000 < path.stat().st_size < LARGEST_PICTURE

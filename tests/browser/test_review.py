@@ -206,8 +206,9 @@ def test_nothing_is_lost_when_the_server_is_killed_after_an_acknowledged_decisio
         page.goto(f"{server.address}?reviewer=Ada")
         shows(page, NAMES[1])
         page.keyboard.press("8")
-        with page.expect_response(lambda response: "decisions" in response.url and response.status == 200):
+        with page.expect_response(lambda response: "decisions" in response.url and response.status == 200) as answer:
             page.keyboard.press("r")
+        answer.value.finished()
         server.kill()
     expect(page.locator("#pair")).to_have_text(NAMES[2])
     page.keyboard.press("a")

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_genseg.phantoms import PhantomDataset
+from tests.integration.datasets import plan, use_threads
 from tests.integration.processes import LONGEST
 
 PROGRAMS = Path(sys.executable).parent
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 class Shell:
@@ -24,9 +26,8 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
         self.environment = {key: value for key, value in os.environ.items() if not key.lower().startswith("nnunet_")}
-        self.environment |= {name: str(folder / name) for name in names}
+        self.environment |= {name: str(folder / name) for name in FOLDERS}
         self.environment |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
         self.environment |= {"nnUNet_genseg_short": "4,2,1,1,0", "PYTHONUNBUFFERED": "1"}
         self.environment["OMP_NUM_THREADS"] = "1"
@@ -76,5 +77,9 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     shell = Shell(tmp_path_factory.mktemp("e2e"))
     PhantomDataset(903, dims=2, training_cases=5, test_cases=1, extent=32).write(shell.folder / "nnUNet_raw")
-    shell.succeed("nnUNetv2_plan_and_preprocess", "-d", "903", "-c", "2d", "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
+    with pytest.MonkeyPatch.context() as patch:
+        use_threads(patch)
+        for name in FOLDERS:
+            patch.setenv(name, shell.environment[name])
+        plan(903, "2d", small=False)
     return shell
