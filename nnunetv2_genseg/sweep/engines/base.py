@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +43,39 @@ class Engine(Protocol):
     def close(self) -> None:
         """Ends what still runs."""
         ...
+
+
+class PoolEngine(ABC):
+    """An engine of threads, each of which waits for one attempt.
+
+    Args:
+        jobs: attempts at once.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self._pool = ThreadPoolExecutor(jobs)
+        self._begun: list[Future[int]] = []
+
+    def submit(self, task: Task, log: Path) -> Future[int]:
+        """See `Engine`."""
+        future = self._pool.submit(self._perform, task, log)
+        self._begun.append(future)
+        return future
+
+    def close(self) -> None:
+        """See `Engine`."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        while not all(future.done() for future in self._begun):  # a thread may be about to begin its attempt
+            self._end()
+            time.sleep(0.1)
+
+    @abstractmethod
+    def _perform(self, task: Task, log: Path) -> int:
+        """One attempt, to its end; as `task.perform`."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Ends all attempts that run."""
 
 
 class EngineFactory(Protocol):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
 from nnunetv2_genseg.sweep.engines import ENGINES
-from nnunetv2_genseg.sweep.engines.base import Resources
+from nnunetv2_genseg.sweep.engines.base import PoolEngine, Resources
 from nnunetv2_genseg.sweep.task import Task, end_all, perform
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @ENGINES.register("local")
-class LocalEngine:
+class LocalEngine(PoolEngine):
     """Commands on this machine. With GPUs the places of the pool are divided among those that are visible.
 
     Args:
@@ -24,25 +22,11 @@ class LocalEngine:
     """
 
     def __init__(self, resources: Resources) -> None:
-        self._pool = ThreadPoolExecutor(resources.jobs)
-        self._begun: list[Future[int]] = []
+        super().__init__(resources.jobs)
         self._places: SimpleQueue[dict[str, str]] = SimpleQueue()
         devices = _devices() if resources.gpu else []
         for k in range(resources.jobs):
             self._places.put({VISIBLE: devices[k % len(devices)]} if devices else {})
-
-    def submit(self, task: Task, log: Path) -> Future[int]:
-        """See `Engine`."""
-        future = self._pool.submit(self._perform, task, log)
-        self._begun.append(future)
-        return future
-
-    def close(self) -> None:
-        """See `Engine`."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        while not all(future.done() for future in self._begun):  # a thread may be about to start its command
-            end_all()
-            time.sleep(0.1)
 
     def _perform(self, task: Task, log: Path) -> int:
         place = self._places.get()
@@ -50,6 +34,9 @@ class LocalEngine:
             return perform(task, log, place)
         finally:
             self._places.put(place)
+
+    def _end(self) -> None:
+        end_all()
 
 
 def _devices() -> list[str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.errors import ONE_MACHINE
 from nnunetv2_genseg.sweep.engines import ENGINES
-from nnunetv2_genseg.sweep.engines.base import Resources, installed
+from nnunetv2_genseg.sweep.engines.base import PoolEngine, Resources, installed
 from nnunetv2_genseg.sweep.task import Task, perform
 
 OF_SEVERAL = ("nodes", "tasks_per_node", "gpus_per_node", "slurm_nodes", "slurm_ntasks_per_node", "slurm_gpus_per_node")
@@ -20,7 +18,7 @@ MINUTES = 24 * 60
 
 
 @ENGINES.register("slurm")
-class SlurmEngine:
+class SlurmEngine(PoolEngine):
     """Jobs of SLURM, `resources.jobs` of them at once, waiting ones included.
 
     Args:
@@ -42,26 +40,15 @@ class SlurmEngine:
             raise GenSegError(
                 f"engine slurm: {error}; run this where SLURM's commands are, with options of submitit's AutoExecutor"
             ) from None
-        self._pool = ThreadPoolExecutor(resources.jobs)
-        self._begun: list[Future[int]] = []
+        super().__init__(resources.jobs)
         self._jobs: list[Any] = []
-
-    def submit(self, task: Task, log: Path) -> Future[int]:
-        """See `Engine`."""
-        future = self._pool.submit(self._perform, task, log)
-        self._begun.append(future)
-        return future
-
-    def close(self) -> None:
-        """See `Engine`."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        while not all(future.done() for future in self._begun):  # a thread may be about to submit its job
-            while self._jobs:
-                self._jobs.pop().cancel(check=False)
-            time.sleep(0.1)
 
     def _perform(self, task: Task, log: Path) -> int:
         job = self._executor.submit(perform, task, log)
         self._jobs.append(job)
         status: int = job.result()  # of a job that has died submitit says so 15 s later: its result may yet appear
         return status
+
+    def _end(self) -> None:
+        while self._jobs:
+            self._jobs.pop().cancel(check=False)
