@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from nnunetv2_genseg.cli.checks import PREPROCESSED, require_device, require_fold, require_set
+from nnunetv2_genseg.cli.checks import PREPROCESSED, RAW, RESULTS, require_device, require_fold, require_set
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES, external_trainers
 
 DEFAULT_TRAINER = "GenSegTrainer"
@@ -60,3 +60,15 @@ def prepared(chosen: argparse.Namespace) -> dict[str, Any]:
     let_trainers_be_found(chosen.set)
     own = ("dataset", "configuration", "fold", "device")
     return {name: getattr(chosen, name) for name in own} | {"trainer": chosen.tr, "plans": chosen.p}
+
+
+def prepared_fold(chosen: argparse.Namespace) -> dict[str, Any]:
+    """As `prepared`, of a fold that was trained, with the settings of its training.
+
+    Raises:
+        GenSegError: something that the user can correct.
+    """
+    chosen.set = []
+    of_trainer = prepared(chosen)
+    require_set(RAW, RESULTS)
+    return of_trainer

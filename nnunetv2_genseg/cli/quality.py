@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_genseg.cli.checks import RAW, RESULTS, quietly_preprocessed, require_set
-from nnunetv2_genseg.cli.options import add_dataset, add_trainer, prepared
+from nnunetv2_genseg.cli.checks import quietly_preprocessed
+from nnunetv2_genseg.cli.options import add_dataset, add_trainer, prepared_fold
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,9 +38,7 @@ def run(arguments: Sequence[str]) -> None:
         GenSegError: the fold was not trained, or something else that a user can correct.
     """
     chosen = parser().parse_intermixed_args(arguments)
-    chosen.set = []
-    of_trainer = prepared(chosen)
-    require_set(RAW, RESULTS)
+    of_trainer = prepared_fold(chosen)
     from nnunetv2_genseg.quality.table import as_text
     from nnunetv2_genseg.trainers import judging
 

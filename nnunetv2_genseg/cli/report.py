@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from nnunetv2_genseg.cli.checks import RAW, RESULTS, quietly_preprocessed, require_set
-from nnunetv2_genseg.cli.options import add_dataset, add_trainer, prepared
+from nnunetv2_genseg.cli.checks import quietly_preprocessed
+from nnunetv2_genseg.cli.options import add_dataset, add_trainer, prepared_fold
 
 FILE = "genseg_report.html"
 PAIRS = 12
@@ -45,9 +45,7 @@ def run(arguments: Sequence[str]) -> None:
         GenSegError: the fold was not trained, or something else that a user can correct.
     """
     chosen = parser().parse_intermixed_args(arguments)
-    chosen.set = []
-    of_trainer = prepared(chosen)
-    require_set(RAW, RESULTS)
+    of_trainer = prepared_fold(chosen)
     from nnunetv2_genseg.trainers import reporting
     from nnunetv2_genseg.trainers.guarding import ending_on_sigterm
 
