@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +11,7 @@ from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.folder_lock import alone_in
 from nnunetv2_genseg.sweep.engines import ENGINES, Resources
 from nnunetv2_genseg.sweep.running import Record, State, run
-from nnunetv2_genseg.sweep.task import Task, nnunets_environment
+from nnunetv2_genseg.sweep.task import Task, nnunets_environment, program
 from nnunetv2_genseg.trainers.provenance import SHARDS, require_own
 from nnunetv2_genseg.trainers.standalone import require_writable
 
@@ -38,7 +37,7 @@ def draw(arguments: Sequence[str], output: Path, shards: int, engine: str, gpu: 
     require_own(output)
     logs = output / SHARDS / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    command = (str(Path(sys.executable).with_name("genseg")), "generate", *arguments, "--shard")
+    command = (program("genseg"), "generate", *arguments, "--shard")
     tasks = [Task(f"shard {i}", (*command, f"{i}/{shards}"), Path.cwd(), nnunets_environment()) for i in range(shards)]
     with alone_in(output), closing(factory(Resources(shards, logs, gpu, options))) as running:
         records = run(tasks, running, shards, ATTEMPTS, logs, _nothing)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -92,6 +93,11 @@ def end_all() -> None:
     what a training does to end."""
     while _running:
         _end(_running.pop())
+
+
+def program(name: str) -> str:
+    """Path of a program of this environment."""
+    return str(Path(sys.executable).with_name(name))
 
 
 def nnunets_environment() -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -15,7 +14,7 @@ from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.loading import overrides
 from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.sweep.plan import Plan
-from nnunetv2_genseg.sweep.task import Task, nnunets_environment
+from nnunetv2_genseg.sweep.task import Task, nnunets_environment, program
 from nnunetv2_genseg.trainers.planned_dataset import PlannedDataset, require_trainer
 
 RESULTS, THREADS = "nnUNet_results", "OMP_NUM_THREADS"
@@ -85,7 +84,7 @@ class Trainings:
             stage = dataset.previous_stage(configuration)
             yield Task(
                 name=_name(dataset, settings, configuration, trainer, fold),
-                command=(_program("genseg"), "train", dataset.name, configuration, str(fold), *options, *_set(lines)),
+                command=(program("genseg"), "train", dataset.name, configuration, str(fold), *options, *_set(lines)),
                 folder=Path.cwd(),
                 environment=self._environment(settings),
                 products=(folder / "checkpoint_final.pth", folder / "validation" / "summary.json"),
@@ -100,7 +99,7 @@ class Trainings:
         options = ["-c", *plan.configurations, "-tr", *plan.trainers, "-p", plan.plans, "-f", *map(str, plan.folds)]
         return Task(
             name=f"{dataset.name} {settings} find_best",
-            command=(_program("nnUNetv2_find_best_configuration"), dataset.name, *options),
+            command=(program("nnUNetv2_find_best_configuration"), dataset.name, *options),
             folder=Path.cwd(),
             environment=self._environment(settings),
             needs=tuple(task.name for task in trainings),
@@ -127,7 +126,3 @@ def _name(dataset: PlannedDataset, settings: str, configuration: str, trainer: s
 
 def _set(lines: list[str]) -> list[str]:
     return [word for line in lines for word in ("--set", line)]
-
-
-def _program(name: str) -> str:
-    return str(Path(sys.executable).with_name(name))
