@@ -8,7 +8,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from nnunetv2_genseg.folder_lock import alone_in
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 RESUME = "--c"
+DAMAGED = ".damaged"
+"""Ending of the name of a checkpoint that was set aside."""
 _running: set[subprocess.Popen[bytes]] = set()
 """What this process has started and waits for."""
 
@@ -36,7 +39,7 @@ class Task:
     products: tuple[Path, ...] = ()
     """Files that are all there once it is done; with none it is done when its exit status is 0."""
     checkpoints: tuple[Path, ...] = ()
-    """If one of these files is there, the command goes on from it by `--c`."""
+    """If one of these files, which `torch.save` writes, is there and whole, the command goes on from it by `--c`."""
     needs: tuple[str, ...] = ()
     """Names of the tasks that have to be done before."""
 
@@ -68,10 +71,13 @@ def perform(task: Task, log: Path, further: Mapping[str, str] | None = None) -> 
 
 
 def _run(task: Task, log: Path, further: Mapping[str, str]) -> int:
+    damaged = list(_set_aside(task.checkpoints))
     resumed = any(path.is_file() for path in task.checkpoints)
     command = [*task.command, *([RESUME] if resumed else [])]
     with open(log, "x", encoding="utf-8") as file:
         print(f"on {socket.gethostname()}: {shlex.join(command)}", file=file, flush=True)
+        for path in damaged:
+            print(f"not whole, and now called {path.name}{DAMAGED}: {path}", file=file, flush=True)
         process = subprocess.Popen(
             [*_ending_with_this_process(), *command],
             cwd=task.folder,
@@ -104,6 +110,19 @@ def nnunets_environment() -> dict[str, str]:
     """nnU-Net's variables of this process, its folders as whole paths, for other machines."""
     own = {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
     return own | {name: str(Path(own[name]).resolve()) for name in FOLDERS if name in own}
+
+
+def _set_aside(checkpoints: tuple[Path, ...]) -> Iterator[Path]:
+    """Renames the checkpoints that are not whole: a host that is killed while it writes one in place leaves such a file, and
+    its `--c` would fail on it for ever.
+
+    Yields:
+        What they were called.
+    """
+    for path in checkpoints:
+        if path.is_file() and not zipfile.is_zipfile(path):
+            path.replace(path.with_name(path.name + DAMAGED))
+            yield path
 
 
 def _ending_with_this_process() -> list[str]:

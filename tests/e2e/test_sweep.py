@@ -53,15 +53,17 @@ def test_a_sweep_that_is_killed_goes_on_and_what_is_done_stays(small: Shell, tmp
     os.kill(process.pid, signal.SIGKILL)
     ended(process)
     assert not any(final.exists() for final in finals)
+    latest = finals[1].with_name("checkpoint_latest.pth")
+    latest.write_bytes(latest.read_bytes()[:1000])  # as if stock nnU-Net, which writes in place, had been killed while it wrote
 
     output = small.succeed(*command, **variables)
     assert output.count(": done\n") == 3
     *trainings, comparison = tasks_of(results)
     assert [(task["state"], task["attempts"]) for task in (*trainings, comparison)] == [("done", 1)] * 3
-    for training in trainings:
-        log = Path(training["log"]).read_text()
-        assert log.splitlines()[0].endswith(" --c")
-        assert "\nEpoch 0\n" not in log.replace(" \n", "\n"), "it went on from a checkpoint"
+    ours_log, theirs_log = (Path(training["log"]).read_text() for training in trainings)
+    assert ours_log.splitlines()[0].endswith(" --c")
+    assert "\nEpoch 0\n" not in ours_log.replace(" \n", "\n"), "it went on from a checkpoint"
+    assert f"now called checkpoint_latest.pth.damaged: {latest}" in theirs_log
     assert (results / NAME / "inference_instructions.txt").is_file()
     made = finals[1].stat().st_mtime_ns
 

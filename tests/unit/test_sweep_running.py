@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from nnunetv2_genseg.sweep.engines import ENGINES, Engine, Resources
 from nnunetv2_genseg.sweep.running import Record, State, run
@@ -29,6 +30,11 @@ def shell(folder: Path, name: str, script: str, needs: tuple[str, ...] = (), pro
 def append(name: str) -> str:
     """A script that says that it has finished and leaves the product."""
     return f"echo {name} >> finished; : > {name}"
+
+
+def write_whole(path: Path) -> None:
+    """A checkpoint."""
+    torch.save({"epoch": 1}, path)
 
 
 class Sweep:
@@ -107,13 +113,33 @@ def test_an_exit_status_of_zero_without_the_product_is_a_failure(sweep, tmp_path
 
 
 def test_what_was_killed_goes_on_from_its_checkpoint(sweep, tmp_path):
-    script = 'if [ "$1" = --c ]; then ' + append("a") + "; else : > checkpoint; kill -9 $$; fi"
+    write_whole(tmp_path / "whole")
+    script = 'if [ "$1" = --c ]; then ' + append("a") + "; else cp whole checkpoint; kill -9 $$; fi"
     task = Task(
         "a", ("/bin/sh", "-c", script, "sh"), tmp_path, products=(tmp_path / "a",), checkpoints=(tmp_path / "checkpoint",)
     )
     record = sweep.run(task)["a"]
     assert (record.state, record.attempts, record.fault) == (State.DONE, 2, "signal 9")
     assert record.log is not None and record.log.read_text().rstrip().endswith("sh --c")
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_checkpoint_that_is_not_whole_is_set_aside(sweep, tmp_path, older):
+    """As stock nnU-Net leaves it when it is killed while it writes."""
+    latest, best = tmp_path / "latest.pth", tmp_path / "best.pth"
+    write_whole(best)
+    torn = best.read_bytes()[:-10]
+    latest.write_bytes(torn)
+    if not older:
+        best.unlink()
+    script = f"echo resumed: $1.; {append('a')}"
+    task = Task("a", ("/bin/sh", "-c", script, "sh"), tmp_path, products=(tmp_path / "a",), checkpoints=(latest, best))
+    record = sweep.run(task)["a"]
+    assert (record.state, record.attempts) == (State.DONE, 1)
+    assert (tmp_path / "latest.pth.damaged").read_bytes() == torn and not latest.exists()
+    assert record.log is not None
+    lines = record.log.read_text().splitlines()[1:]
+    assert lines == [f"not whole, and now called latest.pth.damaged: {latest}", "resumed: --c." if older else "resumed: ."]
 
 
 def test_a_product_that_is_there_counts_although_the_worker_was_lost(sweep, tmp_path):
