@@ -23,6 +23,7 @@ SEEDS = {"101": range(3), "102": range(5), "103": range(3), "104": range(3), "10
 ORDER = "102 104 101 105 103"
 """Datasets in the order in which they are run: those that tell most come first."""
 COMPARED = "stock genseg genseg_random_without_redraw genseg_deformation"
+WITH_IMAGES = "genseg_unlabelled stock_pseudo_labels stock_mean_teacher"
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,18 @@ class Arm:
     """Whether a moving average of the weights is judged."""
     unlabelled: bool = False
     """Whether the pool's other images are given without their labels; without those of the validation part if that is judged."""
+    rival: str = ""
+    """How stock nnU-Net learns from these images: `pseudo_labels` or `mean_teacher`, as in the modules; empty: it does not."""
 
 
 def genseg(**sections: Settings) -> Arm:
     """GenSeg with some settings changed."""
     return Arm("GenSegTrainerShort", sections)
+
+
+def unlabelled(**sections: Settings) -> Arm:
+    """GenSeg with some settings changed and the pool's other images."""
+    return Arm("GenSegTrainerShort", sections, unlabelled=True)
 
 
 OFF: Settings = {"enabled": False}
@@ -56,16 +64,20 @@ ARMS: dict[str, Arm] = {
     "genseg_random": genseg(feedback=OFF),
     "genseg_quarter_redraw": genseg(mixing={"sources": {"deformation": 0.75, "redraw": 0.25}}),
     "genseg_slight_shift": genseg(intensity={"shift": 0.1}),
-    "genseg_unlabelled": Arm("GenSegTrainerShort", unlabelled=True),
-    "genseg_unlabelled_more": Arm(
-        "GenSegTrainerShort", {"mixing": {"share": 0.75}, "unlabelled": {"share": 0.67}}, unlabelled=True
-    ),
-    "genseg_random_unlabelled": Arm("GenSegTrainerShort", {"feedback": OFF, "mixing": DEFORMATION}, unlabelled=True),
+    "genseg_unlabelled": unlabelled(),
+    "genseg_unlabelled_more": unlabelled(mixing={"share": 0.75}, unlabelled={"share": 0.67}),
+    "genseg_unlabelled_sure": unlabelled(unlabelled={"confidence": 0.95}),
+    "genseg_unlabelled_without_deformation": unlabelled(mixing={"sources": {"redraw": 1.0}}),
+    "genseg_unlabelled_without_paste": unlabelled(paste={"probability": 0.0}),
+    "genseg_unlabelled_without_redraw": unlabelled(mixing=DEFORMATION, feedback=OFF),
+    "stock_pseudo_labels": Arm("nnUNetTrainerShort", unlabelled=True, rival="pseudo_labels"),
+    "stock_mean_teacher": Arm("nnUNetTrainerShort", unlabelled=True, rival="mean_teacher"),
     "genseg_carve": genseg(mixing=DEFORMATION, paste={"kinds": {"carve": 1.0}}, feedback=OFF),
     "genseg_lesion": genseg(mixing=DEFORMATION, paste={"kinds": {"lesion": 1.0}}, feedback=OFF),
 }
 """`genseg` is the default, `genseg_random` the default without feedback, `genseg_random_without_redraw` that without generator,
-`genseg_deformation` that without parts of other cases; `genseg_unlabelled` is the default with the pool's other images."""
+`genseg_deformation` that without parts of other cases; `genseg_unlabelled` is the default with the pool's other images,
+`genseg_unlabelled_sure` that with labels of a higher confidence alone. Without redraw there is nothing that feedback tunes."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +185,23 @@ def headroom() -> list[Cell]:
     ]
 
 
+def with_unlabelled_images() -> list[Cell]:
+    """GenSeg with the pool's other images and its rivals at the comparison's budgets and at N = 5 and 10, and without its parts.
+
+    Those that are of the long grid as well are trained once.
+    """
+    usual = comparison(f"stock genseg {WITH_IMAGES}", "102 104 101 103 105", scale="mini", seeds=range(3))
+    few = comparison("stock genseg genseg_unlabelled", "102 104", scale="mini", seeds=range(3))
+    parts = "genseg_unlabelled_without_deformation genseg_unlabelled_without_paste genseg_unlabelled_without_redraw"
+    volumes = comparison("stock genseg genseg_unlabelled", "104", "3d_fullres", seeds=range(1))
+    return [
+        *usual,
+        *(replace(cell, budget=budget) for budget in (5, 10) for cell in few if budget < cell.budget),
+        *comparison(f"{parts} genseg_unlabelled_sure", "102 104", scale="mini", seeds=range(3)),
+        *volumes,
+    ]
+
+
 GRIDS: dict[str, list[Cell]] = {
     # final figures
     "long": comparison(COMPARED, "102 104 101 103", scale="mini", seeds=range(3)),
@@ -182,6 +211,7 @@ GRIDS: dict[str, list[Cell]] = {
     "paste": comparison("genseg_carve genseg_lesion", "102 101 105"),
     "volumes": comparison("stock genseg genseg_deformation", "104", "3d_fullres"),
     "longer": comparison("stock genseg", "102", seeds=range(2), iterations=16_000),
+    "unlabelled": with_unlabelled_images(),
     "full": [
         *comparison(" ".join(ARMS), scale="full"),
         *comparison(" ".join(ARMS), "104", "3d_fullres", scale="full"),

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -24,14 +23,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from building import build_trainer, deliver_average, nnunet_folders, without_pictures
+from building import build_trainer, deliver_average, without_pictures
 from cells import ARMS, GRIDS, Cell
+from mean_teacher import learn_to_agree
+from preparing import RESULTS, Place, images_of, prepare
 from provenance import provenance
-from raw_datasets import GROUPS, budgeted_dataset, part_of, source_of, unlabelled_images
+from pseudo_labels import dataset_of, label_images
+from raw_datasets import GROUPS, part_of
 from surface import hausdorff95
 
 from nnunetv2_genseg.sweep.engines import ENGINES, Resources
@@ -39,58 +41,10 @@ from nnunetv2_genseg.sweep.report import Report
 from nnunetv2_genseg.sweep.running import Record, State, run
 from nnunetv2_genseg.sweep.task import Task
 
-RESULTS = Path(__file__).parent / "results" / "gain"
 ATTEMPTS = 2
 """At a cell: one that is lost with its machine is begun again."""
 EPOCHS = 20
 EPOCHS_BETWEEN_CHECKPOINTS = 10
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where things are on this machine."""
-
-    raw: Path
-    work: Path
-    device: str
-    results: Path = RESULTS
-
-    def dataset(self, cell: Cell) -> Path:
-        """Folder of the raw and the preprocessed dataset of a cell, shared by its arms and seeds."""
-        return self.work / cell.scale / f"{cell.dataset}_{cell.budget}"
-
-
-def prepare(cell: Cell, place: Place) -> None:
-    """Makes and plans the dataset of a cell, and the images that it is judged on, unless they are there."""
-    if cell.planned_for:
-        prepare(replace(cell, budget=cell.planned_for, planned_for=0), place)
-    folder = place.dataset(cell)
-    for part in cell.parts:
-        part_of(cell, part, place.raw, place.work / cell.scale / "parts")
-    if ARMS[cell.arm].unlabelled:
-        images_of(cell, place)
-    done = folder / f"planned_{cell.configuration}"
-    if done.exists():
-        return
-    budgeted_dataset(source_of(cell.dataset, place.raw), cell.budget, cell.scale, folder / "raw")
-    options = ("-d", cell.dataset, "-c", cell.configuration, "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
-    run_nnunet(folder, "nnUNetv2_plan_and_preprocess", *options)
-    done.touch()
-
-
-def images_of(cell: Cell, place: Place) -> Path:
-    """The images that a cell is given without labels; `prepare` makes them."""
-    validated = "validation" in cell.parts
-    return unlabelled_images(source_of(cell.dataset, place.raw), cell.budget, cell.scale, validated, place.dataset(cell))
-
-
-def run_nnunet(folder: Path, program: str, *options: str) -> None:
-    """One of nnU-Net's programs on the dataset below `folder`, also where its scripts are not installed; its output is kept."""
-    run = "import sys; from importlib.metadata import entry_points; sys.argv[0] = sys.argv.pop(1); "
-    run += "(program,) = entry_points(group='console_scripts', name=sys.argv[0]); program.load()()"
-    with open(folder / f"{program}.txt", "a") as log:
-        environment = os.environ | nnunet_folders(folder, folder)
-        subprocess.run([sys.executable, "-c", run, program, *options], env=environment, stdout=log, stderr=log, check=True)
 
 
 def task_of(cell: Cell, place: Place) -> Task:
@@ -124,8 +78,10 @@ def run_cells(cells: Sequence[Cell], place: Place, jobs: int, engine: str, colle
 
 def train_and_judge(cell: Cell, place: Place, command: str) -> None:
     """The cell itself: trains unless the same training is there, predicts, evaluates and writes the result."""
-    model = place.work / "models" / cell.training
-    trained = train(cell, place, model)
+    model, before = place.model(cell), {}
+    if ARMS[cell.arm].rival == "pseudo_labels":
+        before = {"first_half": label_images(cell, place, run_apart)}
+    trained = before | train(cell, place, model)
     parts, groups = judge(cell, place, model, trained.pop("folder"))
     measured = {
         **{key: value for key, value in asdict(cell).items() if key != "parts"},
@@ -144,28 +100,38 @@ def train_and_judge(cell: Cell, place: Place, command: str) -> None:
     temporary.replace(path)
 
 
+def run_apart(cell: Cell, place: Place) -> None:
+    """`train_and_judge` in a process of its own, since nnU-Net takes its folders from the environment once."""
+    subprocess.run(task_of(cell, place).command, check=True)
+
+
 def build_cell(cell: Cell, place: Place, model: Path) -> Any:
     """The trainer of a cell, with its results in the folder `model`."""
     arm = ARMS[cell.arm]
     settings = dict(arm.settings)
     if arm.unlabelled:
         settings["unlabelled"] = settings.get("unlabelled", {}) | {"images": [str(images_of(cell, place))]}
+    planned_for, iterations, dataset = cell.planned_for, cell.iterations, place.dataset(cell)
+    if arm.rival == "pseudo_labels":
+        planned_for, iterations, dataset = planned_for or cell.budget, iterations // 2, dataset_of(cell, place)
     trainer = build_trainer(
         arm.trainer,
-        place.dataset(cell),
+        dataset,
         cell.dataset,
         cell.configuration,
         model,
-        length=(EPOCHS, cell.iterations // EPOCHS, 1, EPOCHS_BETWEEN_CHECKPOINTS),
+        length=(EPOCHS, iterations // EPOCHS, 1, EPOCHS_BETWEEN_CHECKPOINTS),
         seed=cell.seed,
         device=place.device,
         settings=settings,
         batch_factor=arm.batch_factor,
         rate_factor=arm.rate_factor,
-        planned_as=place.dataset(replace(cell, budget=cell.planned_for)) if cell.planned_for else None,
+        planned_as=place.dataset(replace(cell, budget=planned_for)) if planned_for else None,
     )
     if arm.averaged:
         deliver_average(trainer, cell.iterations)
+    if arm.rival == "mean_teacher":
+        learn_to_agree(trainer, [images_of(cell, place)], cell.iterations, cell.seed)
     return trainer
 
 

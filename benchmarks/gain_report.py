@@ -24,6 +24,8 @@ SHOWN = {
     "genseg_random": "GenSeg without feedback",
     "genseg_random_without_redraw": "without generator",
     "genseg_deformation": "deformation alone",
+    "stock_pseudo_labels": "stock, trained again with predictions",
+    "stock_mean_teacher": "stock, mean teacher",
     "stock_ema": "stock, averaged weights",
     "stock_doubled_batch_and_rate": "stock, batch and learning rate doubled",
 }

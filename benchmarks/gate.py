@@ -32,7 +32,8 @@ import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from building import without_pictures
 from cells import BUDGET, SCALE, Cell, length
-from gain import Place, build_cell, prepare
+from gain import build_cell
+from preparing import Place, prepare
 from provenance import provenance
 from raw_datasets import part_of
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from building import build_trainer, without_pictures
 from cells import BUDGET, Cell
-from gain import Place, prepare, run_nnunet
+from preparing import Place, prepare, run_nnunet
 from provenance import provenance
 from raw_datasets import budgeted_dataset, source_of
 

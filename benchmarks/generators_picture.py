@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cells import Cell
-from gain import Place, run_nnunet
 from generators import FAMILIES, drawn, learned, patches
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from preparing import Place, run_nnunet
 
 from nnunetv2_genseg.phantoms import PhantomDataset
 from nnunetv2_genseg.plots.samples import coloured, grey, middle_slice, window_of

@@ -35,8 +35,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cells import COMPARED, Cell, comparison  # noqa: E402
-from gain import Place, prepare, run_cells  # noqa: E402
+from gain import run_cells  # noqa: E402
 from iterations import Subject  # noqa: E402
+from preparing import Place, prepare  # noqa: E402
 from provenance import provenance  # noqa: E402
 from raw_datasets import budgeted_dataset, source_of  # noqa: E402
 from speed import measured, record, show  # noqa: E402

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from building import build_trainer
-from gain import run_nnunet
+from preparing import run_nnunet
 
 from nnunetv2_genseg.phantoms import PhantomDataset
 from nnunetv2_genseg.trainers.recording import PROGRESS_FILE

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from cells import BUDGET, Cell
-from gain import Place, prepare
 from iterations import KINDS, Subject, memory, times
+from preparing import Place, prepare
 from provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
