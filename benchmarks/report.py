@@ -86,10 +86,12 @@ def arm_lines() -> str:
     """Markdown: one line an arm."""
     lines = []
     for name, arm in ARMS.items():
-        judged = " (averaged weights)" if arm.averaged else ""
+        special = "averaged weights" if arm.averaged else arm.rival.replace("_", " ")
+        trainer = arm.trainer.replace("Short", "") + (f" ({special})" if special else "")
+        trainer += ", with unlabelled images" if arm.unlabelled else ""
         settings = f"`{json.dumps(arm.settings)}`" if arm.settings else ""
         batch = f"× {arm.batch_factor}" + (f", learning rate × {arm.rate_factor}" if arm.rate_factor != 1 else "")
-        lines.append(f"| {name} | {arm.trainer.replace('Short', '')}{judged} | {batch} | {settings} |\n")
+        lines.append(f"| {name} | {trainer} | {batch} | {settings} |\n")
     return "".join(lines)
 
 
