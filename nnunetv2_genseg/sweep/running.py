@@ -10,7 +10,7 @@ from enum import Enum
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from nnunetv2_genseg.sweep.engines import Engine
+from nnunetv2_genseg.sweep.engines import Engine, RefusedError
 from nnunetv2_genseg.sweep.task import Task
 
 TICK = 0.5
@@ -65,9 +65,15 @@ class Record:
         return self.seconds + (time.monotonic() - self._since if self.state is State.RUNNING else 0.0)
 
     def end(self, future: Future[int], attempts: int) -> None:
-        """Takes the outcome of an attempt, of which there may be `attempts`."""
+        """Takes the outcome of an attempt, of which there may be `attempts`.
+
+        Raises:
+            RefusedError: the engine takes no such task.
+        """
         self.seconds += time.monotonic() - self._since
         error = future.exception()
+        if isinstance(error, RefusedError):
+            raise error
         status = future.result() if error is None else None
         if self.task.is_done() or (status == 0 and not self.task.products):
             self.state = State.DONE
@@ -102,6 +108,9 @@ def run(
 
     Returns:
         A record a task, in an order in which each follows what it needs.
+
+    Raises:
+        RefusedError: the engine takes no such tasks.
     """
     known = {task.name: task for task in tasks}
     order = TopologicalSorter({task.name: task.needs for task in tasks}).static_order()

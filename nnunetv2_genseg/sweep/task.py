@@ -91,6 +91,7 @@ def _run(task: Task, log: Path, further: Mapping[str, str]) -> int:
             return process.wait()
         finally:
             _end(process)
+            process.wait()  # the next attempt may begin at once
             _running.discard(process)
 
 

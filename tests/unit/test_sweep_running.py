@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,12 +41,12 @@ def write_whole(path: Path) -> None:
 class Sweep:
     """Runs tasks on an engine, and keeps every change of a state."""
 
-    def __init__(self, folder: Path, engine: str = "local", jobs: int = 2) -> None:
+    def __init__(self, folder: Path, engine: str = "local", jobs: int = 2, **options: Any) -> None:
         self.folder, self.jobs = folder, jobs
-        self.resources = Resources(jobs, folder / "logs", options={"cluster": "local"})
+        self.resources = Resources(jobs, folder / "logs", options=options or {"cluster": "local"})
         self.engine = engine
         self.seen: list[tuple[str, State]] = []
-        self.resources.logs.mkdir()
+        self.resources.logs.mkdir(parents=True, exist_ok=True)
 
     def tell(self, records: list[Record]) -> None:
         for record in records:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nnunetv2_genseg.registry import Registry
-from nnunetv2_genseg.sweep.engines.base import Engine, EngineFactory, Resources
+from nnunetv2_genseg.sweep.engines.base import Engine, EngineFactory, RefusedError, Resources
 
 ENGINES: Registry[EngineFactory] = Registry("engine", __name__)
 
-__all__ = ["ENGINES", "Engine", "EngineFactory", "Resources"]
+__all__ = ["ENGINES", "Engine", "EngineFactory", "RefusedError", "Resources"]

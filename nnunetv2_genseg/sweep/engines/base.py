@@ -29,6 +29,10 @@ class Resources:
     """The engine's own."""
 
 
+class RefusedError(GenSegError):
+    """An engine does not take the tasks, which are alike in what they ask of it, and says why."""
+
+
 class Engine(Protocol):
     """Runs `task.perform`, each task at most once: a further attempt is a further `submit`."""
 
@@ -36,7 +40,8 @@ class Engine(Protocol):
         """Begins an attempt as soon as there is room.
 
         Returns:
-            The exit status to come. An exception instead of it says that the worker was lost.
+            The exit status to come. `RefusedError` instead of it says that the engine takes no such task, any other exception that
+            the worker was lost.
         """
         ...
 
