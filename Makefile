@@ -19,7 +19,7 @@ test test-oldest test-development: export OMP_WAIT_POLICY := PASSIVE
 
 AXE := $(VENV)/node_modules/axe-core/axe.min.js
 
-.PHONY: setup browser test test-oldest test-development lint docs demo wheel gpu clean
+.PHONY: setup browser slurm test test-oldest test-development lint docs demo wheel gpu clean
 
 setup: $(INSTALLED)
 
@@ -34,6 +34,11 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
 # Without them these tests are skipped.
 browser: setup $(AXE)
 	test -x /usr/bin/chromium || { apt-get update && apt-get install -y --no-install-recommends chromium; }
+
+# What the tests in tests/slurm need: Debian's SLURM, for which root's rights are needed. No daemon of it starts without a
+# configuration; the tests start their own. Without it these tests are skipped.
+slurm:
+	test -x /usr/sbin/slurmctld || { apt-get update && apt-get install -y --no-install-recommends slurm-wlm; }
 
 $(AXE):
 	npm install --prefix $(VENV) --no-audit --no-fund axe-core@4

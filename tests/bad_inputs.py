@@ -772,6 +772,12 @@ TABLE: tuple[BadInput, ...] = (
         SWEEP,
     ),
     BadInput(
+        "sweep on SLURM where there is none",
+        'Could not detect "srun"',
+        both(sweep(engine="slurm"), variable("PATH", "/nowhere")),
+        SWEEP,
+    ),
+    BadInput(
         "sweep with an option that submitit does not know",
         "slurm_partion",
         sweep(engine="slurm", slurm={"slurm_partion": "gpu", "cluster": "local"}),

@@ -16,9 +16,8 @@ FORGOTTEN = "FORGOTTEN"
 class Queue(InfoWatcher):
     """Tells submitit's jobs their states.
 
-    submitit's own watcher asks SLURM's accounting, `sacct`: a cluster without accounting never tells it that a job has ended, and
-    others tell it up to ten minutes later. When `squeue` fails, because the controller is restarted, jobs keep the state that they
-    had.
+    submitit's own watcher asks SLURM's accounting, `sacct`. A cluster without accounting never tells it that a job has ended, and
+    others tell it up to ten minutes later. While `squeue` fails, as when the controller is restarted, jobs keep their states.
     """
 
     def __init__(self) -> None:

@@ -6,9 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,9 @@ import pytest
 pytest.importorskip("submitit")
 
 from nnunetv2_genseg.sweep.engines import ENGINES, slurm
-from nnunetv2_genseg.sweep.running import State
+from nnunetv2_genseg.sweep.running import Record, State
 from nnunetv2_genseg.sweep.task import Task
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import LONGEST, Cluster
 from tests.unit.test_sweep_running import Sweep, append, shell, write_whole
 
 OPTIONS = {"cluster": "slurm", "timeout_min": 30}
@@ -27,6 +27,13 @@ OPTIONS = {"cluster": "slurm", "timeout_min": 30}
 @pytest.fixture
 def sweep(cluster: Cluster, tmp_path: Path) -> Sweep:
     return Sweep(tmp_path, "slurm", **OPTIONS)
+
+
+@contextmanager
+def begun(sweep: Sweep, *tasks: Task, attempts: int = 2) -> Iterator[Future[dict[str, Record]]]:
+    """The records to come of a sweep that runs beside the test. Whatever happens, it has ended after the block."""
+    with ThreadPoolExecutor(1) as beside, closing(ENGINES["slurm"](sweep.resources)) as engine:
+        yield beside.submit(sweep.run_on, engine, *tasks, attempts=attempts)
 
 
 def told(path: Path) -> Callable[[], bool]:
@@ -38,15 +45,16 @@ def test_each_task_is_one_job_after_those_that_it_needs(cluster, sweep, tmp_path
     for name, value in {"SLURM_NTASKS": "3", "SLURM_CPU_BIND": "mask_cpu:0x8", "SLURM_JOB_ID": "1"}.items():
         monkeypatch.setenv(name, value)  # as in a job with three tasks that runs the sweep
     before = len(cluster.jobs())
-    records = sweep.run(
+    tasks = (
         shell(tmp_path, "last", append("last"), ("first one", "second")),
         Task("first one", ("/bin/sh", "-c", append("first")), tmp_path, products=(tmp_path / "first",)),
         shell(tmp_path, "second", append("second")),
         shell(tmp_path, "fails", "echo no memory; exit 1"),
         shell(tmp_path, "left out", append("left"), ("fails",)),
         shell(tmp_path, "wrong", "echo genseg: wrong fold; exit 2"),
-        attempts=2,
     )
+    with begun(sweep, *tasks) as to_come:
+        records = to_come.result(LONGEST)
     assert {name: (record.state, record.attempts, record.fault) for name, record in records.items()} == {
         "last": (State.DONE, 1, ""),
         "first one": (State.DONE, 1, ""),
@@ -61,6 +69,15 @@ def test_each_task_is_one_job_after_those_that_it_needs(cluster, sweep, tmp_path
     assert os.environ["SLURM_NTASKS"] == "3", "it was hidden from jobs alone"
 
 
+@pytest.mark.parametrize("options", [{}, {"slurm_gres": "gpu:a100:1"}])
+def test_a_job_has_a_gpu_of_its_own(cluster, tmp_path, options):
+    sweep = Sweep(tmp_path, "slurm", gpu=True, **OPTIONS, **options)
+    with begun(sweep, *(shell(tmp_path, name, f"echo $CUDA_VISIBLE_DEVICES >> gpu; {append(name)}") for name in "ab")) as to_come:
+        records = to_come.result(LONGEST)
+    assert {record.state for record in records.values()} == {State.DONE}
+    assert (tmp_path / "gpu").read_text() == "0\n0\n"
+
+
 @pytest.mark.parametrize("end", ["cancelled", "process killed", "node down"])
 def test_a_job_that_is_lost_goes_on_in_another_from_its_checkpoint(cluster, sweep, tmp_path, end):
     write_whole(tmp_path / "whole")
@@ -69,7 +86,7 @@ def test_a_job_that_is_lost_goes_on_in_another_from_its_checkpoint(cluster, swee
     command = ("/bin/sh", "-c", script, "sh")
     task = Task("a", command, tmp_path, products=(tmp_path / "a",), checkpoints=(tmp_path / "checkpoint",))
 
-    def lose() -> None:
+    with begun(sweep, task) as to_come:
         cluster.wait_for(told(tmp_path / "begun"), "the job runs")
         job, process, node = (tmp_path / "begun").read_text().split()
         if end == "cancelled":
@@ -78,11 +95,7 @@ def test_a_job_that_is_lost_goes_on_in_another_from_its_checkpoint(cluster, swee
             os.kill(int(process), signal.SIGKILL)
         else:
             cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-
-    loser = threading.Thread(target=lose)
-    loser.start()
-    record = sweep.run(task)["a"]
-    loser.join()
+        record = to_come.result(LONGEST)["a"]
     assert (record.state, record.attempts) == (State.DONE, 2), record.fault
     assert sweep.finished() == ["a"]
     assert record.log is not None and record.log.read_text().rstrip().endswith("sh --c")
@@ -108,14 +121,10 @@ sweep.run(shell(Path({str(tmp_path)!r}), "a", {task.command[-1]!r}))"""
     def waits() -> bool:
         return any("waiting for its end" in path.read_text() for path in sweep.resources.logs.glob("slurm/*.out"))
 
-    def go() -> None:
+    with begun(sweep, task) as to_come:
         cluster.wait_for(waits, "the job of the second sweep waits")
         (tmp_path / "go").touch()
-
-    goer = threading.Thread(target=go)
-    goer.start()
-    record = sweep.run(task)["a"]
-    goer.join()
+        record = to_come.result(LONGEST)["a"]
     assert (record.state, record.attempts) == (State.DONE, 1)
     assert sweep.finished() == ["a"]
 
@@ -132,27 +141,22 @@ def test_closing_cancels_jobs_that_run_and_jobs_that_wait(cluster, sweep, tmp_pa
 
 def test_what_slurm_does_not_take_at_first_ends_the_sweep(cluster, tmp_path):
     sweep = Sweep(tmp_path, "slurm", slurm_partition="gpu", **OPTIONS)
-    with pytest.raises(slurm.RefusedError, match="invalid partition specified: gpu.*; correct the options of SLURM"):
-        sweep.run(shell(tmp_path, "a", "true"), shell(tmp_path, "b", "true"), shell(tmp_path, "c", "true"))
-    assert not cluster.queue()
+    tasks = [shell(tmp_path, name, "true") for name in "abc"]
+    with begun(sweep, *tasks) as to_come, pytest.raises(slurm.RefusedError, match="invalid partition specified: gpu"):
+        to_come.result(LONGEST)
 
 
 def test_a_controller_that_is_restarted_costs_nothing(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "AGAIN", 1)
     sweep = Sweep(tmp_path, "slurm", jobs=1, **OPTIONS)
-
-    def restart() -> None:
+    first = shell(tmp_path, "a", f"echo > begun; until [ -e go ]; do sleep 0.1; done; {append('a')}")
+    with begun(sweep, first, shell(tmp_path, "b", append("b"), ("a",))) as to_come:
         cluster.wait_for(told(tmp_path / "begun"), "the job runs")
         with cluster.without_controller():
             (tmp_path / "go").touch()
             tries = sweep.resources.logs / "slurm"
             cluster.wait_for(lambda: len([*tries.glob(".submission*")]) == 2, "the next job is tried twice")
-
-    restarter = threading.Thread(target=restart)
-    restarter.start()
-    first = shell(tmp_path, "a", f"echo > begun; until [ -e go ]; do sleep 0.1; done; {append('a')}")
-    records = sweep.run(first, shell(tmp_path, "b", append("b"), ("a",)))
-    restarter.join()
+        records = to_come.result(LONGEST)
     assert {record.state for record in records.values()} == {State.DONE}
     assert {record.attempts for record in records.values()} == {1}
     assert sweep.finished() == ["a", "b"]

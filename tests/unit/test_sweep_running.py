@@ -41,9 +41,9 @@ def write_whole(path: Path) -> None:
 class Sweep:
     """Runs tasks on an engine, and keeps every change of a state."""
 
-    def __init__(self, folder: Path, engine: str = "local", jobs: int = 2, **options: Any) -> None:
+    def __init__(self, folder: Path, engine: str = "local", jobs: int = 2, gpu: bool = False, **options: Any) -> None:
         self.folder, self.jobs = folder, jobs
-        self.resources = Resources(jobs, folder / "logs", options=options or {"cluster": "local"})
+        self.resources = Resources(jobs, folder / "logs", gpu, options or {"cluster": "local"})
         self.engine = engine
         self.seen: list[tuple[str, State]] = []
         self.resources.logs.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ class Engine(Protocol):
         """Begins an attempt as soon as there is room.
 
         Returns:
-            The exit status to come. `RefusedError` instead of it says that the engine takes no such task, any other exception that
+            The exit status to come. `RefusedError` instead of it says that the engine takes no such task, another exception that
             the worker was lost.
         """
         ...

@@ -19,8 +19,8 @@ from nnunetv2_genseg.sweep.task import Task, perform
 OF_SEVERAL = ("nodes", "tasks_per_node", "gpus_per_node", "slurm_nodes", "slurm_ntasks_per_node", "slurm_gpus_per_node")
 """Options that would give a task more than one process or GPU."""
 DEFAULTS = {"timeout_min": 24 * 60, "slurm_signal_delay_s": 0}
-"""Options unless the plan has others. What the time limit ends goes on in the next attempt; submitit's signal 90 s before it would
-kill a training at once, where SLURM's at the limit lets it end."""
+"""Options unless the plan has others. What the time limit ends goes on in the next attempt. SLURM's SIGTERM at the limit lets a
+training end in order; submitit's own signal, 90 seconds before, would kill it."""
 AGAIN = 30
 """Seconds until a job is submitted again that SLURM did not take."""
 FURTHER = "slurm_additional_parameters"
@@ -42,13 +42,14 @@ class SlurmEngine(PoolEngine):
         submitit = installed("submitit", "slurm")
         from nnunetv2_genseg.sweep.slurm_queue import Queue
 
-        options = {**DEFAULTS, **({"gpus_per_node": 1} if resources.gpu else {}), **resources.options}
-        options[FURTHER] = {"no-requeue": True, **options.get(FURTHER, {})}
+        gpu = resources.gpu and "gpu" not in str(resources.options.get("slurm_gres"))
+        options: dict[str, Any] = {**DEFAULTS, **({"gpus_per_node": 1} if gpu else {}), **resources.options}
         cluster = options.pop("cluster", "slurm")
         several = [name for name in OF_SEVERAL if options.get(name, 1) != 1]
         if several:
             raise GenSegError(f"engine slurm: {several[0]} must be 1, found {options[several[0]]}: {ONE_MACHINE}")
         try:
+            options[FURTHER] = {"no-requeue": True, **options.get(FURTHER, {})}
             self._executor = submitit.AutoExecutor(folder=resources.logs / "slurm", cluster=cluster)
             self._executor.update_parameters(**options)
         except (RuntimeError, ValueError, TypeError, AssertionError, NameError) as error:
@@ -74,8 +75,10 @@ class SlurmEngine(PoolEngine):
 
     def _submitted(self, task: Task, log: Path) -> Any:
         """The job of an attempt. Once SLURM has accepted one, it is asked until it accepts: it may be down, or full."""
-        while not self._closing.is_set():
+        while True:
             with self._submitting, _outside_of_jobs():
+                if self._closing.is_set():
+                    raise CancelledError
                 try:
                     if not self._named:
                         self._executor.update_parameters(name=task.name)
@@ -84,10 +87,10 @@ class SlurmEngine(PoolEngine):
                     return job
                 except RuntimeError as error:
                     if not self._accepted:
+                        self._closing.set()
                         said = "; ".join(str(error).splitlines())
                         raise RefusedError(f"engine slurm: {said}; correct the options of SLURM") from None
             self._closing.wait(AGAIN)
-        raise CancelledError
 
     def _end(self) -> None:
         self._closing.set()
