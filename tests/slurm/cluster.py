@@ -76,8 +76,6 @@ class Cluster:
                 self._start(node, "slurmd", "-D", "-N", node)
             self.wait_for(self._is_idle, "both nodes are idle")
             yield
-            self.run("scancel", "--me")
-            self.wait_for(lambda: not self.queue(), "jobs have ended")
         finally:
             for name in reversed([*self._daemons]):
                 self._stop(name)
@@ -108,6 +106,11 @@ class Cluster:
     def queue(self) -> list[str]:
         """Jobs that have not ended."""
         return self.run("squeue", "--noheader", "--format=%i").split()
+
+    def end_jobs(self) -> None:
+        """Cancels all jobs and waits for their end."""
+        self.run("scancel", "--me")
+        self.wait_for(lambda: not self.queue(), "jobs have ended")
 
     def jobs(self) -> list[str]:
         """Names of all jobs, in the order in which they were submitted."""

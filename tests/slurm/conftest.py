@@ -20,7 +20,8 @@ def one_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster(one_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """SLURM's commands work in this process, too."""
+def cluster(one_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """SLURM's commands work in this process, too; no job is left from another test."""
     monkeypatch.setenv("SLURM_CONF", str(one_cluster.configuration))
-    return one_cluster
+    yield one_cluster
+    one_cluster.end_jobs()

@@ -146,17 +146,17 @@ def test_what_slurm_does_not_take_at_first_ends_the_sweep(cluster, tmp_path):
         to_come.result(LONGEST)
 
 
-def test_a_controller_that_is_restarted_costs_nothing(cluster, tmp_path, monkeypatch):
+def test_a_controller_that_is_restarted_costs_nothing(cluster, sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "AGAIN", 1)
-    sweep = Sweep(tmp_path, "slurm", jobs=1, **OPTIONS)
-    first = shell(tmp_path, "a", f"echo > begun; until [ -e go ]; do sleep 0.1; done; {append('a')}")
-    with begun(sweep, first, shell(tmp_path, "b", append("b"), ("a",))) as to_come:
+    tries = sweep.resources.logs / "slurm"
+    with closing(ENGINES["slurm"](sweep.resources)) as engine:
+        script = f"echo > begun; until [ -e go ]; do sleep 0.1; done; {append('a')}"
+        first = engine.submit(shell(tmp_path, "a", script), tmp_path / "a.txt")
         cluster.wait_for(told(tmp_path / "begun"), "the job runs")
         with cluster.without_controller():
-            (tmp_path / "go").touch()
-            tries = sweep.resources.logs / "slurm"
+            second = engine.submit(shell(tmp_path, "b", append("b")), tmp_path / "b.txt")
             cluster.wait_for(lambda: len([*tries.glob(".submission*")]) == 2, "the next job is tried twice")
-        records = to_come.result(LONGEST)
-    assert {record.state for record in records.values()} == {State.DONE}
-    assert {record.attempts for record in records.values()} == {1}
-    assert sweep.finished() == ["a", "b"]
+        assert second.result(LONGEST) == 0
+        (tmp_path / "go").touch()
+        assert first.result(LONGEST) == 0
+    assert sweep.finished() == ["b", "a"]
