@@ -108,11 +108,8 @@ def test_a_job_of_a_sweep_that_was_killed_is_waited_for(cluster, sweep, tmp_path
     task = shell(tmp_path, "a", f"echo > begun; until [ -e go ]; do sleep 0.1; done; {append('a')}")
     program = f"""from pathlib import Path
 from tests.unit.test_sweep_running import Sweep, shell
-folder = Path({str(tmp_path / "old")!r})
-folder.mkdir()
-sweep = Sweep(folder, "slurm", **{OPTIONS!r})
-object.__setattr__(sweep.resources, "logs", Path({str(sweep.resources.logs)!r}))
-sweep.run(shell(Path({str(tmp_path)!r}), "a", {task.command[-1]!r}))"""
+folder = Path({str(tmp_path)!r})
+Sweep(folder, "slurm", **{OPTIONS!r}).run(shell(folder, "a", {task.command[-1]!r}))"""
     earlier = subprocess.Popen([sys.executable, "-c", program])
     cluster.wait_for(told(tmp_path / "begun"), "the job of the first sweep runs")
     earlier.kill()
@@ -129,12 +126,12 @@ sweep.run(shell(Path({str(tmp_path)!r}), "a", {task.command[-1]!r}))"""
     assert sweep.finished() == ["a"]
 
 
-def test_closing_cancels_jobs_that_run_and_jobs_that_wait(cluster, sweep, tmp_path):
-    sweep = Sweep(tmp_path / "more", "slurm", jobs=3, **OPTIONS)
+def test_closing_cancels_jobs_that_run_and_jobs_that_wait(cluster, tmp_path):
+    sweep = Sweep(tmp_path, "slurm", jobs=3, **OPTIONS)
     with closing(ENGINES["slurm"](sweep.resources)) as engine:
-        futures = [engine.submit(shell(tmp_path, name, "exec sleep 600"), tmp_path / name) for name in "abc"]
+        futures = [engine.submit(shell(tmp_path, name, "exec sleep 600"), tmp_path / f"{name}.txt") for name in "abc"]
         cluster.wait_for(lambda: len(cluster.queue()) == 3, "all are in the queue")
-        cluster.wait_for(lambda: sum((tmp_path / name).is_file() for name in "abc") == 2, "two run")
+        cluster.wait_for(lambda: len([*tmp_path.glob("*.txt")]) == 2, "two run")
     assert all(future.done() for future in futures)
     cluster.wait_for(lambda: not cluster.queue(), "they have ended")
 
