@@ -15,6 +15,7 @@ from nnunetv2_genseg.config.loading import overrides
 from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.sweep.plan import Plan
 from nnunetv2_genseg.sweep.task import Task, nnunets_environment, program
+from nnunetv2_genseg.trainers.exporting import SUMMARY
 from nnunetv2_genseg.trainers.planned_dataset import PlannedDataset, require_trainer
 
 RESULTS, THREADS = "nnUNet_results", "OMP_NUM_THREADS"
@@ -87,7 +88,7 @@ class Trainings:
                 command=(program("genseg"), "train", dataset.name, configuration, str(fold), *options, *_set(lines)),
                 folder=Path.cwd(),
                 environment=self._environment(settings),
-                products=(folder / "checkpoint_final.pth", folder / "validation" / "summary.json"),
+                products=(folder / "checkpoint_final.pth", folder / SUMMARY),
                 checkpoints=tuple(folder / f"checkpoint_{kind}.pth" for kind in ("final", "latest", "best")),
                 needs=tuple(_name(dataset, settings, stage, trainer, other) for other in plan.folds)
                 if stage in plan.configurations

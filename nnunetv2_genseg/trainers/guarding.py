@@ -1,4 +1,4 @@
-"""What holds for a training whatever it trains: alone in its folder, its fault in its log, no process left behind."""
+"""What holds for a training whatever it trains: alone in its folder, its fault in its log, nothing half-done left behind."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.trainers.exporting import exported_whole
 
 
 @contextmanager
@@ -53,24 +54,52 @@ class GuardedTraining(nnUNetTrainer):
     _prints = True
     """Whether there is still a terminal to print to."""
 
+    _guarded = False
+    """Whether this process is in its fold folder already."""
+
     def run_training(self) -> None:
         """nnU-Net's. What ends it is also in the log of the fold folder.
 
         Raises:
-            GenSegError: another process trains in this fold folder.
+            GenSegError: another process trains or validates in this fold folder.
         """
-        alone = alone_in(Path(self.output_folder)) if self.local_rank == 0 else nullcontext()
-        with alone, ending_on_sigterm():
+        with self._guard():
             try:
                 super().run_training()
-            except GenSegError as error:
-                self.print_to_log_file(f"GenSeg: {error}", also_print_to_console=False)
-                raise
-            except Exception:
-                self.print_to_log_file(traceback.format_exc(), also_print_to_console=False)
-                raise
             finally:
                 self._finish_loaders()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's. What it leaves for others is there if it came to its end, and only then.
+
+        Raises:
+            GenSegError: another process trains or validates in this fold folder.
+        """
+        with self._guard(), exported_whole(self):
+            super().perform_actual_validation(save_probabilities)
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Inside the block no other process can be in a block for this fold folder, and faults and SIGTERM end as they should."""
+        if self._guarded:  # a trainer that validates while it trains
+            yield
+            return
+        self._guarded = True
+        try:
+            with alone_in(Path(self.output_folder)) if self.local_rank == 0 else nullcontext(), ending_on_sigterm():
+                try:
+                    yield
+                except GenSegError as error:
+                    self.print_to_log_file(f"GenSeg: {error}", also_print_to_console=False)
+                    raise
+                except (KeyboardInterrupt, SystemExit):
+                    self.print_to_log_file("GenSeg: ended by a signal; the same command with --c goes on")
+                    raise
+                except Exception:
+                    self.print_to_log_file(traceback.format_exc(), also_print_to_console=False)
+                    raise
+        finally:
+            self._guarded = False
 
     def _finish_loaders(self) -> None:
         """Ends the processes that load and augment."""

@@ -14,12 +14,10 @@ from nnunetv2_genseg.config import GenSegConfig, GenSegError, checked
 from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.plots.curves import Curves
 from nnunetv2_genseg.plots.progress import NORM, ProgressRecord
+from nnunetv2_genseg.trainers.exporting import SUMMARY
 from nnunetv2_genseg.trainers.resuming import CONFIG_FILE, STAMPS
 from nnunetv2_genseg.trainers.standalone import Standalone
 from nnunetv2_genseg.trainers.trained_generator import STEMS, fold_folder
-
-SUMMARY = Path("validation") / "summary.json"
-"""nnU-Net's figures of the validation cases, by the final network."""
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,19 @@ FEWEST = 3
 
 
 def inspect_cases(trainer: Any) -> None:
-    """Checks all training cases of a GenSeg trainer's fold, and tells its loop which classes may be pasted at another place.
+    """Checks all cases that a GenSeg trainer trains on, and tells its loop which classes may be pasted at another place.
 
     Raises:
-        GenSegError: a case is faulty, or no case holds a voxel of a foreground class.
+        GenSegError: a case, or in a cascade its previous segmentation, is faulty, or no case holds a voxel of a foreground class.
     """
-    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, trainer._held_out.of_fold["training"])
+    of_fold, folder = trainer._held_out.of_fold, trainer.preprocessed_dataset_folder
+    dataset = trainer.dataset_class(folder, of_fold["training"])
     preflight.require_foreground(dataset, trainer.label_manager)
+    previous = trainer.folder_with_segs_from_previous_stage
+    if previous is not None:
+        cases = sorted({*of_fold["training"], *of_fold["validation"]})
+        both = trainer.dataset_class(folder, cases, folder_with_segs_from_previous_stage=previous)
+        preflight.require_previous_stage(both, trainer.configuration_manager.previous_stage_name, type(trainer).__name__)
     if "lesion" in trainer.genseg.paste.kinds:
         free = free_classes(dataset, trainer.label_manager)
         trainer.loop.free(free)

@@ -100,13 +100,9 @@ class GenSegMixin(HostAccess):
         """nnU-Net's datasets, after a look at every training case before the training begins.
 
         Raises:
-            GenSegError: a case cannot be read, holds undeclared labels, or none holds foreground.
+            GenSegError: a case, or in a cascade its previous segmentation, cannot be read, or none holds foreground.
         """
-        previous = self.folder_with_segs_from_previous_stage
         training, validation = super().get_tr_and_val_datasets()
-        if previous is not None:
-            stage = self.configuration_manager.previous_stage_name
-            preflight.require_previous_stage(Path(previous), training.identifiers, stage, type(self).__name__)
         if self.dataloader_train is None:
             inspect_cases(self)
             seen = self._generator_saw.get(self.plans_manager.dataset_name, ())

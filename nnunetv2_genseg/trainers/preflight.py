@@ -60,26 +60,42 @@ def require_splits(path: Path, cases: Collection[str]) -> None:
         raise GenSegError(f"{path} names cases that are not preprocessed: {names}; correct it, or run {PREPROCESS}")
 
 
-def require_previous_stage(folder: Path, cases: Collection[str], configuration: str, trainer: str) -> None:
-    """Checks that the first stage of a cascade has segmented what the second one trains on.
+def require_previous_stage(dataset: Any, configuration: str, trainer: str) -> None:
+    """Checks that the first stage of a cascade has segmented all cases of the second one, as they are preprocessed now.
 
     Args:
-        folder: of the first stage's segmentations.
-        cases: names of the training cases.
+        dataset: nnU-Net's, of all cases of the fold, with the folder of the first stage's segmentations. The cases themselves can
+            be read.
         configuration: of the first stage.
         trainer: its name.
 
     Raises:
-        GenSegError: it has not.
+        GenSegError: it has not, or a segmentation cannot be read or has another shape than its case.
     """
-    remedy = f"first train configuration {configuration} with -tr {trainer} to its end, every fold or `all`"
+    folder, cases = Path(dataset.folder_with_segs_from_previous_stage), dataset.identifiers
+    remedy = (
+        f"first train configuration {configuration} with -tr {trainer} to its end, every fold or `all`; the final validation, "
+        "which --val repeats, writes them"
+    )
     if not folder.is_dir():
         raise GenSegError(f"{folder}, the previous stage's segmentations, is missing; {remedy}")
     missing = sorted(set(cases) - {path.stem for path in folder.iterdir()})
     if missing:
         raise GenSegError(
-            f"{folder} lacks the segmentations of {len(missing)} of {len(cases)} training cases ({first_of(missing)}); {remedy}"
+            f"{folder} lacks the segmentations of {len(missing)} of {len(cases)} cases ({first_of(missing)}); {remedy}"
         )
+    for case in cases:
+        try:
+            _, segmentation, previous, _ = dataset.load_case(case)
+            found, expected = previous[:].shape, segmentation.shape[1:]
+            fault = "" if found == expected else f"has shape {found}, but the case {expected}"
+        except UNREADABLE as error:
+            fault = f"cannot be read ({error})"
+        if fault:
+            raise GenSegError(
+                f"the previous stage's segmentation of case {case} in {folder} {fault}; repeat the final validation of "
+                f"configuration {configuration} with -tr {trainer}, which writes it (--val)"
+            )
 
 
 def require_labels(dataset: Any, cases: Sequence[str], labels: Any) -> bool:

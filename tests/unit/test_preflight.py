@@ -189,24 +189,46 @@ def test_validation_cases_that_the_generator_has_seen_are_warned_of():
     assert len(said) == 1
 
 
-def require(folder):
-    require_previous_stage(folder, CASES, "3d_lowres", "GenSegTrainer")
+def require(folder, previous):
+    both = nnUNetDatasetBlosc2(str(folder), CASES, folder_with_segs_from_previous_stage=str(previous))
+    require_previous_stage(both, "3d_lowres", "GenSegTrainer")
 
 
-@pytest.mark.parametrize("ending", ["b2nd", "npz"])
-def test_a_first_stage_that_segmented_every_case_is_enough(ending, tmp_path):
+@pytest.fixture
+def cascade(tmp_path):
+    """Folders of cases, and of a previous stage's segmentations of them and of another fold's."""
+    for case in CASES:
+        save(tmp_path, case, labelled((4, 6, 7), 1))
+    previous = tmp_path / "previous"
+    previous.mkdir()
     for case in [*CASES, "of another fold"]:
-        (tmp_path / f"{case}.{ending}").touch()
-    require(tmp_path)
+        nnUNetDatasetBlosc2.save_seg(np.zeros((4, 6, 7), np.uint8), str(previous / case))
+    return tmp_path, previous
 
 
-def test_cases_that_the_first_stage_did_not_segment_are_named(tmp_path):
-    (tmp_path / "case_2.b2nd").touch()
+def test_a_first_stage_that_segmented_every_case_is_enough(cascade):
+    require(*cascade)
+
+
+def test_cases_that_the_first_stage_did_not_segment_are_named(cascade):
+    folder, previous = cascade
+    for case in CASES[:1] + CASES[2:]:
+        (previous / f"{case}.b2nd").unlink()
     names = "case.1, case_3, case_4, ..."
-    with pytest.raises(GenSegError, match=rf"lacks the segmentations of 4 of 5 training cases \({names}\); {REMEDY}"):
-        require(tmp_path)
-    with pytest.raises(GenSegError, match=rf"{tmp_path}/none, the previous stage's segmentations, is missing; {REMEDY}"):
-        require(tmp_path / "none")
+    with pytest.raises(GenSegError, match=rf"lacks the segmentations of 4 of 5 cases \({names}\); {REMEDY}"):
+        require(folder, previous)
+    with pytest.raises(GenSegError, match=rf"{folder}/none, the previous stage's segmentations, is missing; {REMEDY}"):
+        require(folder, folder / "none")
+
+
+def test_a_previous_segmentation_that_is_damaged_or_of_another_shape_is_named(cascade):
+    folder, previous = cascade
+    nnUNetDatasetBlosc2.save_seg(np.zeros((4, 6, 8), np.uint8), str(previous / "case_3"))
+    with pytest.raises(GenSegError, match=r"case case_3 in .* has shape \(4, 6, 8\), but the case \(4, 6, 7\); .*--val"):
+        require(folder, previous)
+    (previous / "case_2.b2nd").write_bytes(b"")
+    with pytest.raises(GenSegError, match=r"segmentation of case case_2 in .* cannot be read .*--val"):
+        require(folder, previous)
 
 
 def test_the_classes_that_a_case_shows_are_found(tmp_path):
