@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -48,12 +49,26 @@ def ending_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def _end_with_training() -> None:
+    """In a process that a training has just forked: the kernel ends it with the training, also after SIGKILL."""
+    if os.getppid() == _training:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_training: int | None = None
+"""This process, while it trains."""
+PR_SET_PDEATHSIG = 1
+"""See prctl(2)."""
+if sys.platform == "linux":
+    _prctl = ctypes.CDLL(None).prctl
+    os.register_at_fork(after_in_child=_end_with_training)
+
+
 class GuardedTraining(nnUNetTrainer):
     """A trainer of nnU-Net that no other process, lost terminal or SIGTERM leaves in a bad state."""
 
     _prints = True
     """Whether there is still a terminal to print to."""
-
     _guarded = False
     """Whether this process is in its fold folder already."""
 
@@ -81,10 +96,11 @@ class GuardedTraining(nnUNetTrainer):
     @contextmanager
     def _guard(self) -> Iterator[None]:
         """Inside the block no other process can be in a block for this fold folder, and faults and SIGTERM end as they should."""
+        global _training
         if self._guarded:  # a trainer that validates while it trains
             yield
             return
-        self._guarded = True
+        self._guarded, before, _training = True, _training, os.getpid()
         try:
             with alone_in(Path(self.output_folder)) if self.local_rank == 0 else nullcontext(), ending_on_sigterm():
                 try:
@@ -99,7 +115,7 @@ class GuardedTraining(nnUNetTrainer):
                     self.print_to_log_file(traceback.format_exc(), also_print_to_console=False)
                     raise
         finally:
-            self._guarded = False
+            self._guarded, _training = False, before
 
     def _finish_loaders(self) -> None:
         """Ends the processes that load and augment."""

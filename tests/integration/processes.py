@@ -74,6 +74,8 @@ class Outcome:
     seconds: float
     """From the trainer's construction to the end."""
     trace: str = ""
+    loading: frozenset[int] = frozenset()
+    """Processes that loaded data for it when its last epoch began."""
 
     @property
     def killed(self) -> bool:
@@ -124,7 +126,7 @@ class Training:
         assert process.pid is not None
         started = heard = time.monotonic()
         deadline = None
-        epochs, memory, error, trace = [], [], "", ""
+        epochs, memory, error, trace, loading = [], [], "", "", frozenset[int]()
         while True:
             now = time.monotonic()
             if now - heard > LONGEST or (deadline is not None and now >= deadline):
@@ -144,13 +146,15 @@ class Training:
                 deadline = heard + moment.seconds
             elif kind == "epoch":
                 epochs.append(*content)
+            elif kind == "loading":
+                (loading,) = content
             elif kind == "memory":
                 memory.append(tuple(content))
             else:
                 error, trace = content
         process.join()
         assert process.exitcode is not None
-        return Outcome(process.exitcode, epochs, error, memory, time.monotonic() - started, trace)
+        return Outcome(process.exitcode, epochs, error, memory, time.monotonic() - started, trace, loading)
 
 
 def memory_slope(samples: list[tuple[int, int]], warm_up: int) -> float:
@@ -182,6 +186,7 @@ def _train(connection: Connection, training: Training, moment: Moment | None, re
     """In the child: a training as nnU-Net's command line runs it, without the final validation."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loading processes, as where a user trains
     make_repeatable()
     # pictures in the first and the last epoch alone: drawing takes longer than training here, and one more memory
     mock.patch.object(recording, "PICTURE_TIME", 1e-9).start()
@@ -236,6 +241,7 @@ def _report(trainer: Any, connection: Connection, memory_every: int) -> None:
     def epoch() -> None:
         connection.send(("epoch", trainer.current_epoch))
         begin()
+        connection.send(("loading", frozenset(child.pid for child in multiprocessing.active_children())))
 
     def iteration(batch: dict[str, Any]) -> Any:
         nonlocal done
@@ -250,10 +256,17 @@ def _report(trainer: Any, connection: Connection, memory_every: int) -> None:
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes that the process holds, on a GPU those of its tensors."""
+    """Bytes that the process holds, on a GPU those of its tensors; on a CPU its loading processes' own too."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return resident + sum(_of_its_own(process.pid) for process in multiprocessing.active_children())
+
+
+def _of_its_own(pid: int | None) -> int:
+    """Bytes that a process shares with no other."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return 1024 * sum(int(line.split()[1]) for line in rollup if line.startswith("Private"))
 
 
 def _watch_files(on_event: Callable[[str], None]) -> None:
