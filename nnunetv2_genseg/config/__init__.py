@@ -16,6 +16,7 @@ from nnunetv2_genseg.config.schema import (
     ScheduleConfig,
     Settings,
     UnlabelledConfig,
+    flattened,
 )
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Settings",
     "UnlabelledConfig",
     "checked",
+    "flattened",
     "merged",
     "resolve",
 ]

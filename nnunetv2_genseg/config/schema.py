@@ -5,6 +5,7 @@ Nothing has to be set. What each default rests on: docs/benchmarks.md, section D
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -269,7 +270,7 @@ class GenSegConfig(Section):
 
     def flat(self) -> Settings:
         """The settings by their full names, as in `feedback.rotations`."""
-        return _flat(self.to_json())
+        return flattened(self.to_json())
 
     def lasting(self) -> Settings:
         """As `flat`, the settings that a training keeps when it is resumed."""
@@ -282,8 +283,9 @@ class GenSegConfig(Section):
         return [f"{key}: {mine.get(key)!r}, there {theirs.get(key)!r}" for key in keys if mine.get(key) != theirs.get(key)]
 
 
-def _flat(settings: Settings, prefix: str = "") -> Settings:
+def flattened(content: Mapping[str, Any], prefix: str = "") -> Settings:
+    """Nested values by their full names, as in `feedback.rotations`."""
     flat: Settings = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    for key, value in content.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -13,12 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunetv2_genseg.config import GenSegError, Settings, merged
+from nnunetv2_genseg.config import GenSegError, Settings, flattened, merged
 from nnunetv2_genseg.generators import NetworkPlan
 from nnunetv2_genseg.generators.pretrained import CONFIG, ImageKind
 from nnunetv2_genseg.synthesis.label_table import LabelTable
 from nnunetv2_genseg.synthesis.pair_description import PairDescription, load_kept
 from nnunetv2_genseg.synthesis.sampler import PairSampler
+
+WITHOUT_EFFECT = (
+    *("schedule", "mixing.share", "paste", "unlabelled", "review", "feedback"),
+    *("generator.interval", "generator.pretrained"),
+)
+"""Settings of a training that no pair here depends on."""
 
 
 class PairAugmentation:
@@ -60,13 +66,15 @@ class PairAugmentation:
             settings: those that shall differ from the training's, such as `{"deformation": {"rotation": 10.0}}`.
 
         Raises:
-            GenSegError: the folder is neither, or is damaged, or a setting does not fit.
+            GenSegError: the folder is neither, or is damaged, or a setting does not fit or would have no effect.
         """
         place, on = Path(folder), torch.device(device)
+        _require_effect(settings or {}, "seed")
         if (place / CONFIG).is_file():
             return cls(*load_kept(place, on, settings))
         from nnunetv2_genseg.trainers.fold_pairs import load_fold  # imports nnU-Net, which takes seconds
 
+        _require_effect(settings or {}, "generator.learning_rate")  # the optimiser's state holds that of the training
         return cls(*load_fold(place, on, settings))
 
     @classmethod
@@ -86,8 +94,9 @@ class PairAugmentation:
             settings: those that differ from the defaults.
 
         Raises:
-            GenSegError: a setting is not allowed.
+            GenSegError: a setting is not allowed, or would have no effect.
         """
+        _require_effect(settings or {})
         labels = LabelTable({label: label for label in range(classes + 1)}, tuple(range(classes + 1)), False)
         images = ImageKind(tuple(map(str, range(channels))), (), (False,) * channels, ())
         own = merged(settings or {}, {"feedback": {"enabled": False}})
@@ -201,6 +210,13 @@ class PairAugmentation:
         if rng.device.type != self.device.type:
             raise GenSegError(f"found a random generator on {rng.device}; make it by torch.Generator({str(self.device)!r})")
         return image.to(self.device).float(), self.description.labels.to_classes(labels.to(self.device))
+
+
+def _require_effect(settings: Settings, *others: str) -> None:
+    """Raises GenSegError if settings are among `WITHOUT_EFFECT` or the others."""
+    idle = [name for name in flattened(settings) if f"{name}.".startswith(tuple(f"{key}." for key in [*WITHOUT_EFFECT, *others]))]
+    if idle:
+        raise GenSegError(f"PairAugmentation does not read {', '.join(idle)}; leave out what has no effect on its pairs")
 
 
 def _rebuilt(

@@ -13,7 +13,7 @@ from typing import Any
 
 from nnunetv2_genseg import __version__
 from nnunetv2_genseg.checkpoint import PARTIAL, write_text_atomically
-from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config import GenSegError, flattened
 from nnunetv2_genseg.config.reading import in_form, read_json
 from nnunetv2_genseg.folder_lock import FILE_NAME as LOCK
 from nnunetv2_genseg.trainers.preflight import first_of
@@ -63,7 +63,7 @@ class Provenance:
         self.pairs = {name: pair for name, pair in pairs.items() if self._is_whole(pair)}
 
     def _require_same(self, there: dict[str, Any]) -> None:
-        here, there = _flat(self.origin), _flat(there)
+        here, there = flattened(self.origin), flattened(there)
         other = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
         if other:
             told = "\n  ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in other[:10])
@@ -117,10 +117,3 @@ def require_own(folder: Path) -> None:
             f"{folder} holds files that `genseg generate` did not write ({first_of(strangers)}); name a new folder, an empty "
             "one, or that of an interrupted run"
         )
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found

@@ -145,6 +145,9 @@ def test_a_folder_of_something_else_is_refused(nnunet, workspace: Workspace):
         PairAugmentation.load(trainer.output_folder, settings={"generator": {"width": 1.0}})
     with pytest.raises(GenSegError, match="rotaton: unknown key"):
         PairAugmentation.load(trainer.output_folder, settings={"deformation": {"rotaton": 1}})
+    for idle in ({"seed": 1}, {"generator": {"learning_rate": 1e-4}}):
+        with pytest.raises(GenSegError, match="does not read (seed|generator.learning_rate);"):
+            PairAugmentation.load(trainer.output_folder, settings=idle)
 
 
 @pytest.mark.parametrize(("library", "phantom"), [("monai", PHANTOM_2D), ("torchio", PHANTOM_3D)])

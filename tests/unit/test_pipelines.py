@@ -108,6 +108,9 @@ def test_wrong_input_is_told():
         pairs.normalised(image[0])
     with pytest.raises(GenSegError, match="rotaton: unknown key"):
         PairAugmentation.untrained(planned(2), 2, 1, settings={"deformation": {"rotaton": 1}})
+    idle = {"mixing": {"share": 0.2, "sources": {"redraw": 1.0}}, "paste": {"probability": 0.0}, "generator": {"interval": 1}}
+    with pytest.raises(GenSegError, match=r"does not read mixing.share, paste.probability, generator.interval;"):
+        PairAugmentation.untrained(planned(2), 2, 1, settings=idle)
 
 
 def test_labels_of_the_same_regions_are_one_class():
