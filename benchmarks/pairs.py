@@ -73,11 +73,13 @@ def run(command: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Writes, judges and shows pairs of one fold, and adds their costs to the result."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--work", type=Path, required=True, help="receives the pairs")
+    options.add_argument("--work", type=Path, required=True, help="receives the pairs; a new folder")
     options.add_argument("-n", type=int, default=1000, help="pairs")
     options.add_argument("-tr", default="GenSegTrainer")
     options.add_argument("fold", nargs=3, metavar=("DATASET", "CONFIGURATION", "FOLD"))
     chosen = options.parse_args()
+    if chosen.work.exists():
+        options.error(f"{chosen.work} is there already; name a new folder, so that all pairs are drawn now")
     of_fold = [*chosen.fold, "-tr", chosen.tr, "-device", "cpu"]
     pairs, page = chosen.work / "pairs", chosen.work / "report.html"
     costs: dict[str, Any] = {"dataset": chosen.fold[0], "configuration": chosen.fold[1], "pairs": chosen.n}

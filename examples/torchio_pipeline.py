@@ -2,7 +2,7 @@
 
     python examples/torchio_pipeline.py FOLD_FOLDER $nnUNet_raw/Dataset104_Hippocampus
 
-Volumes of one image file each; leave those cases out that you test on.
+Cases of one image file each; leave those out that you test on.
 """
 
 import sys
@@ -28,7 +28,7 @@ def main(fold: Path, raw: Path, steps: int = 20, device: str = "cpu") -> list[fl
     transforms = tio.Compose(
         [
             tio.Lambda(pairs.normalised, types_to_apply=[tio.INTENSITY]),  # first in raw intensities, of the whole image
-            tio.CropOrPad(pairs.extent_xyz, mask_name="label"),
+            tio.CropOrPad((*pairs.extent_xyz, 1)[:3], mask_name="label"),  # photographs have one slice
             RandomSyntheticPair(pairs, "image", "label", p=0.5),
         ]
     )
@@ -39,9 +39,9 @@ def main(fold: Path, raw: Path, steps: int = 20, device: str = "cpu") -> list[fl
     losses: list[float] = []
     for step in range(steps):
         drawn = [transforms(subjects[i % len(subjects)]) for i in (2 * step, 2 * step + 1)]
-        image, label = (torch.stack([subject[name].data for subject in drawn]).to(device) for name in ("image", "label"))
+        image, label = (torch.stack([subject[name].data for subject in drawn]).squeeze(-1) for name in ("image", "label"))
         optimizer.zero_grad()
-        value = loss(network(image), label)
+        value = loss(network(image.to(device)), label.to(device))
         value.backward()
         optimizer.step()
         losses.append(value.item())

@@ -108,7 +108,8 @@ class WholePairs:
                 deformed.
 
         Returns:
-            As `RawCases.original`, and whether the mask is new: it was not, if every deformation was out of bounds.
+            As `RawCases.original`, and whether the mask is new: it is not, if every deformation was out of bounds, or no voxel
+            changed its class.
 
         Raises:
             GenSegError: an intensity is not finite.
@@ -140,7 +141,7 @@ class WholePairs:
         outside = warp_labels(self._label_batch(case.outside.long()), grid)
         flattened = [as_volume(maps[:, None].cpu(), self.flat)[0] for maps in (masks, outside)]
         written = self.cases.original(case, drawn, flattened[0], flattened[1].bool())
-        return *written, bool(pairs.accepted.all())
+        return *written, not torch.equal(masks, labels)
 
 
 def resized_grid(grid: Tensor, spatial: tuple[int, ...]) -> Tensor:

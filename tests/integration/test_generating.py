@@ -29,6 +29,7 @@ from nnunetv2_genseg.trainers.raw_cases import RawCases
 
 from .conftest import StoppedError, make_trainer
 from .datasets import REGIONS, Kind, plan
+from .trainings import predict
 
 UNCHANGED = ("deformation={displacement: 0, rotation: 0, scaling: 0}", "intensity.tone=0")
 ALONE = ("mixing.sources={deformation: 1, redraw: 0}",)
@@ -115,6 +116,7 @@ def test_a_pair_that_is_not_changed_is_the_raw_case(name, folder, generate, monk
     used = Counter(case for pair in record["pairs"].values() for case in pair["cases"])
     assert set(used) == set(training) and max(used.values()) == 2, "training cases alone, in turn"
     for pair_name, pair in record["pairs"].items():
+        assert not pair["new_mask"]
         case = pair["cases"][0]
         inside = np.any([arrays(path)[0] != 0 for path in (raw / "imagesTr").glob(f"{case}_*")], axis=0)
         for file in pair["files"]:
@@ -379,7 +381,7 @@ def test_a_damaged_record_is_told(folder, generate, refused):
         assert "provenance.json" in refused(configuration, 1, *ALONE)
 
 
-def test_pairs_and_real_cases_are_planned_and_trained_on_by_stock_nnunet(folder, generate, refused, monkeypatch):
+def test_pairs_and_real_cases_are_planned_trained_on_and_predicted_by_stock_nnunet(folder, generate, refused, monkeypatch):
     raw, configuration = planned(folder, "regions")
     name = "Dataset911_Mixed"
     mixed = generate(configuration, 2, *ALONE, into_raw=name)
@@ -397,4 +399,6 @@ def test_pairs_and_real_cases_are_planned_and_trained_on_by_stock_nnunet(folder,
     trainer = make_trainer(nnUNetTrainer, name, configuration, "1,1,1,1,0")
     trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 2, 1
     trainer.run_training()
-    assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
+    (mixed / "imagesTs").mkdir()
+    shutil.copy(raw / "imagesTr" / "tr_000_0000.png", mixed / "imagesTs" / "ts_000_0000.png")  # a validation case of the fold
+    predict(trainer, folder / "predicted")

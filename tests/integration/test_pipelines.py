@@ -150,7 +150,7 @@ def test_a_folder_of_something_else_is_refused(nnunet, workspace: Workspace):
             PairAugmentation.load(trainer.output_folder, settings=idle)
 
 
-@pytest.mark.parametrize(("library", "phantom"), [("monai", PHANTOM_2D), ("torchio", PHANTOM_3D)])
+@pytest.mark.parametrize(("library", "phantom"), [("monai", PHANTOM_2D), ("torchio", PHANTOM_2D), ("torchio", PHANTOM_3D)])
 def test_the_example_trains_a_unet(library, phantom, nnunet, workspace: Workspace):
     pytest.importorskip(library)
     fold = Path(trained(*phantom, plans_name=TINY).output_folder)
