@@ -146,7 +146,7 @@ def test_a_folder_of_something_else_is_refused(nnunet, workspace: Workspace):
     with pytest.raises(GenSegError, match="rotaton: unknown key"):
         PairAugmentation.load(trainer.output_folder, settings={"deformation": {"rotaton": 1}})
     for idle in ({"seed": 1}, {"generator": {"learning_rate": 1e-4}}):
-        with pytest.raises(GenSegError, match="does not read (seed|generator.learning_rate);"):
+        with pytest.raises(GenSegError, match=r"does not read (seed|generator\.learning_rate);"):
             PairAugmentation.load(trainer.output_folder, settings=idle)
 
 
