@@ -28,7 +28,7 @@ from nnunetv2_genseg.trainers.preflight import require_labels
 from nnunetv2_genseg.trainers.progress_bar import with_progress
 from nnunetv2_genseg.trainers.provenance import DESCRIPTION, FILE_NAME, IMAGES, LABELS, SHARDS, Provenance, require_own, versions
 from nnunetv2_genseg.trainers.raw_cases import RawCases
-from nnunetv2_genseg.trainers.raw_formats import require_format
+from nnunetv2_genseg.trainers.raw_formats import holds_whole_numbers, require_format
 from nnunetv2_genseg.trainers.real_cases import copy_cases, require_other_names
 from nnunetv2_genseg.trainers.trained_generator import (
     TRAIN_ONE,
@@ -41,8 +41,9 @@ from nnunetv2_genseg.trainers.trained_generator import (
 )
 from nnunetv2_genseg.trainers.whole_pairs import WholePairs
 
-MARGIN = 1.3
-"""How much larger than its source case a pair may be on the disk: what is interpolated is compressed less."""
+MARGIN, MARGIN_OF_FLOATS = 1.3, 4.0
+"""How much larger than a file of its source case one of a pair may be: what is interpolated is compressed less, above all whole
+numbers that the source case stores as floats."""
 
 
 @dataclass(frozen=True)
@@ -240,8 +241,13 @@ def _take_shards(record: Provenance) -> None:
 
 def _require_space(settings: Generation, cases: RawCases, sources: Sequence[str]) -> None:
     """Raises GenSegError if the disk does not hold the pairs that are still to be made of some cases."""
-    sizes = {name: sum(file.stat().st_size for file in [*images, label]) for name, (images, label) in cases.files.items()}
-    needed = MARGIN * sum(sizes[name] for name in sources) + settings.with_real * sum(sizes.values())
+    files = {name: [*images, label] for name, (images, label) in cases.files.items()}
+    of_pairs = {
+        name: sum((MARGIN if holds_whole_numbers(file) else MARGIN_OF_FLOATS) * file.stat().st_size for file in files[name])
+        for name in {*sources}
+    }
+    real = sum(file.stat().st_size for of_case in files.values() for file in of_case)
+    needed = sum(of_pairs[name] for name in sources) + settings.with_real * real
     place = next(path for path in (settings.output.resolve(), *settings.output.resolve().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if needed > free:

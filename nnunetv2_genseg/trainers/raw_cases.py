@@ -81,6 +81,8 @@ class RawCase:
     """Of the three axes, mm."""
     lines: tuple[Line, ...]
     """Of every channel."""
+    lowest: tuple[float, ...]
+    """Raw intensity of every channel, at most 0."""
     properties: dict[str, Any]
     """What nnU-Net's reader tells of the geometry."""
     whole: tuple[int, ...]
@@ -152,6 +154,7 @@ class RawCases:
         raw, segmentation, box = crop_to_nonzero(raw, segmentation.astype(np.int16))
         outside = segmentation[0] < 0
         properties["shape_before_cropping"], properties["bbox_used_for_cropping"] = whole, box
+        lowest = tuple(min(0.0, float(channel.min())) for channel in raw)
         image, lines = self._normalised(raw, segmentation)
         return RawCase(
             name=name,
@@ -161,6 +164,7 @@ class RawCases:
             outside=torch.from_numpy(outside),
             spacing=tuple(float(properties["spacing"][axis]) for axis in self.plans.transpose_forward),
             lines=lines,
+            lowest=lowest,
             properties=properties,
             whole=tuple(whole),
             place=tuple(slice(*ends) for ends in box),
@@ -252,12 +256,13 @@ class RawCases:
             outside: (*spatial) booleans: where channels that are normalised within the subject are empty.
 
         Returns:
-            (C, slices, height, width) float32 raw intensities and (slices, height, width) labels, before cropping. A class that
-            several labels share is written as one of them.
+            (C, slices, height, width) float32 raw intensities and (slices, height, width) labels, before cropping. No
+            intensity is below 0, or below the lowest of the case if that is negative. A class that several labels share is written
+            as one of them.
         """
         raw = np.zeros((len(image), *case.whole), np.float32)
         for c, (line, masked) in enumerate(zip(case.lines, self.configuration.use_mask_for_norm, strict=True)):
-            values = image[c].double() * line.scale + line.offset
+            values = (image[c].double() * line.scale + line.offset).clamp(min=case.lowest[c])
             raw[c][case.place] = (values.masked_fill(outside, 0) if masked else values).float().numpy()
         label_of = list(self.codec.labels)
         if self.codec.has_ignore:

@@ -43,6 +43,23 @@ def channels_in(file: Path, reader: type) -> int:
     return image.shape[-1] if image.ndim == 3 else 1
 
 
+def holds_whole_numbers(file: Path) -> bool:
+    """Whether an image file holds whole numbers; False also if it cannot be read."""
+    try:
+        return _pixel_type(file).kind in "iu"
+    except RuntimeError:  # said where the image itself is read
+        return False
+
+
+def _pixel_type(file: Path) -> np.dtype[Any]:
+    """Of an image file that SimpleITK knows; NIfTI with a scale holds floats."""
+    header = sitk.ImageFileReader()
+    header.SetFileName(str(file))
+    header.ReadImageInformation()
+    of_pixels: np.dtype[Any] = sitk.GetArrayFromImage(sitk.Image([1, 1], header.GetPixelID())).dtype
+    return of_pixels
+
+
 def in_colour(image: Array, reader: type) -> bool:
     """Whether an image that nnU-Net has read, (C, slices, height, width), is a photograph in red, green and blue."""
     return issubclass(reader, NaturalImage2DIO) and len(image) == 3
@@ -64,12 +81,8 @@ def _write_photograph(image: Array, target: Path, like: Path, properties: dict[s
 
 
 def _write_with_sitk(image: Array, target: Path, like: Path, properties: dict[str, Any]) -> None:
-    header = sitk.ImageFileReader()
-    header.SetFileName(str(like))
-    header.ReadImageInformation()
-    kind = sitk.GetArrayFromImage(sitk.Image([1, 1], header.GetPixelID())).dtype
     geometry = properties["sitk_stuff"]
-    voxels = as_type(image[0], kind)
+    voxels = as_type(image[0], _pixel_type(like))
     saved = sitk.GetImageFromArray(voxels[0] if len(geometry["spacing"]) == 2 else voxels)
     saved.SetSpacing(geometry["spacing"])
     saved.SetOrigin(geometry["origin"])

@@ -178,6 +178,23 @@ def test_image_and_mask_are_deformed_alike(name, folder, generate):
         assert np.mean(seen[inside] == labels[inside]) > 0.93, "a voxel at a border may be between two classes"
 
 
+def test_intensities_are_not_below_0_or_the_lowest_of_the_case(folder, generate, refused, monkeypatch):
+    raw, configuration = planned(folder, "volumes")
+    with monkeypatch.context() as patch:
+        real = sum(path.stat().st_size for part in ("imagesTr", "labelsTr") for path in (raw / part).iterdir())
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * real))
+        assert "4 pairs need about" in refused(configuration, 4, *ALONE), "floats are compressed less than whole numbers"
+    pairs = generate(configuration, 4, "intensity.tone=2", *ALONE)
+    bounded = 0
+    for name, pair in record_of(pairs)["pairs"].items():
+        for file in list(pair["files"])[:-1]:
+            lowest = min(0, arrays(raw / file.replace(name, pair["cases"][0]))[0].min())
+            there = arrays(pairs / file)[0].min()
+            assert there >= lowest
+            bounded += there == lowest
+    assert bounded
+
+
 def test_an_interrupted_run_goes_on_to_the_same_bytes(folder, generate, refused, monkeypatch):
     _, configuration = planned(folder, "photographs")
     whole = files_in(generate(configuration, 5, *ALONE, out="whole"))

@@ -27,7 +27,7 @@ from skimage import io
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.trainers.raw_cases import Line
-from nnunetv2_genseg.trainers.raw_formats import as_type, channels_in, require_format, write_images
+from nnunetv2_genseg.trainers.raw_formats import as_type, channels_in, holds_whole_numbers, require_format, write_images
 
 RNG = np.random.default_rng(0)
 TURNED = (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
@@ -72,6 +72,7 @@ def test_an_image_is_written_as_it_was_read(name, tmp_path):
     files = [tmp_path / f"case_{i:04d}{ending}" for i in range(len(channels))]
     for path, array in zip(files, channels, strict=True):
         save(path, array)
+        assert holds_whole_numbers(path) == (array.dtype.kind != "f")
     image, properties = reader().read_images([str(path) for path in files])
     targets = [tmp_path / f"new_{i:04d}{ending}" for i in range(len(channels))]
     assert sum(channels_in(path, reader) for path in files) == len(image)
