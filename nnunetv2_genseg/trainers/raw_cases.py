@@ -257,8 +257,8 @@ class RawCases:
 
         Returns:
             (C, slices, height, width) float32 raw intensities and (slices, height, width) labels, before cropping. No
-            intensity is below 0, or below the lowest of the case if that is negative. A class that several labels share is written
-            as one of them.
+            intensity is below 0, or below the lowest of the case if that is negative. A class that several labels share is
+            written as one of them.
         """
         raw = np.zeros((len(image), *case.whole), np.float32)
         for c, (line, masked) in enumerate(zip(case.lines, self.configuration.use_mask_for_norm, strict=True)):
