@@ -72,6 +72,7 @@ NOT_A_FAMILY = (
     "augmentation",
     "averaging",
     "base",
+    "dilation",
     "divergence",
     "flat_style",
     "layout",

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
+from nnunetv2_genseg.generators.dilation import convolve
+
 MIXED_KERNELS = ((1, 1), (3, 1), (3, 2))
 """(size, dilation) of the kernels that a cell mixes: receptive fields of 1, 3 and 5 voxels. Sizes rise within a dilation."""
 
@@ -100,11 +102,7 @@ class MixedKernelCell(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Convolves, normalises and activates; `noise`, (B, 1, *spatial / stride), is only for a cell with a noise input."""
-        convolve = functional.conv2d if x.ndim == 4 else functional.conv3d
-        parts = []
-        for dilation, kernel in self.mixed_kernels().items():
-            padding = tuple(dilation * (size // 2) for size in kernel.shape[2:])
-            parts.append(convolve(x, kernel, None, self.stride, padding, dilation))
+        parts = [convolve(x, kernel, self.stride, dilation) for dilation, kernel in self.mixed_kernels().items()]
         normed: Tensor = self.norm(sum(parts[1:], parts[0]))
         if self.noise is not None and noise is not None:
             normed = self.noise(normed, noise)
