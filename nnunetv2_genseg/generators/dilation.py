@@ -30,7 +30,8 @@ def convolve(x: Tensor, kernel: Tensor, stride: Sequence[int], dilation: int) ->
         padding = [gap * (size // 2) for gap, size in zip(gaps, kernel.shape[2:], strict=True)]
         return convolution(x, kernel, None, tuple(stride), padding, dilation)
     # a stride as wide as the gaps leaves one grid of every axis, a stride of 1 all of them
-    shown = x[(..., *(slice(None, None, gap if step == gap else 1) for step, gap in zip(stride, gaps, strict=True)))]
+    kept = [slice(None, None, gap if step == gap else 1) for step, gap in zip(stride, gaps, strict=True)]
+    shown = x[(slice(None), slice(None), *kept)]
     grids = [gap if step == 1 else 1 for step, gap in zip(stride, gaps, strict=True)]
     steps = [step if gap == 1 else 1 for step, gap in zip(stride, gaps, strict=True)]
     padding = [size // 2 for size in kernel.shape[2:]]
@@ -39,7 +40,9 @@ def convolve(x: Tensor, kernel: Tensor, stride: Sequence[int], dilation: int) ->
 
 def _fits(spatial: Sequence[int], stride: Sequence[int], gaps: Sequence[int]) -> bool:
     """Whether every axis has grids of equal extent, or its stride leaves one of them."""
-    return all(step == gap or gap == 1 or (step == 1 and n % gap == 0) for n, step, gap in zip(spatial, stride, gaps, strict=True))
+    return all(
+        step == gap or gap == 1 or (step == 1 and n % gap == 0) for n, step, gap in zip(spatial, stride, gaps, strict=True)
+    )
 
 
 def _split(x: Tensor, grids: Sequence[int]) -> Tensor:
