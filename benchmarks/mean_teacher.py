@@ -43,16 +43,14 @@ def learn_to_agree(trainer: Any, folders: Sequence[Path], iterations: int, seed:
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     from nnunetv2_genseg.trainers.loading import augmented
-    from nnunetv2_genseg.trainers.unlabelled import preprocess_unlabelled
+    from nnunetv2_genseg.trainers.unlabelled import preprocess_beside
 
     trainer.initialize()
     unlabelled = trainer.batch_size // 2
     trainer.batch_size -= unlabelled
-    cache = Path(trainer.preprocessed_dataset_folder_base, f"{trainer.configuration_manager.data_identifier}_unlabelled")
-    plans = (trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json)
-    names = sorted(preprocess_unlabelled(folders, *plans, cache))
+    store, images = preprocess_beside(trainer, folders)
     trainer.oversample_foreground_percent, kept = 0.0, trainer.oversample_foreground_percent
-    loader = augmented(trainer, infer_dataset_class(str(cache))(str(cache), names), unlabelled)
+    loader = augmented(trainer, infer_dataset_class(str(store))(str(store), sorted(images)), unlabelled)
     trainer.oversample_foreground_percent = kept
     teacher = AveragedModel(trainer.network, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
     rng = torch.Generator(trainer.device).manual_seed(seed)

@@ -31,8 +31,8 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         default=[],
         metavar="FOLDER",
-        help="raw images named CASE_0000.EXT with the dataset's channels, used without labels; preprocessed into a temporary "
-        "folder, see TMPDIR",
+        help="raw images named CASE_0000.EXT with the dataset's channels, used without labels; preprocessed once, beside the "
+        "dataset",
     )
     add_overrides(options)
     return options
@@ -52,6 +52,6 @@ def run(arguments: Sequence[str]) -> None:
     settings = pretraining.Pretraining(
         **of_trainer, output=chosen.output, iterations=chosen.iterations, images=tuple(chosen.images)
     )
-    # after SIGTERM the temporary folder of preprocessed images is removed, as after an error
+    # after SIGTERM the temporary folder is removed, as after an error
     with ending_on_sigterm(), preprocessed(chosen.dataset):
         pretraining.pretrain(settings)

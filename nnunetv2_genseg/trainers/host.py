@@ -14,11 +14,13 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_genseg.synthesis.labels import LabelCodec
-from nnunetv2_genseg.trainers.batches import BatchCodec
+from nnunetv2_genseg.trainers.batches import BatchCodec, Target
 from nnunetv2_genseg.trainers.guarding import GuardedTraining
 
 Loss = Callable[[Any, Any], Tensor]
 """Of a network's output and a target."""
+SMALLEST = 8
+"""Extent of the patches that a loss is tried with, voxels; larger with deep supervision."""
 
 
 class HostAccess(GuardedTraining):
@@ -53,11 +55,11 @@ class HostAccess(GuardedTraining):
         """The trainer's loss for targets with an ignore label; None if the trainer has none that ignores.
 
         Args:
-            network: its outputs have the shapes with which the loss is tried; in evaluation, so that nothing of it changes.
+            network: the loss is tried with as many levels and channels as it gives; in evaluation, so that nothing of it changes.
         """
         if self.label_manager.has_ignore_label:
             return self.loss
-        image = torch.zeros(2, self.num_input_channels, *self.configuration_manager.patch_size, device=self.device)
+        image = torch.zeros(1, self.num_input_channels, *self.configuration_manager.patch_size, device=self.device)
         with torch.no_grad():
             output = network(image)
         try:
@@ -96,29 +98,41 @@ def _kinds(loss: Any) -> list[type]:
     return [type(part) for part in (loss, getattr(loss, "loss", None))]
 
 
+def _levels(target: Target) -> list[Tensor]:
+    return target if isinstance(target, list) else [target]
+
+
 def _ignores(loss: Loss, own: Loss, output: Any, batches: BatchCodec) -> bool:
     """Whether a loss is that of the trainer where nothing is ignored, and does not see voxels with the ignore label.
 
     Args:
         loss: for targets with an ignore label, on the CPU.
         own: that of the trainer, on the CPU.
-        output: of the network; its values do not matter.
+        output: of the network; neither its values nor its extents matter.
         batches: makes targets.
     """
     several, rng = not isinstance(output, Tensor), torch.Generator().manual_seed(0)
-    levels = [torch.randn(level.shape, generator=rng) for level in (output if several else [output])]
-    shape = (len(levels[0]), *levels[0].shape[2:])
+    given = output if several else [output]
+    # as small as the levels allow: with many classes, whole patches would need much memory
+    ratio = zip(given[0].shape[2:], given[-1].shape[2:], strict=True)
+    shape = (2, *(max(SMALLEST, 2 * (full // least)) for full, least in ratio))
+    shown = torch.randint(batches.codec.classes, shape, generator=rng)
+    levels = [
+        torch.randn(2, level.shape[1], *truth.shape[2:], generator=rng)
+        for level, truth in zip(given, _levels(batches.to_target(shown)), strict=True)
+    ]
 
     def value(of: Loss, outputs: list[Tensor], codec: LabelCodec, labels: Tensor) -> Tensor:
         return of(outputs if several else outputs[0], batches.to_target(labels, codec))
 
-    shown = torch.randint(batches.codec.classes, shape, generator=rng)
     whole = [value(loss, levels, batches.pseudo, shown), value(own, levels, batches.codec, shown)]
     labels = torch.randint(batches.pseudo.classes, shape, generator=rng)
     target = batches.to_target(labels, batches.pseudo)
     changed = []
-    for level, truth in zip(levels, target if isinstance(target, list) else [target], strict=True):
+    for level, truth in zip(levels, _levels(target), strict=True):
         ignored = truth[:, -1:] if batches.pseudo.regions is not None else truth == batches.pseudo.foreground + 1
-        changed.append(torch.where(ignored.bool(), torch.randn(level.shape, generator=rng), level))
+        other = level.clone()
+        other[:, 0] += 10  # background everywhere, or one region, so that what classes lose and gain does not cancel out
+        changed.append(torch.where(ignored.bool(), other, level))
     part = [value(loss, outputs, batches.pseudo, labels) for outputs in (levels, changed)]
-    return all(bool(one.isfinite()) and torch.allclose(one, other, rtol=1e-4) for one, other in (whole, part))
+    return all(bool(one.isfinite()) and torch.allclose(one, other, rtol=1e-5) for one, other in (whole, part))

@@ -26,7 +26,7 @@ from nnunetv2_genseg.trainers.planning import image_kind
 from nnunetv2_genseg.trainers.preflight import first_of
 from nnunetv2_genseg.trainers.progress_bar import with_progress
 from nnunetv2_genseg.trainers.recording import SAMPLES_FILE, draw_samples
-from nnunetv2_genseg.trainers.unlabelled import preprocess_unlabelled
+from nnunetv2_genseg.trainers.unlabelled import preprocess_beside
 
 REPORTS = 20
 """How many times the losses are logged and the generator is written."""
@@ -56,9 +56,7 @@ def pretrain(settings: Pretraining) -> None:
     _require_own(settings.output)
     with TemporaryDirectory(prefix="genseg_pretrain_") as temporary, standalone.writing_to(temporary):
         trainer = standalone.build(settings, PretrainingMixin)
-        unlabelled = Path(temporary) / "unlabelled"
-        unlabelled.mkdir()
-        trainer.pretrain(settings.iterations, settings.output, settings.images, unlabelled)
+        trainer.pretrain(settings.iterations, settings.output, settings.images)
 
 
 def _require_own(folder: Path) -> None:
@@ -97,14 +95,13 @@ class JoinedDataset:
 class PretrainingMixin(standalone.StandaloneMixin):
     """Makes a GenSeg trainer train the generator alone."""
 
-    def pretrain(self, iterations: int, output: Path, image_folders: Sequence[Path], work: Path) -> None:
+    def pretrain(self, iterations: int, output: Path, image_folders: Sequence[Path]) -> None:
         """Trains the generator and writes it.
 
         Args:
             iterations: steps of the generator.
             output: its folder; written several times, the last time at the end.
             image_folders: of raw images that take part unlabelled.
-            work: an existing folder for their preprocessed files.
 
         Raises:
             GenSegError: the images or the settings do not allow it; nothing was written to `output`.
@@ -120,8 +117,10 @@ class PretrainingMixin(standalone.StandaloneMixin):
         self.prepare()
         self.loop.trainable_generator()
         self._generator_saw = start_from_pretrained(self)
-        preprocess_unlabelled(image_folders, self.plans_manager, self.configuration_manager, self.dataset_json, work)
-        self._unlabelled = infer_dataset_class(str(work))(str(work)) if image_folders else None
+        self._unlabelled = None
+        if image_folders:
+            folder, images = preprocess_beside(self, image_folders)
+            self._unlabelled = infer_dataset_class(str(folder))(str(folder), sorted(images))
         try:
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
             output.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.folder_lock import alone_in
 from nnunetv2_genseg.trainers.planning import channel_names
-from nnunetv2_genseg.trainers.progress_bar import with_progress
+from nnunetv2_genseg.trainers.processes import by_processes
+from nnunetv2_genseg.trainers.progress_bar import ProgressBar
 
 NAMED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})(?P<ending>\.\w[\w.]*)")
 """How nnU-Net names an image."""
@@ -28,6 +30,17 @@ STAMPS = "stamps"
 """Folder beside the preprocessed cases: what each was made of, a file a case, written when the case is complete."""
 PREPROCESSING = ("preprocessor", "spacing", "normalization", "use_mask", "resampling")
 """How the keys of a configuration that preprocessing reads begin."""
+
+
+def preprocess_beside(trainer: Any, folders: Sequence[Path]) -> tuple[Path, dict[str, Path]]:
+    """Preprocesses images for a trainer of nnU-Net, into the folder beside its preprocessed dataset that all trainings share.
+
+    Returns:
+        The folder, and the image of each case; see `preprocess_unlabelled`.
+    """
+    configuration = trainer.configuration_manager
+    folder = Path(trainer.preprocessed_dataset_folder_base, f"{configuration.data_identifier}_unlabelled")
+    return folder, preprocess_unlabelled(folders, trainer.plans_manager, configuration, trainer.dataset_json, folder)
 
 
 def preprocess_unlabelled(
@@ -55,7 +68,6 @@ def preprocess_unlabelled(
         for folder in folders
         for name, files in _cases(folder, readers).items()
     }
-    preprocessor = type("UnlabelledPreprocessor", (_Unlabelled, configuration.preprocessor_class), {})(verbose=False)
     plan = _digest(json.dumps(_what_preprocessing_takes(plans, configuration, description), sort_keys=True, default=str))
 
     def missing() -> dict[str, str]:
@@ -67,14 +79,30 @@ def preprocess_unlabelled(
     (target / STAMPS).mkdir(parents=True, exist_ok=True)
     with alone_in(target / STAMPS, wait=True):
         stamps, beside = missing(), target / STAMPS / "new"
-        for name in with_progress(stamps, "preprocessing"):
+        shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+        bar = ProgressBar(len(stamps), "preprocessing")
+
+        def keep(name: str) -> None:
             (target / STAMPS / f"{name}.json").unlink(missing_ok=True)
-            shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
-            beside.mkdir()
-            preprocessor.run_case_save(str(beside / name), cases[name], None, plans, configuration, description)
-            _move(name, beside, target)
+            _move(name, beside / name, target)
             write_text_atomically(stamps[name], target / STAMPS / f"{name}.json")
+            bar.step()
+
+        try:
+            by_processes(partial(_preprocess, cases, beside, plans, configuration, description), stamps, keep)
+        finally:
+            bar.close()
+            shutil.rmtree(beside, ignore_errors=True)
     return {name: Path(files[0]) for name, files in cases.items()}
+
+
+def _preprocess(
+    cases: dict[str, list[str]], folder: Path, plans: Any, configuration: Any, description: dict[str, Any], name: str
+) -> None:
+    """Preprocesses one case into a folder of its own in `folder`."""
+    preprocessor = type("UnlabelledPreprocessor", (_Unlabelled, configuration.preprocessor_class), {})(verbose=False)
+    (folder / name).mkdir(parents=True)
+    preprocessor.run_case_save(str(folder / name / name), cases[name], None, plans, configuration, description)
 
 
 def _move(name: str, new: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.trainers.loading import unaugmented
 from nnunetv2_genseg.trainers.preflight import first_of
-from nnunetv2_genseg.trainers.unlabelled import NAMED, preprocess_unlabelled
+from nnunetv2_genseg.trainers.unlabelled import NAMED, preprocess_beside
 
 FILE_NAME = "genseg_unlabelled.json"
 """The unlabelled images that a training uses, by folder, and those of them by which it is validated or tested."""
@@ -41,9 +41,7 @@ class UnlabelledCases:
                 "them; use them in the first stage, and train the second one without"
             )
         self.trainer = trainer
-        folder = Path(trainer.preprocessed_dataset_folder_base, f"{trainer.configuration_manager.data_identifier}_unlabelled")
-        folders = [Path(name) for name in trainer.genseg.unlabelled.images]
-        found = preprocess_unlabelled(folders, trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json, folder)
+        folder, found = preprocess_beside(trainer, [Path(name) for name in trainer.genseg.unlabelled.images])
         own, of_fold = _raw(trainer), trainer._held_out.of_fold
         self.images = {
             name: file

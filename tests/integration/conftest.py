@@ -19,6 +19,7 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_genseg.phantoms import PhantomDataset
+from nnunetv2_genseg.trainers import processes
 
 from .datasets import Kind, plan, use_threads
 
@@ -129,8 +130,9 @@ def phantom(folder: Path, settings: Callable[[dict[str, Any]], None]) -> tuple[s
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small trainings are faster in one thread, and give the same bits."""
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small trainings are faster in one thread and one process, and give the same bits."""
+    monkeypatch.setattr(processes, "default_num_processes", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -15,6 +15,7 @@ import pytest
 import torch
 from nnunetv2.experiment_planning import plan_and_preprocess_api
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
@@ -25,10 +26,10 @@ from PIL import Image
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.synthesis.pseudo_labels import PseudoLabels
-from nnunetv2_genseg.trainers import GenSegMixin, GenSegTrainerShort
+from nnunetv2_genseg.trainers import GenSegMixin, GenSegTrainerShort, processes
 from nnunetv2_genseg.trainers.short import ShortTraining
 from nnunetv2_genseg.trainers.teacher import Teacher
-from nnunetv2_genseg.trainers.unlabelled import STAMPS
+from nnunetv2_genseg.trainers.unlabelled import STAMPS, preprocess_beside
 
 from .conftest import DATASET_ID, TINY, make_trainer, resume
 from .datasets import Kind, plan
@@ -202,6 +203,24 @@ def test_images_are_preprocessed_once_and_again_where_they_changed(images, setti
     record = json.loads((Path(trainer.output_folder) / "genseg_unlabelled.json").read_text())
     assert record == {"images": {str(images): names[:3]}, "transductive": []}
     assert "transductive" not in log_of(trainer)
+
+
+def test_several_processes_preprocess_as_one_does(images, settings, monkeypatch, workspace):
+    cache = workspace.preprocessed(PHANTOM_2D[0]) / "nnUNetPlans_2d_unlabelled"
+    settings(unlabelled(images))
+    found = []
+    for count in (1, 2):
+        monkeypatch.setattr(processes, "default_num_processes", count)
+        trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "1,1,1,1,0", plans_name=TINY)
+        folder, _ = preprocess_beside(trainer, [images])
+        assert folder == cache
+        data = infer_dataset_class(str(cache))(str(cache))
+        found.append({name: data.load_case(name)[0][:] for name in data.identifiers})
+        assert not (cache / STAMPS / "new").exists()
+        shutil.rmtree(cache)
+    one, several = found
+    assert len(one) == 4
+    assert all(np.array_equal(one[name], several[name]) for name in one.keys() | several.keys())
 
 
 def test_other_trainings_find_a_case_while_it_is_preprocessed_again(images, settings, monkeypatch, workspace):
