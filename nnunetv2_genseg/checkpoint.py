@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
+from nnunetv2_genseg.config.errors import of_writing
 
 FORMAT = 8
 UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
@@ -38,8 +39,6 @@ PARTIAL = ".partial"
 """Ending of a file that is being written."""
 _in_progress: set[Path] = set()
 """What this process is writing."""
-OF_WRITING = ("inline_container", "PytorchStreamWriter", "iostream")
-"""What torch's RuntimeErrors about a file that it cannot write contain."""
 
 
 def save_atomically(content: Any, path: Path) -> None:
@@ -87,8 +86,8 @@ def writing(path: Path, partial: Path) -> Iterator[None]:
         interruption = _interruption(error)
         if interruption is not None:
             raise interruption from None
-        of_writing = isinstance(error, RuntimeError) and any(words in str(error) for words in OF_WRITING)
-        if not (isinstance(error, (OSError, SafetensorError)) or of_writing) or isinstance(error, GenSegFileError):
+        unwritten = isinstance(error, (OSError, SafetensorError)) or of_writing(error)
+        if not unwritten or isinstance(error, GenSegFileError):
             raise
         raise GenSegFileError(
             f"could not write {path}: {error}. What was saved there before is intact; free space or correct the "
@@ -103,6 +102,18 @@ def _interruption(error: BaseException | None) -> BaseException | None:
     while error is not None and isinstance(error, Exception):
         error = error.__cause__ or error.__context__
     return error
+
+
+def put_in_place(written: Path, target: Path) -> None:
+    """Flushes a whole file that a library has written to the disk, and moves it to `target` on the same file system.
+
+    Raises:
+        OSError: it could not be flushed or moved.
+    """
+    with open(written, "rb+") as file:
+        os.fsync(file.fileno())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(written, target)
 
 
 def partial_of(path: Path) -> Path:

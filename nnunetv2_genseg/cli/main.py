@@ -12,6 +12,7 @@ from pathlib import Path
 from nnunetv2_genseg.cli import demo, generate, pretrain, preview, quality, report, review, sweep, train
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
+from nnunetv2_genseg.config.errors import full_disks_told
 
 OF_PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
 """Errors that a user can correct if they are about a path in a folder that the user named."""
@@ -75,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chosen.command in WITHOUT_OPTIONS:
             WITHOUT_OPTIONS[chosen.command]()
         else:
-            WITH_OPTIONS[chosen.command].run(rest)
+            with full_disks_told():
+                WITH_OPTIONS[chosen.command].run(rest)
     except Exception as error:
         if not _is_the_users(error, rest):
             raise

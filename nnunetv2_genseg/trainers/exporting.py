@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_genseg.checkpoint import partial_of, remove_partial
+from nnunetv2_genseg.checkpoint import partial_of, put_in_place, remove_partial
 
 SUMMARY = Path("validation") / "summary.json"
 """In the fold folder: nnU-Net's figures of the validation cases, by the final network."""
@@ -34,9 +33,7 @@ def exported_whole(trainer: Any) -> Iterator[None]:
     try:
         yield
         for file in sorted(path for path in partial.rglob("*") if path.is_file()):
-            target = Path(base) / file.relative_to(partial)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+            put_in_place(file, Path(base) / file.relative_to(partial))
     except BaseException:
         _forget_summary(trainer)
         raise

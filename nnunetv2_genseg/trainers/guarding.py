@@ -18,6 +18,7 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.config.errors import full_disks_told
 from nnunetv2_genseg.folder_lock import alone_in
 from nnunetv2_genseg.trainers.exporting import exported_whole
 
@@ -101,21 +102,27 @@ class GuardedTraining(nnUNetTrainer):
             yield
             return
         self._guarded, before, _training = True, _training, os.getpid()
+        alone = alone_in(Path(self.output_folder)) if self.local_rank == 0 else nullcontext()
         try:
-            with alone_in(Path(self.output_folder)) if self.local_rank == 0 else nullcontext(), ending_on_sigterm():
-                try:
-                    yield
-                except GenSegError as error:
-                    self.print_to_log_file(f"GenSeg: {error}", also_print_to_console=False)
-                    raise
-                except (KeyboardInterrupt, SystemExit):
-                    self.print_to_log_file("GenSeg: ended by a signal; the same command with --c goes on")
-                    raise
-                except Exception:
-                    self.print_to_log_file(traceback.format_exc(), also_print_to_console=False)
-                    raise
+            with alone, ending_on_sigterm(), self._end_logged(), full_disks_told():
+                yield
         finally:
             self._guarded, _training = False, before
+
+    @contextmanager
+    def _end_logged(self) -> Iterator[None]:
+        """What ends the block is in the log of the fold folder, too."""
+        try:
+            yield
+        except GenSegError as error:
+            self.print_to_log_file(f"GenSeg: {error}", also_print_to_console=False)
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            self.print_to_log_file("GenSeg: ended by a signal; the same command with --c goes on")
+            raise
+        except Exception:
+            self.print_to_log_file(traceback.format_exc(), also_print_to_console=False)
+            raise
 
     def _finish_loaders(self) -> None:
         """Ends the processes that load and augment."""

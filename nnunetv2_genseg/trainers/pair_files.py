@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nnunetv2_genseg.checkpoint import PARTIAL
+from nnunetv2_genseg.checkpoint import PARTIAL, put_in_place
 from nnunetv2_genseg.config import GenSegFileError
 from nnunetv2_genseg.trainers.gate import Gate
 from nnunetv2_genseg.trainers.given_masks import GivenMasks
 from nnunetv2_genseg.trainers.provenance import IMAGES, LABELS, Provenance
 from nnunetv2_genseg.trainers.raw_cases import RawCase
-from nnunetv2_genseg.trainers.raw_formats import write_images
+from nnunetv2_genseg.trainers.raw_formats import write_images, write_mask
 from nnunetv2_genseg.trainers.trained_generator import Origin
 from nnunetv2_genseg.trainers.whole_pairs import WholePairs
 
@@ -81,7 +80,7 @@ class PairFiles:
         try:
             files = self._files(partial, name, case, image, labels)
             for file in files:
-                os.replace(partial / file, self.output / file)
+                put_in_place(partial / file, self.output / file)
         except (OSError, RuntimeError) as error:
             raise GenSegFileError(
                 f"could not write pair {name} into {self.output}: {error}. Complete pairs stay; free space or correct "
@@ -153,7 +152,7 @@ class PairFiles:
             (folder / part).mkdir(parents=True)
         targets = [folder / IMAGES / f"{name}_{i:04d}{cases.ending}" for i in range(len(case.files))]
         write_images(image, targets, case.files, cases.reader, case.properties)
-        cases.reader().write_seg(labels, str(folder / LABELS / f"{name}{cases.ending}"), case.properties)
+        write_mask(labels, folder / LABELS / f"{name}{cases.ending}", cases.reader, case.properties)
         written = [part / path.name for part in (Path(IMAGES), Path(LABELS)) for path in sorted((folder / part).iterdir())]
         return [str(path) for path in written]
 

@@ -15,6 +15,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
+from nnunetv2_genseg.checkpoint import UNREADABLE
 from nnunetv2_genseg.config import GenSegError
 
 Array = npt.NDArray[Any]
@@ -77,7 +78,9 @@ def _write_photograph(image: Array, target: Path, like: Path, properties: dict[s
 
     there = _photograph(like)
     pixels = image[:, 0].transpose(1, 2, 0) if there.ndim == 3 else image[0, 0]
-    io.imsave(target, as_type(pixels, there.dtype), check_contrast=False)
+    pixels = as_type(pixels, there.dtype)
+    io.imsave(target, pixels, check_contrast=False)
+    _require_whole(target, lambda: _photograph(target), pixels)
 
 
 def _write_with_sitk(image: Array, target: Path, like: Path, properties: dict[str, Any]) -> None:
@@ -90,6 +93,7 @@ def _write_with_sitk(image: Array, target: Path, like: Path, properties: dict[st
     if "original_orientation" in geometry:
         saved = sitk.DICOMOrient(saved, geometry["original_orientation"])
     sitk.WriteImage(saved, str(target), True)
+    _require_whole(target, lambda: sitk.GetArrayFromImage(sitk.ReadImage(str(target))), sitk.GetArrayViewFromImage(saved))
 
 
 def _write_with_nibabel(image: Array, target: Path, like: Path, properties: dict[str, Any]) -> None:
@@ -135,6 +139,33 @@ def require_format(reader: type) -> None:
             f"the dataset is read by {reader.__name__}, whose images this package cannot write; it writes those of {known}. "
             "Convert the dataset to NIfTI, PNG or TIFF"
         )
+
+
+def _require_whole(target: Path, read: Callable[[], Array], written: Array) -> None:
+    """Compares what a file holds with what was written into it: ITK and others say nothing where a disk is full."""
+    try:
+        whole = np.array_equal(read(), written)
+    except UNREADABLE:
+        whole = False
+    if not whole:
+        raise OSError(f"{target} does not hold what was written into it, as where a disk is full")
+
+
+def write_mask(mask: Array, target: Path, reader: type, properties: dict[str, Any]) -> None:
+    """Writes a segmentation by nnU-Net's class for the format, and reads it again.
+
+    Args:
+        mask: (slices, height, width), whole numbers.
+        target: the file.
+        reader: nnU-Net's class.
+        properties: nnU-Net's of the case.
+
+    Raises:
+        OSError, RuntimeError: the file cannot be written.
+    """
+    files: Any = reader()
+    files.write_seg(mask, str(target), properties)
+    _require_whole(target, lambda: files.read_seg(str(target))[0][0], mask)
 
 
 def write_images(image: Array, targets: Sequence[Path], like: Sequence[Path], reader: type, properties: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nnunetv2_genseg.checkpoint import PARTIAL
+from nnunetv2_genseg.checkpoint import PARTIAL, put_in_place
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
 from nnunetv2_genseg.trainers.preflight import first_of
 from nnunetv2_genseg.trainers.provenance import IMAGES, LABELS
@@ -79,7 +79,7 @@ def _copy(source: Path, target: Path) -> None:
     partial = target.parents[1] / f"{target.name}{PARTIAL}"
     try:
         shutil.copyfile(source, partial)
-        os.replace(partial, target)
+        put_in_place(partial, target)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise GenSegFileError(

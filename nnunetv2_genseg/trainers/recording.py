@@ -66,7 +66,7 @@ class Recorder:
         self.progress.add(epoch, share, values)
         for logger in self.loggers if self.shown else ():
             for name, value in ({SHARE: share} | values).items():
-                logger.log(f"genseg/{name}", value, epoch)
+                self.by_product(type(logger).__name__, logger.log)(f"genseg/{name}", value, epoch)
         if values:
             self.log("GenSeg", ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
-from nnunetv2_genseg.checkpoint import write_text_atomically
+from nnunetv2_genseg.checkpoint import put_in_place, write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.folder_lock import alone_in
 from nnunetv2_genseg.trainers.planning import channel_names
@@ -109,7 +109,7 @@ def _move(name: str, new: Path, target: Path) -> None:
     """Moves a case's files into the target in place of older ones; a training that has these open keeps them."""
     files = sorted(new.iterdir())
     for file in files:
-        file.replace(target / file.name)
+        put_in_place(file, target / file.name)
     new.rmdir()
     older = {*target.glob(f"{escape(name)}.*"), *target.glob(f"{escape(name)}_seg.*")}  # such as unpacked arrays
     for file in older - {target / file.name for file in files}:

@@ -22,6 +22,7 @@ from unittest import mock
 import numpy as np
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_genseg.checkpoint import sibling
 from nnunetv2_genseg.trainers import GenSegTrainerShort, recording
@@ -100,6 +101,8 @@ class Training:
     memory_every: int = 0
     """Iterations between two looks at the memory; 0: none."""
     device: str = "cpu"
+    checkpoints: bool = True
+    """False: nnU-Net's `--disable_checkpointing`."""
 
     @property
     def folder(self) -> Path:
@@ -190,6 +193,7 @@ def _train(connection: Connection, training: Training, moment: Moment | None, re
     make_repeatable()
     # pictures in the first and the last epoch alone: drawing takes longer than training here, and one more memory
     mock.patch.object(recording, "PICTURE_TIME", 1e-9).start()
+    mock.patch.object(nnUNetTrainer, "sleep").start()  # nnU-Net waits 2.5 seconds for each line that it cannot log
     os.environ.update(training.workspace.environment)
     os.environ.update(nnUNet_results=str(training.results), nnUNet_n_proc_DA=str(training.workers))
     os.environ["nnUNet_genseg_config"] = str(training.results / "genseg.json")
@@ -206,6 +210,7 @@ def _train(connection: Connection, training: Training, moment: Moment | None, re
             plans_name=TINY,
             device=training.device,
         )
+        trainer.disable_checkpointing = not training.checkpoints
         trainer.initialize()
         maybe_load_checkpoint(trainer, resume, False)
         on_event = _fault(trainer, moment, connection) if moment else lambda event: None

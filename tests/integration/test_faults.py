@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.checkpoint import FORMAT
 from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.trainers.recording import PROGRESS_FILE, SAMPLES_FILE
 
 from .conftest import TINY, Workspace
 from .kills import SIBLING
@@ -56,6 +58,29 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoint_and_the_training_goes_o
     again = training.run(resume=True)
     assert again.epochs == [2, 3, 4, 5], again.trace
     assert list(differences(undisturbed, training.final_state())) == []
+
+
+@pytest.mark.parametrize("room", [0, 15_000])
+def test_a_disk_that_is_full_for_all_but_checkpoints_does_not_end_a_training(workspace, tmp_path, room):
+    """No room for anything, the log included, or for the log alone."""
+    training = Training(workspace, tmp_path, checkpoints=False)
+    outcome = training.run(Moment("train_step", 5, "disk full", room))
+    assert outcome.exit_status == 0, outcome.trace
+    assert outcome.epochs == list(range(6))
+    assert list(training.folder.glob("*.partial")) == []
+    log = next(training.folder.glob("training_log*.txt")).read_text()
+    for name in (PROGRESS_FILE, SAMPLES_FILE):
+        with Image.open(training.folder / name) as picture:  # that of the first epoch
+            picture.load()
+        assert log.count(f"GenSeg: {name} cannot be made (GenSegFileError: could not write") == (room > 0)
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_message(workspace, tmp_path):
+    outcome = Training(workspace, tmp_path).run(Moment("open plans.json", 1, "disk full", 100))
+    assert outcome.exit_status == 2
+    assert outcome.error.startswith(
+        "GenSegFileError: a file could not be written, most likely because a disk is full: [Errno 27]"
+    )
 
 
 def test_a_read_only_folder_is_named_and_once_writable_the_training_goes_on(copy, undisturbed):

@@ -27,7 +27,15 @@ from skimage import io
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.trainers.raw_cases import Line
-from nnunetv2_genseg.trainers.raw_formats import as_type, channels_in, holds_whole_numbers, require_format, write_images
+from nnunetv2_genseg.trainers.raw_formats import (
+    as_type,
+    channels_in,
+    holds_whole_numbers,
+    require_format,
+    write_images,
+    write_mask,
+)
+from tests.full_disk import room
 
 RNG = np.random.default_rng(0)
 TURNED = (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
@@ -92,8 +100,16 @@ def test_an_image_is_written_as_it_was_read(name, tmp_path):
             np.testing.assert_allclose(one.affine, other.affine)
         else:
             assert io.imread(own).dtype == io.imread(new).dtype
-    reader().write_seg(np.zeros(image.shape[1:], np.uint8), str(tmp_path / f"mask{ending}"), properties)
-    np.testing.assert_allclose(reader().read_seg(str(tmp_path / f"mask{ending}"))[1]["spacing"], properties["spacing"])
+    mask, path = RNG.integers(0, 3, image.shape[1:]).astype(np.uint8), tmp_path / f"mask{ending}"
+    write_mask(mask, path, reader, properties)
+    again, geometry = reader().read_seg(str(path))
+    np.testing.assert_array_equal(again[0], mask)
+    np.testing.assert_allclose(geometry["spacing"], properties["spacing"])
+    # a library may say nothing where the disk is full
+    with room(path.stat().st_size // 2), pytest.raises((OSError, RuntimeError)):
+        write_mask(mask, path, reader, properties)
+    with room(targets[0].stat().st_size // 2), pytest.raises((OSError, RuntimeError)):
+        write_images(image, targets, files, reader, properties)
 
 
 def test_a_format_that_cannot_be_written_is_refused():
