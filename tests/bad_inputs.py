@@ -343,6 +343,19 @@ def cascade(plans: Any) -> Any:
     return plans
 
 
+def first_stage(*cases: str) -> Preparation:
+    """Files of a cascade's first stage, empty, for some cases."""
+
+    def prepare(place: Place) -> None:
+        edit("nnUNetPlansTiny.json", cascade)(place)
+        folder = place.fold.parent / "predicted_next_stage" / "2d"
+        folder.mkdir(parents=True)
+        for name in cases:
+            (folder / f"{name}.b2nd").touch()
+
+    return prepare
+
+
 def foreign(path: Path) -> None:
     content = torch.load(path, weights_only=True)
     content["identity"]["dataset"] = "Dataset777_Other"
@@ -523,6 +536,14 @@ TABLE: tuple[BadInput, ...] = (
         "cascade without its first stage",
         "is missing; first train configuration 2d with -tr GenSegTrainerShort",
         edit("nnUNetPlansTiny.json", cascade),
+    ),
+    BadInput(
+        "cascade whose first stage lacks cases", "lacks the segmentations of 4 of 5 cases (tr_001, tr_002,", first_stage("tr_000")
+    ),
+    BadInput(
+        "cascade with a damaged segmentation",
+        "the previous stage's segmentation of case tr_000 in ",
+        first_stage("tr_000", "tr_001", "tr_002", "tr_003", "tr_004"),
     ),
     BadInput(
         "fingerprint missing",

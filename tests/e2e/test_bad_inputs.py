@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong is one message and exit status 2, and nothing is half-written."""
+"""Whatever a user gets wrong is one message and exit status 2, and nothing is half-written (kind: a user's error or ours)."""
 
 from __future__ import annotations
 

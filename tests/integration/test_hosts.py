@@ -1,4 +1,4 @@
-"""The trainer that GenSeg is added to trains as it does without: its own step, loss, augmentation, network and batches."""
+"""The trainer that GenSeg is added to trains as it does without it (kind: a host trainer's step is its own)."""
 
 from __future__ import annotations
 

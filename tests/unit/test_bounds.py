@@ -1,3 +1,5 @@
+"""Which new masks are accepted (kind: many small classes)."""
+
 import numpy as np
 import pytest
 import torch

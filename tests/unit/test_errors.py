@@ -1,4 +1,4 @@
-"""What nnU-Net and the libraries raise where a disk is full becomes a message; every other error stays."""
+"""What others raise where a disk is full becomes a message; every other error stays (kind: a user's error or ours)."""
 
 import errno
 

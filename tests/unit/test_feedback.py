@@ -1,3 +1,5 @@
+"""What the feedback moves, and when it stops (kinds: its step is the optimiser's; a feedback that is zero)."""
+
 import copy
 import random
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""One process at a time in a folder (kind: a folder is ours only if we made it)."""
+
 import os
 import signal
 import subprocess

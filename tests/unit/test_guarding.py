@@ -1,3 +1,5 @@
+"""What SIGTERM leaves (kind: a user's error or ours)."""
+
 import os
 import signal
 import subprocess

@@ -1,3 +1,5 @@
+"""Which cases are held out at each moment (kind: case lists are sets)."""
+
 import json
 from types import SimpleNamespace
 

@@ -1,3 +1,5 @@
+"""The cases in two parts (kind: case lists are sets)."""
+
 import json
 
 import pytest

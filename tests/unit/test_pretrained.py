@@ -1,4 +1,4 @@
-"""Trained generators as folders: what is written, what is refused and why."""
+"""Trained generators as folders: what is written, what is refused and why (kind: a folder is ours only if we made it)."""
 
 import json
 import os

@@ -1,3 +1,5 @@
+"""Pairs of every source (kind: what is blank or constant in a real patch stays so)."""
+
 import pytest
 import torch
 from toy import DEFORMATION, FAMILIES, MODES, REDRAW, STILL, Setting, seeded
