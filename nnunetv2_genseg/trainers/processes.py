@@ -19,7 +19,7 @@ def by_processes(work: Callable[[str], None], names: Collection[str], done: Call
         GenSegError: a process was killed, or its work failed in a way that a user can correct.
     """
     processes = min(default_num_processes, len(names))
-    if processes == 1:
+    if processes <= 1:
         for name in names:
             work(name)
             done(name)

@@ -42,3 +42,9 @@ def test_a_fault_of_a_process_is_told_here(tmp_path, monkeypatch, name, message)
     monkeypatch.setattr(processes, "default_num_processes", 2)
     with pytest.raises(GenSegError, match=message):
         processes.by_processes(partial(write, tmp_path), ["case", name], lambda name: None)
+
+
+def test_without_cases_nothing_is_done(monkeypatch, capsys):
+    monkeypatch.setattr(processes, "default_num_processes", 2)
+    processes.by_processes(print, [], print)
+    assert capsys.readouterr().out == ""
