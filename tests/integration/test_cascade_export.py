@@ -63,6 +63,7 @@ def validate_until(trainer: Any, fault: Callable[[], None]) -> None:
         write(*arguments, **options)
 
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it: writing fails instead
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a test before in this process may have started Ray, which leaves a handler
     nnUNetDatasetBlosc2.save_seg = staticmethod(save_seg)
     trainer.perform_actual_validation()
 
