@@ -226,8 +226,9 @@ def _train(connection: Connection, training: Training, moment: Moment | None, re
             signal.pause()  # however fast this machine trains, it is killed
     except Exception as error:
         connection.send(("error", f"{type(error).__name__}: {error}", traceback.format_exc()))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # for coverage's file
         sys.exit(2)
+    finally:  # coverage writes its file when the process ends
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def _watched(method: Callable[..., Any], name: str, on_event: Callable[[str], None]) -> Callable[..., Any]:
