@@ -13,8 +13,8 @@ from nnunetv2_genseg.checkpoint import replacing
 from nnunetv2_genseg.plots import own_style
 
 EPOCH, SHARE = "epoch", "share"
-USED, SURE = "pseudo_labels_used", "pseudo_labels_sure"
-"""Fraction of the unlabelled patches that were used, and of their voxels whose label was sure."""
+OF_UNLABELLED = ("teacher_agreement", "unlabelled_share", "pseudo_labels_used", "pseudo_labels_sure")
+"""Names of what is logged of unlabelled images; fractions."""
 PREFERRED = "preferred"
 """Fraction of the drawn pairs that the judgement of reviewers keeps."""
 ACCEPTANCE, HELD_OUT, SYNTHETIC, NORM = "acceptance_rate", "loss_heldout", "loss_synthetic", "hypergradient_norm"
@@ -57,9 +57,10 @@ class ProgressRecord:
     def panels(self) -> dict[str, list[str]]:
         """Titles of panels, and the names of the values in each."""
         names = {name for row in self.rows for name in row}
+        shares = [SHARE, ACCEPTANCE, PREFERRED, *OF_UNLABELLED]
         contents = {
-            "generator": sorted(names - {EPOCH, SHARE, ACCEPTANCE, PREFERRED, USED, SURE, HELD_OUT, SYNTHETIC, NORM, *CHOSEN}),
-            "synthetic patches": [SHARE, ACCEPTANCE, PREFERRED, USED, SURE],
+            "generator": sorted(names - {EPOCH, *shares, HELD_OUT, SYNTHETIC, NORM, *CHOSEN}),
+            "synthetic patches": shares,
             "loss of the segmentation network, in the feedback": [HELD_OUT, SYNTHETIC],
             "what the feedback chose": list(CHOSEN),
         }

@@ -6,6 +6,8 @@ MEANINGS = {
     "share": "Probability of a patch to become synthetic, at the end of the epoch; 0 in the warm-up and in the tail.",
     "acceptance_rate": "Share of the synthetic pairs whose mask is new. The masks of the others were outside of the bounds.",
     "preferred": "Judged pairs: fraction of the drawn pairs that were kept. Where two in a row are not, the patch stays real.",
+    "teacher_agreement": "Unlabelled images: Dice of the teacher's labels of patches and of their mirror images.",
+    "unlabelled_share": "Unlabelled images: probability of a synthetic patch to be made from one; lower if the teacher is poor.",
     "pseudo_labels_used": "Unlabelled images: fraction of their patches that were used; else the labels were out of bounds.",
     "pseudo_labels_sure": "Unlabelled images: fraction of the voxels of their patches whose label was sure.",
     "loss_heldout": "Loss of the segmentation network on patches of held-out cases, in feedback steps.",

@@ -56,13 +56,17 @@ class PseudoLabels:
         Returns:
             (B, *spatial) int64 class maps; (B,) booleans, whether each may be used; 0-d fraction of the voxels that are sure.
         """
-        labels, sure = self._of_labels(logits) if self.codec.regions is None else self._of_regions(logits)
+        labels, sure = self.classify(logits)
         sizes = self._sizes(labels)
         usable = ((self.fewest <= sizes) & (sizes <= self.most)).all(dim=1)
         share = sure.flatten(1).float().mean(dim=1)
         if not self.ignores:
             return labels, usable & (share >= 1 - UNSURE), share.mean()
         return labels.masked_fill(~sure, self.codec.foreground + 1), usable & (share >= SURE), share.mean()
+
+    def classify(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, *spatial) int64 class maps without the ignore label, and booleans, whether each voxel's label is sure."""
+        return self._of_labels(logits) if self.codec.regions is None else self._of_regions(logits)
 
     def _sizes(self, labels: Tensor) -> Tensor:
         return class_sizes(labels, self.codec.classes)[:, 1 : self.codec.foreground + 1]

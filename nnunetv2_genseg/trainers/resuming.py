@@ -29,7 +29,7 @@ def record(trainer: Any, resumed: bool) -> None:
     if not resumed:
         trainer._held_out.write(folder)
     if trainer._pseudo is not None:
-        trainer._pseudo.cases.write(folder)
+        trainer._pseudo.write()
     else:
         (folder / UNLABELLED_FILE).unlink(missing_ok=True)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import Tensor
 
@@ -60,12 +59,15 @@ class UnlabelledCases:
         dataset = infer_dataset_class(str(folder))(str(folder), sorted(self.images))
         self._loader = unaugmented(trainer, dataset, 1, 0.0)
 
-    def next_patches(self, count: int) -> tuple[Tensor, list[str]]:
-        """(count, C, *spatial) patches on the device, not augmented, and the case of each; global random states stay."""
+    def patches(self, count: int) -> Iterator[tuple[Tensor, str]]:
+        """(1, C, *spatial) patches on the device one after another, not augmented, and the case of each.
+
+        Global random states stay.
+        """
         with self.trainer._own_random_state():
             batches = [next(self._loader) for _ in range(count)]
-        image = torch.cat([batch["data"] for batch in batches]).to(self.trainer.device, non_blocking=True)
-        return image, [str(case) for batch in batches for case in batch["keys"]]
+        for batch in batches:
+            yield batch["data"].to(self.trainer.device, non_blocking=True), str(batch["keys"][0])
 
     def announce(self, log: Callable[[str], None]) -> None:
         """Logs how many images there are, with a warning if some of them judge the training."""
@@ -80,12 +82,16 @@ class UnlabelledCases:
                 f"or belong to imagesTs ({names}), so the scores on them are transductive; say so where you report them"
             )
 
-    def write(self, folder: Path) -> None:
-        """Records the images in `genseg_unlabelled.json` in an existing folder."""
+    def write(self, folder: Path, **further: float) -> None:
+        """Records the images, and what else is given, in `genseg_unlabelled.json` in an existing folder."""
         by_folder: dict[str, list[str]] = {}
         for file in self.images.values():
             by_folder.setdefault(str(file.parent.resolve()), []).append(_case(file))
-        content = {"images": {name: sorted(cases) for name, cases in by_folder.items()}, "transductive": self.judged_by}
+        content: dict[str, Any] = {
+            "images": {name: sorted(cases) for name, cases in by_folder.items()},
+            "transductive": self.judged_by,
+            **further,
+        }
         write_text_atomically(json.dumps(content, indent=2) + "\n", folder / FILE_NAME)
 
 

@@ -21,12 +21,13 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 from PIL import Image
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.synthesis.pseudo_labels import PseudoLabels
-from nnunetv2_genseg.trainers import GenSegMixin, GenSegTrainerShort, processes
+from nnunetv2_genseg.trainers import GenSegMixin, GenSegTrainerShort, processes, teacher_quality
 from nnunetv2_genseg.trainers.short import ShortTraining
 from nnunetv2_genseg.trainers.teacher import Teacher
 from nnunetv2_genseg.trainers.unlabelled import STAMPS, preprocess_beside
@@ -69,6 +70,8 @@ class AsIfTrained:
 
         replace(PseudoLabels, "observe", watched)
         replace(Teacher, "__call__", cls.logits)
+        replace(teacher_quality, "POOR", -1.0)  # it does not see mirror images
+        replace(teacher_quality, "GOOD", 0.0)
 
     @classmethod
     def logits(cls, network_input: torch.Tensor) -> torch.Tensor:
@@ -166,6 +169,7 @@ def test_every_kind_of_dataset_trains_resumes_to_the_bit_and_predicts(folder, se
     assert ["pseudo_labels_used" in row for row in rows] == [False, True, True, True, False]
     assert rows[3]["pseudo_labels_used"] > 0
     assert 0.9 < rows[3]["pseudo_labels_sure"] < 1, "all but a column"
+    assert all("teacher_agreement" in row for row in rows[:4])
     predict(resumed, folder / "predictions")
     state = learned_by(resumed)
     assert resumed._pseudo.teacher.average.n_averaged == 12, "iterations before the tail"
@@ -201,7 +205,8 @@ def test_images_are_preprocessed_once_and_again_where_they_changed(images, setti
     trainer = trained(make_trainer(GenSegTrainerShort, *PHANTOM_2D, "1,1,1,1,0", plans_name=TINY, fold=2))
     assert preprocessed == ["other_2"]
     record = json.loads((Path(trainer.output_folder) / "genseg_unlabelled.json").read_text())
-    assert record == {"images": {str(images): names[:3]}, "transductive": []}
+    agreement = trainer.recorder.progress.rows[0]["teacher_agreement"]
+    assert record == {"images": {str(images): names[:3]}, "transductive": [], "share": 1.0, "teacher_agreement": agreement}
     assert "transductive" not in log_of(trainer)
 
 
@@ -273,6 +278,47 @@ def test_images_that_judge_the_training_are_named_and_those_of_its_own_cases_lef
     expected += [raw / "imagesTs" / f"ts_00{i}_0000.png" for i in range(2)]
     assert record["transductive"] == [str(path) for path in expected]
     assert f"WARNING: {len(expected)} of the unlabelled images" in log_of(trainer)
+
+
+def bright(self: Teacher, network_input: torch.Tensor) -> torch.Tensor:
+    """A good teacher: what it labels is where the image says so, also in a mirror image."""
+    value = 40 * (network_input[:, :1] - network_input[:, :1].mean())
+    return torch.cat([-value, value, torch.full_like(value, -40)], dim=1)
+
+
+def at_the_left(self: Teacher, network_input: torch.Tensor) -> torch.Tensor:
+    """A poor one: it labels what lies in one corner of a patch, whatever that is."""
+    value = torch.full_like(network_input[:, :1], -20)
+    value[..., : value.shape[-2] // 2, : value.shape[-1] // 2] = 20
+    return torch.cat([-value, value, torch.full_like(value, -40)], dim=1)
+
+
+@pytest.mark.parametrize(("teacher", "agreement", "share"), [(bright, 1.0, 0.6), (at_the_left, 0.0, 0.0)])
+def test_a_poor_teacher_lowers_the_share_and_a_good_one_gives_the_whole(images, settings, monkeypatch, teacher, agreement, share):
+    monkeypatch.setattr(Teacher, "__call__", teacher)
+    settings(unlabelled(images, share=0.6))
+    arguments = (GenSegTrainerShort, *PHANTOM_2D, LENGTH)
+    trained(make_trainer(*arguments, plans_name=TINY), STOP)
+    trainer = resume(*arguments, plans_name=TINY)
+    trainer.on_train_start()
+    assert trainer._pseudo.quality.agreement == pytest.approx(agreement), "known before the next epoch is over"
+    trained(trainer)
+    rows = trainer.recorder.progress.rows
+    assert [row.get("teacher_agreement") for row in rows] == [*[pytest.approx(agreement)] * 4, None]
+    assert [row.get("unlabelled_share") for row in rows[2:]] == [pytest.approx(share), pytest.approx(share), None]
+    assert ("pseudo_labels_used" in rows[2]) == (share > 0)
+    assert f"unlabelled_share {share:.4g}" in log_of(trainer)
+    record = json.loads((Path(trainer.output_folder) / "genseg_unlabelled.json").read_text())
+    assert record["share"] == pytest.approx(share)
+
+
+def test_a_teacher_that_has_not_seen_mirror_images_is_not_measured(images, settings):
+    settings(unlabelled(images))
+    kind = type("WithoutMirroring", (ShortTraining, GenSegMixin, nnUNetTrainerNoMirroring), {})
+    trainer = trained(make_trainer(kind, *PHANTOM_2D, "1,1,1,1,0", plans_name=TINY))
+    assert "trains without mirroring, so it is not measured how good the teacher is" in log_of(trainer)
+    assert trainer._pseudo.trust == 1
+    assert "teacher_agreement" not in trainer.recorder.progress.rows[0]
 
 
 class CannotIgnore(nnUNetTrainer):

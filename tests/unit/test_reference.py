@@ -11,7 +11,7 @@ from toy import CODECS, CPU, FAMILIES, Setting, configured, planned, real_pairs
 from nnunetv2_genseg import trainers
 from nnunetv2_genseg.bilevel.loop import BilevelLoop
 from nnunetv2_genseg.config import GenSegConfig
-from nnunetv2_genseg.plots.progress import PREFERRED, SHARE, SURE, USED
+from nnunetv2_genseg.plots.progress import OF_UNLABELLED, PREFERRED, SHARE
 from nnunetv2_genseg.plots.values import MEANINGS
 from tests.bad_inputs import TABLE
 
@@ -100,7 +100,7 @@ def logged(family: str) -> set[str]:
 
 
 def test_every_logged_value_has_its_meaning():
-    found = {SHARE, PREFERRED, USED, SURE}.union(*(logged(family) for family in FAMILIES))
+    found = {SHARE, PREFERRED, *OF_UNLABELLED}.union(*(logged(family) for family in FAMILIES))
     for parameters in ("architecture", "policy"):
         setting = Setting(feedback={"parameters": parameters})
         setting.feedback()
