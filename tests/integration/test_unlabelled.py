@@ -51,6 +51,11 @@ def unlabelled(*folders: Path, **settings: Any) -> dict[str, Any]:
     return STAGES | {"unlabelled": section}
 
 
+def trust_every_teacher(replace: Callable[[Any, str, Any], None]) -> None:
+    replace(teacher_quality, "POOR", -1.0)
+    replace(teacher_quality, "GOOD", 0.0)
+
+
 class AsIfTrained:
     """Stands for a network that has trained for thousands of iterations: its output is the mask of the last real patch.
 
@@ -70,8 +75,7 @@ class AsIfTrained:
 
         replace(PseudoLabels, "observe", watched)
         replace(Teacher, "__call__", cls.logits)
-        replace(teacher_quality, "POOR", -1.0)  # it does not see mirror images
-        replace(teacher_quality, "GOOD", 0.0)
+        trust_every_teacher(replace)  # it does not see mirror images
 
     @classmethod
     def logits(cls, network_input: torch.Tensor) -> torch.Tensor:
@@ -375,7 +379,8 @@ def test_the_loss_that_ignores_is_the_trainers_own_where_nothing_is_ignored(fold
     torch.testing.assert_close(loss(output, batches.to_target(labels, batches.pseudo)), expected)
 
 
-def test_of_a_network_that_is_not_sure_nothing_is_used(images, settings):
+def test_of_a_network_that_is_not_sure_nothing_is_used(images, settings, monkeypatch):
+    trust_every_teacher(monkeypatch.setattr)
     settings(unlabelled(images, confidence=0.99))
     trainer = trained(make_trainer(GenSegTrainerShort, *PHANTOM_2D, LENGTH, plans_name=TINY))
     rows = trainer.recorder.progress.rows
@@ -429,6 +434,7 @@ def test_a_training_goes_on_with_the_same_images_or_not_at_all(images, settings,
 
 def train_together(rank: int, folder: Path, dataset: str, configuration: str) -> None:
     AsIfTrained.patch(setattr)
+    processes.default_num_processes = 1  # of each of the two
     trainer = on_cpu(dataset, configuration, LENGTH)
     trained(trainer, STOP)
     learned = everything_learned(trainer)
