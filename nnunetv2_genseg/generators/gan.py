@@ -101,9 +101,10 @@ class GanGenerator:
     def training_step(self, condition: Tensor, image: Tensor, style: Tensor) -> dict[str, Tensor]:
         """A step of the discriminator, then one of the generator; see `Generator.training_step`."""
         drawn = self._drawn({}, condition, style)
-        judged, finite = self._discriminator_step(condition, image, drawn.detach())
+        shown = self.discriminator.entry(condition)
+        judged, finite = self._discriminator_step(shown, image, drawn.detach())
         distance = (drawn - image).abs().mean()
-        adversarial = -self.discriminator(*augment(condition, drawn, self.rng)).mean()
+        adversarial = -self.discriminator(*augment(shown.detach(), drawn, self.rng)).mean()
         with self.average.updated():
             finite &= optimiser_step(self.network_optimizer, adversarial + self.l1 * distance, self.learned, self.synchronise)
         self.steps += 1

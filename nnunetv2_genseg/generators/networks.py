@@ -15,6 +15,9 @@ from nnunetv2_genseg.generators.dilation import convolve
 
 MIXED_KERNELS = ((1, 1), (3, 1), (3, 2))
 """(size, dilation) of the kernels that a cell mixes: receptive fields of 1, 3 and 5 voxels. Sizes rise within a dilation."""
+MIXED_CHANNELS = 16
+"""A condition of more than twice as many channels, from many classes, is mixed into so many before it is convolved, so that the
+time hardly grows with the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,13 @@ class NetworkPlan:
 
 def _convolution(dims: int) -> Callable[..., nn.Module]:
     return nn.Conv2d if dims == 2 else nn.Conv3d
+
+
+def _entry(dims: int, channels: int) -> tuple[nn.Module, int]:
+    """What a condition passes first, and its channels then: with many classes a learned vector for each of them."""
+    if channels <= 2 * MIXED_CHANNELS:
+        return nn.Identity(), channels
+    return _convolution(dims)(channels, MIXED_CHANNELS, 1, bias=False), MIXED_CHANNELS
 
 
 class MixedKernelCell(nn.Module):
@@ -195,7 +205,8 @@ class MixedKernelUNet(nn.Module):
         super().__init__()
         self.plan = plan
         features = plan.scaled(width)
-        inputs = (condition_channels, *features)
+        self.entry, shown = _entry(plan.dims, condition_channels)
+        inputs = (shown, *features)
         self.encoder = nn.ModuleList(
             MixedKernelCell(inputs[i], features[i], plan.kernels[i], plan.strides[i]) for i in range(len(features))
         )
@@ -206,7 +217,7 @@ class MixedKernelUNet(nn.Module):
             MixedKernelCell(2 * features[i - 1], features[i - 1], plan.kernels[i - 1], unstrided, noise_inputs) for i in below
         )
         self.style = nn.ModuleList(StyleModulation(style_channels, features[i - 1]) for i in below)
-        self.head = _convolution(plan.dims)(features[0] + condition_channels, image_channels, 1)
+        self.head = _convolution(plan.dims)(features[0] + shown, image_channels, 1)
 
     def noise_shapes(self, spatial: Sequence[int]) -> list[tuple[int, ...]]:
         """Shapes of one patch's noise maps, for patches of this extent, in the order of the decoder's stages."""
@@ -223,6 +234,7 @@ class MixedKernelUNet(nn.Module):
         Returns:
             (B, image_channels, *spatial).
         """
+        condition = self.entry(condition)
         skips, x = [], condition
         for cell in self.encoder:
             x = cell(x)
@@ -242,7 +254,9 @@ class MixedKernelUNet(nn.Module):
 class PatchDiscriminator(nn.Module):
     """Judges overlapping neighbourhoods of an image given its condition (Isola et al., CVPR 2017), spectrally normed.
 
-    Shapes: (B, condition_channels, *spatial) and (B, image_channels, *spatial) to (B, 1, *coarser) scores.
+    The condition passes `entry` first, voxel by voxel, so that this can be done once for several images.
+
+    Shapes: what `entry` makes of (B, condition_channels, *spatial), and (B, image_channels, *spatial), to (B, 1, *coarser).
     """
 
     STAGES = 3
@@ -252,7 +266,9 @@ class PatchDiscriminator(nn.Module):
         convolution = _convolution(plan.dims)
         features = plan.scaled(width)[: self.STAGES]
         layers: list[nn.Module] = []
-        inputs = condition_channels + image_channels
+        entry, shown = _entry(plan.dims, condition_channels)
+        self.entry = spectral_norm(entry) if shown < condition_channels else entry
+        inputs = shown + image_channels
         for outputs, kernel, stride in zip(features, plan.kernels, plan.strides[1:] or plan.strides, strict=False):
             padding = tuple(size // 2 for size in kernel)
             layers += [spectral_norm(convolution(inputs, outputs, kernel, stride, padding)), nn.LeakyReLU(0.2)]

@@ -17,7 +17,14 @@ from nnunetv2_genseg.generators.augmentation import BRIGHTNESS, CONTRAST, augmen
 from nnunetv2_genseg.generators.averaging import MovingAverage
 from nnunetv2_genseg.generators.flat_style import flat_length, split_style
 from nnunetv2_genseg.generators.gan import R1_INTERVAL, STYLE_CHANNELS, gradient_penalty
-from nnunetv2_genseg.generators.networks import MixedKernelCell, MixedKernelUNet, NoiseInput, PatchDiscriminator, StyleModulation
+from nnunetv2_genseg.generators.networks import (
+    MIXED_CHANNELS,
+    MixedKernelCell,
+    MixedKernelUNet,
+    NoiseInput,
+    PatchDiscriminator,
+    StyleModulation,
+)
 from nnunetv2_genseg.synthesis.conditioning import ConditionLayout
 
 CPU = torch.device("cpu")
@@ -225,6 +232,26 @@ def test_the_extents_of_the_stages_are_those_of_the_maps(name):
     larger = tuple(2 * size for size in plan.patch_size)
     network(noise(1, CONDITIONS, *larger), noise(1, STYLES))
     assert plan.extents(larger) == seen
+
+
+@pytest.mark.parametrize("name", ["2d", "3d"])
+def test_many_condition_channels_are_mixed_into_few_and_all_of_them_count(name):
+    plan, few, many = PLANS[name], 2 * MIXED_CHANNELS, 120
+    image, sizes = noise(1, 1, *plan.patch_size), {}
+    for channels in (few, many):
+        network, discriminator = MixedKernelUNet(plan, channels, 1, STYLES, 0.5), PatchDiscriminator(plan, channels, 1, 0.5)
+        sizes[channels] = [
+            sum(weight.numel() for weight in part.parameters()) for part in (network.encoder, discriminator.layers)
+        ]
+        condition = noise(1, channels, *plan.patch_size).requires_grad_()
+        for output in (network(condition, noise(1, STYLES)), discriminator(discriminator.entry(condition), image)):
+            (slope,) = torch.autograd.grad(output.square().sum(), condition)
+            assert (slope.abs().flatten(2).amax(dim=2) > 0).all()
+    assert all(one < other for one, other in zip(sizes[many], sizes[few], strict=True))
+    assert all(
+        isinstance(part(plan, few, 1, *further).entry, nn.Identity)
+        for part, further in ((MixedKernelUNet, (STYLES, 0.5)), (PatchDiscriminator, (0.5,)))
+    )
 
 
 @DIMS
