@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import resource
 import statistics
@@ -120,6 +119,8 @@ def moments(config: GenSegConfig) -> dict[str, tuple[int, int]]:
 
 def times(subject: Subject) -> dict[str, Any]:
     """Everything but the memory."""
+    from operations import Counter, count_steps  # with torch, which takes its number of threads from the trainer's building
+
     clock = clock_of(subject.device)
     stock, genseg = (trainer_of(kind, subject) for kind in KINDS)
     held = [next(stock.dataloader_train) for _ in range(HELD)] if subject.device == "cuda" else []
@@ -131,7 +132,7 @@ def times(subject: Subject) -> dict[str, Any]:
                 if turn:  # the first turn is a warm-up
                     seconds.setdefault(key, []).append(taken)
     epoch, _ = moments(genseg.genseg).get("pairs and feedback", (EPOCHS // 2, 0))
-    own, theirs = syncs(genseg, epoch), syncs(stock, epoch)
+    own, theirs = (count_steps(trainer, epoch, 5, Counter()) for trainer in (genseg, stock))
     return {
         "batch_size": int(stock.batch_size),
         "patch_size": [int(extent) for extent in stock.configuration_manager.patch_size],
@@ -171,32 +172,6 @@ def summary(seconds: dict[str, list[list[tuple[float, float]]]], config: GenSegC
 def spread(values: list[float]) -> dict[str, float]:
     """Median, least and most."""
     return {"median": round(statistics.median(values), 5), "least": round(min(values), 5), "most": round(max(values), 5)}
-
-
-def syncs(trainer: Any, epoch: int) -> list[int]:
-    """How often each of the first iterations of an epoch waits for a number from the device.
-
-    What optimisers read is left out: their step counters, which are in main memory.
-    """
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Counter(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            waits = function.overloadpacket.__name__ == "_local_scalar_dense"
-            self.count += waits and not any("torch/optim/" in frame.filename for frame in inspect.stack(0))
-            return function(*args, **(kwargs or {}))
-
-    trainer.current_epoch = epoch
-    trainer.on_train_epoch_start()
-    counts = []
-    for _ in range(5):
-        batch = next(trainer.dataloader_train)
-        with Counter() as counter:
-            trainer.train_step(batch)
-        counts.append(counter.count)
-    return counts
 
 
 def memory(kind: str, subject: Subject) -> int:

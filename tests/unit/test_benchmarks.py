@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,7 +261,7 @@ def test_a_training_costs_the_mean_of_its_stages_weighed_by_the_schedule():
 
 
 def test_waits_for_the_device_are_counted_without_those_of_optimisers():
-    import iterations
+    import operations
     import torch
 
     weight = torch.nn.Parameter(torch.ones(2))
@@ -278,7 +279,74 @@ def test_waits_for_the_device_are_counted_without_those_of_optimisers():
             for _ in range(waits):
                 float(weight.detach().sum())
 
-    assert iterations.syncs(Trainer(), 3) == [0, 3, 1, 0, 2]
+    assert operations.count_steps(Trainer(), 3, 5, operations.Counter()) == [0, 3, 1, 0, 2]
+
+
+def test_operations_are_those_that_torch_counts_and_bytes_are_read_and_written():
+    import operations
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 6 * 6, 3))
+    network.insert(1, torch.nn.ConvTranspose2d(4, 4, 2, 2))
+    network.insert(2, torch.nn.Conv2d(4, 4, 3, stride=2, padding=1))
+    image = torch.randn(2, 2, 8, 8, requires_grad=True)
+    counter, of_torch = operations.Counter(), FlopCounterMode(display=False)
+    with of_torch:
+        network(image).square().sum().backward()
+    with operations.counting(counter):
+        network(image).square().sum().backward()
+    assert counter.flops > 0
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 5):  # older ones count backward convolutions wrongly
+        assert counter.flops == of_torch.get_total_flops()
+    assert (counter.backward, counter.waits) == (1, 0)
+    before = counter.bytes
+    with operations.counting(counter):
+        image.detach().add(1).view(4, 64)  # a view moves nothing
+    assert counter.bytes - before == 2 * 4 * image.numel()
+
+
+def test_time_in_an_inner_part_does_not_count_for_the_outer_one_but_within_the_feedback():
+    import parts
+
+    now = [0.0]
+
+    def passing(seconds, inner=None):
+        now[0] += seconds
+        if inner is not None:
+            inner()
+
+    stopwatch = parts.Stopwatch(lambda: now[0])
+    draw, step, feedback = (lambda: passing(2), lambda: passing(3, work.draw), lambda: passing(5, work.draw))
+    work = SimpleNamespace(draw=draw, step=step, feedback=feedback)
+    for name, part in (("draw", "drawing"), ("step", "generator step"), ("feedback", parts.FEEDBACK)):
+        stopwatch.wrap(work, name, part)
+    for function in (work.step, work.draw, work.feedback):
+        function()
+    assert stopwatch.passed == {"generator step": 3, "drawing": 4, parts.FEEDBACK: 7}
+
+
+def test_the_label_maps_of_growing_phantoms_show_all_classes_and_background():
+    import growth
+
+    for classes in (2, 118):
+        for shape in ((64, 64), (16, 32, 24)):
+            assert np.array_equal(np.unique(growth.blocks(shape, classes)), np.arange(classes + 1))
+
+
+def test_a_correlation_is_that_of_the_predicted_and_the_measured_change():
+    import feedback
+
+    rng = np.random.default_rng(0)
+    predicted = -rng.random(40)
+    every = zip(predicted, rng.standard_normal(40), strict=True)
+    found = [{"predicted": p, "same": 2 * p, "other_patches": -p, "other_pairs": e} for p, e in every]
+    told = feedback.summary(found)
+    assert told["steps"] == 40
+    assert [told["same"][key] for key in ("correlation", "slope", "same_sign")] == [1, 2, 1]
+    assert told["other_patches"]["correlation"] == -1
+    assert told["other_patches"]["same_sign"] == 0
+    assert abs(told["other_pairs"]["correlation"]) < 0.5
 
 
 def test_the_page_shows_speed_and_memory():
