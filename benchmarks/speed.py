@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--dataset", choices=BUDGET, help="the 2D plan of this dataset instead")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--turns", type=int, default=5, help="of stock and GenSeg, in every stage")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--part", choices=("times", *KINDS), help=argparse.SUPPRESS)
     parser.add_argument("--subject", help=argparse.SUPPRESS)
@@ -87,10 +88,12 @@ def main() -> None:
         cell = Cell(number, BUDGET[number], configuration, "genseg", 0, 0, ())
         prepare(cell, place)
         model = place.work / "models" / f"speed_{number}_{configuration}"
-        plans.append(measured(Subject(str(place.dataset(cell)), number, configuration, place.device, str(model))))
+        subject = Subject(str(place.dataset(cell)), number, configuration, place.device, str(model), chosen.turns)
+        plans.append(measured(subject))
         show(plans[-1])
     dataset = f" --dataset {chosen.dataset}" if chosen.dataset else ""
     command = f"python benchmarks/speed.py --raw PATH/TO/nnUNet_raw --work FOLDER --device {place.device}{dataset}"
+    command += f" --turns {chosen.turns}"
     record(plans, chosen.out, place.device, command)
 
 
