@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md and generators.md from benchmarks/results/: `python benchmarks/report.py`."""
+"""Writes docs/benchmarks.md, generators.md and explanation/speed.md from benchmarks/results/: `python benchmarks/report.py`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from gain_report import Result, figure, headroom, load, summary, table
 from generators_report import merged
 from generators_report import page as generators_page
 from pairs_report import pairs
+from speed_page import page as speed_page
 from speed_report import speed
 
 ROOT = Path(__file__).parent.parent
@@ -130,7 +131,7 @@ def benchmarks_page(results: Path) -> str:
 
 def pages(results: Path) -> dict[str, str]:
     """All pages by their file name in docs/; one without results is left out."""
-    found = {"benchmarks.md": benchmarks_page(results)}
+    found = {"benchmarks.md": benchmarks_page(results), "explanation/speed.md": speed_page(results)}
     families = merged(load(results / "generators" / "quality"), load(results / "generators" / "costs"))
     if families:
         found["generators.md"] = generators_page(families)

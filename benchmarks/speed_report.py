@@ -20,7 +20,7 @@ iterations of every stage. Machine: {machine}. Versions: {versions}. Commit: {co
 COLUMNS = ("dataset", "plan", "patch", "batch", "stock, ms", "iteration", "step", "by stage", "feedback step", "memory", "syncs")
 TAIL = """
 **Feedback step**: what one adds, in stock iterations. **Syncs**: host synchronisations of an iteration with pairs, of one with a
-feedback step too, and in brackets of stock.
+feedback step too, and in brackets of stock. [Speed and memory](explanation/speed.md): where the time goes, and how it grows.
 """
 
 
