@@ -110,12 +110,12 @@ class GanGenerator:
         self.steps += 1
         return {"loss_adversarial": adversarial.detach(), "l1": distance.detach(), "loss_discriminator": judged, "finite": finite}
 
-    def _discriminator_step(self, condition: Tensor, image: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """The hinge loss before the step, and whether the step was finite."""
+    def _discriminator_step(self, shown: Tensor, image: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The hinge loss before the step, and whether the step was finite; `shown` is the condition behind its `entry`."""
         penalised = self.steps % R1_INTERVAL == 0
-        condition_of_real, real = augment(condition, image, self.rng)
+        shown_of_real, real = augment(shown, image, self.rng)
         real.requires_grad_(penalised)
-        seen = zip((condition_of_real, real), augment(condition, drawn, self.rng), strict=True)
+        seen = zip((shown_of_real, real), augment(shown, drawn, self.rng), strict=True)
         real_score, drawn_score = self.discriminator(*(torch.cat(both) for both in seen)).chunk(2)
         loss = hinge = (1 - real_score).relu().mean() + (1 + drawn_score).relu().mean()
         if penalised:
