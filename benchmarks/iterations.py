@@ -164,6 +164,7 @@ def summary(seconds: dict[str, list[list[tuple[float, float]]]], config: GenSegC
         "stage_seconds": {name: spread(whole[name]) for name in shares},
         "stage_ratios": {name: round(statistics.median(whole[name]) / own, 3) for name in shares},
         "iteration_ratio": ratio(whole),
+        "overhead_ratio": round(ratio(whole) - 1, 3),
         "step_ratio": ratio(steps),
         "feedback_iterations": round(statistics.median(added) / own, 2) if added else 0.0,
     }

@@ -24,6 +24,15 @@ from preparing import Place, prepare
 from provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
+FIGURES = (
+    "iteration_ratio",
+    "overhead_ratio",
+    "step_ratio",
+    "memory_ratio",
+    "feedback_iterations",
+    "host_syncs",
+    "feedback_host_syncs",
+)
 PLANS = (("104", "2d"), ("104", "3d_fullres"))
 
 
@@ -51,14 +60,16 @@ def show(plan: dict[str, Any]) -> None:
     for name, values in rows.items():
         median, least, most = (1000 * values[key] for key in ("median", "least", "most"))
         print(f"  {name:20} {median:8.1f} ms ({least:.1f} to {most:.1f}) {plan['stage_ratios'].get(name, 1.0):6.2f}")
-    for key in ("iteration_ratio", "step_ratio", "memory_ratio", "feedback_iterations", "host_syncs", "feedback_host_syncs"):
+    for key in FIGURES:
         print(f"  {key:20} {plan[key]}", flush=True)
 
 
 def record(plans: list[dict[str, Any]], path: Path, device: str, command: str) -> None:
-    """Writes the result; at its top level the largest figures of all plans."""
-    worst = ("iteration_ratio", "step_ratio", "memory_ratio", "feedback_iterations", "host_syncs", "feedback_host_syncs")
-    content = {key: max(plan[key] for plan in plans) for key in worst}
+    """Writes the result; at its top level the largest figures of all plans, and what `feedback.py` found."""
+    content = {key: max(plan[key] for plan in plans) for key in FIGURES}
+    told = path.with_name("feedback.json")
+    if told.is_file():
+        content["feedback_correlation"] = json.loads(told.read_text())["feedback_correlation"]
     content |= {"device": device, "command": command, **provenance(device), "plans": plans}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
