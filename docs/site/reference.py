@@ -79,7 +79,7 @@ def constants(module: str) -> dict[str, tuple[Any, str]]:
 def allowed(field: FieldInfo) -> str:
     """What a setting may be."""
     signs = [(part, *BOUNDS[type(part)]) for part in field.metadata if type(part) in BOUNDS]
-    bounds = [f"{sign} {getattr(part, name):g}" for part, name, sign in signs]
+    bounds = [f"{sign} {getattr(part, name):.10g}" for part, name, sign in signs]
     kind = str(field.annotation).replace("typing.", "")
     names = {
         "<class 'float'>": "number",
@@ -91,7 +91,8 @@ def allowed(field: FieldInfo) -> str:
     if kind.startswith("Literal"):
         kind = ", ".join(f"`{name}`" for name in field.annotation.__args__)  # type: ignore[union-attr]
     kind = kind.replace("dict[str, float]", "a weight for each name").replace("list[str]", "list of names")
-    kind = kind.replace(" | None", " or nothing").replace("float", "number").replace("str", "text").replace(" | ", " or ")
+    kind = kind.replace(" | None", " or `null`").replace("int ", "whole number ")
+    kind = kind.replace("float", "number").replace("str", "text").replace(" | ", " or ")
     return ", ".join([kind, *bounds])
 
 
@@ -103,8 +104,8 @@ def section(model: type[BaseModel], name: str) -> str:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             inner += section(field.annotation, full)
         else:
-            default = json.dumps(field.default, ensure_ascii=False).replace("null", "nothing")
-            rows.append((f"`{full}`", f"`{default}`", allowed(field), str(field.description)))
+            default = json.dumps(field.default, ensure_ascii=False)
+            rows.append((f"`{full}`", f"`{default}`", allowed(field), str(field.description).replace("None:", "`null`:")))
     head = f"\n## {name or 'Further'}\n\n{model.__doc__ if name else ''}\n\n"
     own = head + table(("setting", "default", "allowed", "meaning"), rows) if rows else ""
     return inner + own if not name else own + inner
@@ -144,8 +145,8 @@ def trainer_rows(names: list[str]) -> str:
     for name in names:
         trainer = getattr(trainers, name)
         preset = "<br>".join(f"`{key}={value}`" for key, value in flat(getattr(trainer, "preset", {})).items()) or "the defaults"
-        epochs = getattr(trainer, "preset_epochs", None)
-        rows.append((f"`{name}`", str(trainer.__doc__), preset, str(epochs or "nnU-Net's")))
+        epochs = "of the variable" if name in short else getattr(trainer, "preset_epochs", None) or "nnU-Net's"
+        rows.append((f"`{name}`", str(trainer.__doc__), preset, str(epochs)))
     return table(("trainer", "what it does", "settings", "epochs"), rows)
 
 
