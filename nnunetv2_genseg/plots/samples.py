@@ -51,7 +51,7 @@ def save_samples(
             axes[row][-1].contour(new, levels=np.arange(0.5, foreground + 1), colors="red", linewidths=0.8)
     for axis, name in zip(axes[0], COLUMNS, strict=True):
         axis.set_title(name, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, y=1 - 0.1 / figure.get_figheight(), fontsize=10)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=80)
 
