@@ -98,8 +98,8 @@ class PreviewMixin(standalone.StandaloneMixin):
         save_samples(picture, image, labels, pairs.image, pairs.labels, foreground, f"pairs of the source {name}")
         new = int(pairs.accepted.sum())
         kept = (
-            f"{new} of {len(image)} masks are new. The others were too large or too small, compared with the patches seen so far, so "
-            "that the pair keeps its real mask. A training sees more patches, so fewer pairs keep theirs."
+            f"{new} of {len(image)} masks are new. The others were too large or too small, compared with the patches seen so "
+            "far, so that the pair keeps its real mask. A training sees more patches, so fewer pairs keep theirs."
         )
         return Section(name, kept if new < len(image) else "All masks are new.", picture)
 
