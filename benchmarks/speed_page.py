@@ -1,4 +1,4 @@
-"""The page docs/explanation/speed.md, out of the results of `speed.py`, `parts.py`, `growth.py` and `feedback.py`."""
+"""The page docs/explanation/speed.md, out of the results of `speed`, `parts`, `growth`, `feedback` and `startup`."""
 
 from __future__ import annotations
 
@@ -80,6 +80,16 @@ that gradient, which the feedback takes, does not hold the jumps. SiLU has none.
 **nnU-Net's own network it did not predict how a step changes the loss**.
 
 """
+START = """
+## Before the first iteration
+
+CPU seconds of a process, median of {turns}: stock nnU-Net, and what GenSeg adds.
+
+{table}
+The search is nnU-Net's, for a trainer that is not among its own ones. The start goes up to the first batch. In it GenSeg makes
+one whole feedback step, which is forgotten: a loss that does not fit, or too little memory, is thus found before the training.
+
+"""
 MADE = """## How it was measured
 
 ```bash
@@ -87,6 +97,7 @@ python benchmarks/speed.py --raw PATH/TO/nnUNet_raw --work FOLDER
 python benchmarks/parts.py --raw PATH/TO/nnUNet_raw --work FOLDER
 python benchmarks/growth.py
 python benchmarks/feedback.py --raw PATH/TO/nnUNet_raw --work FOLDER
+python benchmarks/startup.py --raw PATH/TO/nnUNet_raw --work FOLDER
 ```
 
 Stock nnU-Net and GenSeg take turns in one process. Times are CPU time of one thread, since other work ran beside. Commands,
@@ -106,6 +117,13 @@ MEASURED_ON = {
     "other_pairs": "other pairs and other patches",
 }
 GROWS = {"classes": "foreground classes", "patch": "patch", "batch_size": "batch", "cases": "training cases"}
+STARTED = {
+    "import": ("import", 0.3),
+    "search": ("search of the trainer", 0.3),
+    "start 2d": ("start, 2d", 5),
+    "start 3d_fullres": ("start, 3d_fullres", 5),
+}
+"""Names of what is done before the first iteration, and how much GenSeg may add."""
 
 
 def page(results: Path) -> str:
@@ -118,11 +136,12 @@ def page(results: Path) -> str:
     def read(name: str) -> Any:
         return json.loads((results / name).read_text(encoding="utf-8"))
 
-    speed, parts, growth, feedback = (read(f"{name}.json") for name in ("speed", "parts", "growth", "feedback"))
+    names = ("speed", "parts", "growth", "feedback", "startup")
+    speed, parts, growth, feedback, startup = (read(f"{name}.json") for name in names)
     text = overview(by_plan(speed), savings(by_plan(parts)), before(by_plan(speed), results / "archive"))
     text += where(by_plan(parts), [plan["stage_ratios"][STAGE] for plan in by_plan(speed)])
     text += GROWTH.format(turns=growth["turns"]) + "".join(map(grown, growth["tables"].items()))
-    text += told(feedback)
+    text += told(feedback) + started(startup)
     return text + MADE
 
 
@@ -285,3 +304,12 @@ def told(record: dict[str, Any]) -> str:
     ]
     head = ("network", "steps", "measured on", "correlation", "rank correlation (95 % interval)", "same sign")
     return FEEDBACK.format(iterations=record["iterations"], table=table(head, rows))
+
+
+def started(record: dict[str, Any]) -> str:
+    """What is added before the first iteration."""
+    rows = [
+        (what, f"{record[name]['stock']['median']:.1f}", f"{record[name]['added']:.1f}", f"at most {aim}")
+        for name, (what, aim) in STARTED.items()
+    ]
+    return START.format(turns=record["turns"], table=table(("", "stock", "added", "aim"), rows))

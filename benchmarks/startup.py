@@ -87,7 +87,9 @@ def main() -> None:
         subject = json.dumps(asdict(Subject(str(place.dataset(cell)), number, configuration, "cpu", str(model))))
         result[f"start {configuration}"] = compared({kind: [__file__, "--start", kind, subject] for kind in KINDS}, chosen.turns)
     command = f"python benchmarks/startup.py --raw PATH/TO/nnUNet_raw --work FOLDER --turns {chosen.turns}"
-    RESULT.write_text(json.dumps({"command": command, **result, **provenance("cpu")}, indent=1) + "\n", encoding="utf-8")
+    RESULT.write_text(
+        json.dumps({"command": command, "turns": chosen.turns, **result, **provenance("cpu")}, indent=1) + "\n", encoding="utf-8"
+    )
     for name, found in result.items():
         print(name, found)
 
