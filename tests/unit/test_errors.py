@@ -14,12 +14,12 @@ from nnunetv2_genseg.config import GenSegError, GenSegFileError
 from nnunetv2_genseg.config.errors import full_disks_told
 from tests.full_disk import room
 
-NOISE = np.random.default_rng(0).integers(0, 3, (1, 64, 64)).astype(np.uint8)
+NOISE = np.random.default_rng(0).integers(0, 3, (1, 512, 512)).astype(np.uint8)
 SPACING = {"sitk_stuff": {"spacing": (1, 1, 1), "origin": (0, 0, 0), "direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}}
 WRITERS = {
     "nnU-Net's plans": lambda path: save_json(list(range(1000)), str(path)),
     "a segmentation for the next stage": lambda path: nnUNetDatasetBlosc2.save_seg(NOISE, str(path)),
-    "a volume": lambda path: SimpleITKIO().write_seg(NOISE, f"{path}.mha", SPACING),  # of NIfTI ITK says nothing
+    "a volume": lambda path: SimpleITKIO().write_seg(NOISE, f"{path}.nrrd", SPACING),  # of NIfTI ITK says nothing
     "a picture": lambda path: NaturalImage2DIO().write_seg(NOISE, f"{path}.png", {}),
     "weights": lambda path: torch.save(torch.zeros(1000), str(path)),
 }
