@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from building import without_pictures
-from cells import BUDGET, SCALE, Cell, length
+from cells import Cell, cell_of
 from gain import build_cell
 from preparing import Place, prepare
 from provenance import provenance
@@ -249,12 +249,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     given = parser.parse_args()
     place = Place(given.raw.resolve(), given.work.resolve(), given.device)
-    number, scale = given.dataset, SCALE[given.dataset]
-    iterations = given.iterations or length(number, "2d", scale)
-    cell = Cell(number, BUDGET[number], "2d", "genseg_random", given.seed, iterations, ("validation",), scale)
+    cell = cell_of(given.dataset, "genseg_random", given.seed, iterations=given.iterations, parts=("validation",))
     prepare(cell, place)
     found = candidates(*half_trained(cell, place), cell, place, given.candidates)
-    command = f"python benchmarks/gate.py --dataset {number} --seed {given.seed} --candidates {given.candidates}"
+    command = f"python benchmarks/gate.py --dataset {cell.dataset} --seed {given.seed} --candidates {given.candidates}"
     told = summary(found)
     result = {**asdict(cell), **told, "candidates": found, "command": command, **provenance(given.device)}
     given.results.mkdir(parents=True, exist_ok=True)

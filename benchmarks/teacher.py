@@ -13,10 +13,9 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from building import without_pictures
-from cells import BUDGET, SCALE, Cell, length
+from cells import Cell, cell_of
 from gain import build_cell
 from gate import validation_patches
 from preparing import Place, prepare
@@ -32,6 +31,7 @@ def measured(cell: Cell, place: Place) -> list[dict[str, float]]:
     trainer = build_cell(cell, place, place.work / "models" / f"teacher_{cell.training}")
     import torch
 
+    from nnunetv2_genseg.quality.fidelity import dice
     from nnunetv2_genseg.synthesis.pseudo_labels import PseudoLabels
     from nnunetv2_genseg.trainers.planning import label_codec
     from nnunetv2_genseg.trainers.teacher import Teacher
@@ -62,13 +62,6 @@ def measured(cell: Cell, place: Place) -> list[dict[str, float]]:
     return points
 
 
-def dice(drawn: Any, truth: Any, foreground: int) -> float:
-    """Of all patches together, the mean of the classes."""
-    pairs = [(drawn == label, truth == label) for label in range(1, foreground + 1)]
-    values = [2 * float((one & other).sum()) / max(1.0, float(one.sum() + other.sum())) for one, other in pairs]
-    return sum(values) / len(values)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw", type=Path, required=True)
@@ -79,11 +72,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     given = parser.parse_args()
     place = Place(given.raw.resolve(), given.work.resolve(), given.device)
-    number, scale = given.dataset, SCALE[given.dataset]
-    iterations = given.iterations or length(number, "2d", scale)
-    cell = Cell(number, BUDGET[number], "2d", "stock", 0, iterations, ("validation",), scale)
+    cell = cell_of(given.dataset, "stock", 0, iterations=given.iterations, parts=("validation",))
     prepare(cell, place)
-    command = f"python benchmarks/teacher.py --dataset {number} --iterations {iterations}"
+    command = f"python benchmarks/teacher.py --dataset {cell.dataset} --iterations {cell.iterations}"
     result = {**asdict(cell), "points": measured(cell, place), "command": command, **provenance(given.device)}
     given.results.mkdir(parents=True, exist_ok=True)
     (given.results / f"{cell.training}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -35,7 +35,6 @@ def test_what_follows_happens_here_when_the_work_on_a_case_is_done(tmp_path, mon
     processes.by_processes(partial(write, tmp_path), names, lambda name: by.update({name: (tmp_path / name).read_text()}))
     assert sorted(by) == names
     assert (str(os.getpid()) in by.values()) == (count == 1)
-    processes.by_processes(partial(write, tmp_path), [], lambda name: pytest.fail("no work, nothing to follow"))
 
 
 @pytest.mark.parametrize(("name", "message"), [("faulty", "case faulty cannot be read"), ("killed", "memory was full")])
