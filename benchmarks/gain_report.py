@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import BUDGET, POOL, SCALE, length
+from cells import BUDGET, POOL, length
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -30,6 +31,8 @@ SHOWN = {
     "stock_doubled_batch_and_rate": "stock, batch and learning rate doubled",
 }
 """Arms in the order of the figure's legend, and their names there."""
+SIZES = {"mini": "", "small": ", 128 px"}
+"""What a column says of the longer side of 2D images by scale; without a word 64 pixels."""
 BOOTSTRAPS = 5000
 
 
@@ -45,10 +48,10 @@ def setting_of(result: Result) -> Setting:
 
 
 def is_compared(result: Result) -> bool:
-    """Whether a result is of the comparison that the figure shows: 2D images at each dataset's scale, usual budget and length."""
+    """Whether a result is of the comparison that the figure shows: small 2D images, usual budget and length."""
     dataset, budget, configuration, scale, iterations, planned_for = setting_of(result)
-    usual = "2d", SCALE.get(dataset), BUDGET.get(dataset), length(dataset, configuration, scale), 0
-    return (configuration, scale, budget, iterations, planned_for) == usual
+    usual = "2d", BUDGET.get(dataset), length(dataset, configuration, scale), 0
+    return scale in SIZES and (configuration, budget, iterations, planned_for) == usual
 
 
 def case_dice(result: Result, part: str) -> dict[str, float]:
@@ -109,9 +112,13 @@ def by_setting(results: list[Result], part: str) -> dict[Setting, dict[str, list
 
 
 def compared(results: list[Result], part: str) -> dict[str, dict[str, list[Result]]]:
-    """Results of the comparison by dataset and arm, for the datasets that have stock and another arm."""
+    """Results of the comparison by dataset and arm, for the datasets that have stock and another arm; a scale is one of its own."""
     groups = by_setting(list(filter(is_compared, results)), part)
-    return {setting[0]: arms for setting, arms in groups.items() if STOCK in arms and len(arms) > 1}
+    return {
+        f"{NAMES[dataset]}, N = {budget}{SIZES[scale]}": arms
+        for (dataset, budget, _, scale, *_), arms in groups.items()
+        if STOCK in arms and len(arms) > 1
+    }
 
 
 def summary(results: list[Result], part: str) -> str:
@@ -121,7 +128,7 @@ def summary(results: list[Result], part: str) -> str:
     """
     groups = compared(results, part)
     names = [arm for arm in SHOWN if any(arm in arms for arms in groups.values())]
-    head = ["arm", *(f"{NAMES[dataset]}, N = {BUDGET[dataset]}" for dataset in groups), "mean"]
+    head = ["arm", *groups, "mean"]
     lines = [head, ["---"] * len(head)]
     for name in names:
         found = {dataset: gain_over_seeds(arms[name], arms[STOCK], part) for dataset, arms in groups.items() if name in arms}
@@ -161,8 +168,8 @@ def headroom(results: list[Result], part: str) -> str:
     Empty as long as no dataset of the comparison has results with more labels.
     """
     lines = []
-    for dataset, budget in BUDGET.items():
-        own = [result for result in results if result["dataset"] == dataset and part in result["parts"]]
+    for (dataset, budget), (scale, size) in product(BUDGET.items(), SIZES.items()):
+        own = [one for one in results if (one["dataset"], one["scale"]) == (dataset, scale) and part in one["parts"]]
         of_comparison = list(filter(is_compared, own))
         stock = [result for result in of_comparison if result["arm"] == STOCK]
         more = defaultdict(list)
@@ -171,7 +178,7 @@ def headroom(results: list[Result], part: str) -> str:
                 more[result["budget"]].append(result)
         if not more or not stock:
             continue
-        cells = [f"{dataset} {NAMES[dataset]}, N = {budget}", _mean_dice(stock, part)]
+        cells = [f"{dataset} {NAMES[dataset]}, N = {budget}{size}", _mean_dice(stock, part)]
         cells += [_mean_dice(more[cases], part) for cases in (2 * budget, 4 * budget, POOL)]
         gap, error, _ = gain_over_seeds(more[4 * budget], stock, part)
         gain, _, _ = gain_over_seeds([result for result in of_comparison if result["arm"] == "genseg"], stock, part)
@@ -231,7 +238,7 @@ def figure(results: list[Result], part: str, path: Path) -> None:
             mean = 100 * np.mean([np.mean(values) for values in gains.values()])
             axis.bar(len(groups) + offset, mean, width=0.9 * step, color=colour)
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(groups) + 1), [*(f"{NAMES[dataset]}\nN = {BUDGET[dataset]}" for dataset in groups), "mean"])
+    axis.set_xticks(range(len(groups) + 1), [*(name.replace(", ", "\n", 1) for name in groups), "mean"])
     axis.set_xlim(-0.5, len(groups) + 0.5)
     axis.set_ylabel("Dice points over stock nnU-Net")
     if axis.patches:

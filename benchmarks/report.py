@@ -29,7 +29,7 @@ their mean.*
 {summary}
 Points over stock ± standard error over the seeds (their number). Bold: at least two standard errors, which chance alone reaches
 in one of eleven comparisons of three seeds. The N cases are the same in all seeds. Dice is nnU-Net's own, on the test part,
-without test-time mirroring. 2D images are resampled to a longer side of 64 pixels, foot ulcers and polyps of 128. Every training
+without test-time mirroring. 2D images are resampled to a longer side of 64 pixels, or of 128 where it is said. Every training
 has the first N cases by rank and the plans that nnU-Net makes of them; GenSeg's held-out cases belong to the same N.
 
 | arm | trainer | batch | settings that are not the defaults |
