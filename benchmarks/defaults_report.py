@@ -48,7 +48,6 @@ EVIDENCE = {
     "generator.diffusion.sampling_steps": "not measured for the segmentation network; chosen by cost",
     "feedback.enabled": "archived: within chance of none, -0.3 points in the mean of four datasets, +0.2 at 4000 iterations",
     "feedback.parameters": "archived: 104, one seed: 0.782, weights 0.788, policy 0.767, within chance; the choice of the paper",
-    "feedback.method": "not measured; `exact` is the derivative that is meant",
     "feedback.start": "not measured",
     "feedback.interval": "not measured",
     "feedback.patches": "Dice not measured; in 3D two took 1.44 times stock's time and 1.88 times its memory, "

@@ -1,202 +1,220 @@
-"""Does the feedback's gradient tell how the loss on held-out cases changes? results/feedback.json.
+"""Does the feedback's gradient tell what a change of the generator does to its pairs? results/feedback.json.
 
-    python benchmarks/feedback.py --raw PATH/TO/nnUNet_raw --work FOLDER [--dataset 104] [--seed 0]
+    python benchmarks/feedback.py --raw PATH/TO/nnUNet_raw --work FOLDER
 
-A short training of the 2D plan at the default, with a feedback step every five iterations. At each of these real steps, φ moves
-from φ to φ + δ. `predicted` is the product of the hypergradient and δ. `measured` is the loss on held-out patches after a plain
-step of the segmentation network on the pairs that φ + δ draws, less that loss with the pairs of φ, by the same random numbers:
+In the middle of a short training of each plan, the kernel mixture α of the generator is moved in random directions. The
+`alignment` of pairs says by how much a step of the segmentation network on them lowers the loss on held-out patches, divided by
+the learning rate. It is measured on both sides of α for many batches of pairs, with the same random numbers on both sides. Its
+slope is what each way to compute the derivative should tell:
 
-- `same`: the pairs and held-out patches of the feedback step, of which the gradient is the derivative;
-- `other_patches`: judged on other patches of the held-out cases;
-- `other_pairs`: pairs from other real patches with other random numbers, judged on other patches: what the training gets from it.
+- `exact`: the gradient of the synthetic loss is differentiated once more, reverse over reverse;
+- `difference RATIO`: the difference of the synthetic loss's gradients by the image at two sets of weights, before and behind the
+  present ones in the direction of the held-out gradient, RATIO of the norm of the weights away: what the package does, with its
+  own ratio. nnU-Net's LeakyReLU has kinks, of which the exact derivative of a gradient holds nothing.
 
-The step and the losses are computed in float64, since the differences are small. A second training has SiLU in the place of the
-network's LeakyReLU: the gradient of a LeakyReLU network jumps where a unit changes its sign, and no derivative tells of that.
+`each` is the correlation over directions and batches, `mean` that over the directions, of the means over the batches. `ratio` is
+the regression of the measured slope on what was told, through the origin. `seconds` are those of one derivative.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from building import build_trainer, without_pictures
 from cells import BUDGET, Cell
-from gate import rank_correlation
 from preparing import Place, prepare
 from provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "feedback.json"
-LENGTH = (15, 20, 1, 15)
-"""Epochs, iterations, validation iterations, epochs between checkpoints."""
-SETTINGS = {"feedback": {"interval": 5}}
+PLANS = (("104", "2d"), ("102", "2d"), ("104", "3d_fullres"))
+EPOCHS = {"2d": 30, "3d_fullres": 10}
+ITERATIONS = 20
+"""Of an epoch."""
+DONE = 0.6
+"""Share of the epochs after which it is measured."""
+DIRECTIONS, BATCHES, HELD_OUT = 8, 12, 8
+SIZES = (0.03, 0.1, 0.3)
+"""Standard deviations of the moves of α, in logits."""
+RATIOS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
+Slopes = dict[str, Any]
+"""(directions, batches) arrays by what they are."""
 
 
-class Judge:
-    """Measures what every feedback step of a trainer brings.
+class Middle:
+    """A trainer in the middle of its training, and what feedback asks of it, at weights that stay as they are.
 
     Args:
-        trainer: begun; its feedback is watched from now on.
+        cell: plan and seed.
+        place: of the data.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-        self.found: list[dict[str, float]] = []
-        self.feedback = trainer.loop.feedback
-        self._step, self._descend = self.feedback.step, self.feedback._descend
-        self.feedback.step, self.feedback._descend = self.step, self.descend
-
-    def descend(self, gradient: list[Any]) -> None:
-        """Keeps the hypergradient, and where φ was."""
-        self.gradient = [part.double() for part in gradient]
-        self.before = [own.detach().clone() for own in self.feedback.phi]
-        self._descend(gradient)
-
-    def step(self, *given: Any) -> dict[str, float]:
-        """A feedback step, and what it brings; the trainer goes on as without."""
+    def __init__(self, cell: Cell, place: Place) -> None:
         import torch
 
-        segmenter, image, labels, held_out, rate, chosen, rng = given
-        state = rng.get_state()
-        self.gradient = []
-        result: dict[str, float] = self._step(*given)
-        if not self.gradient:
-            return result
-        after = [own.detach().clone() for own in self.feedback.phi]
-        moved = [(new - old).double() for new, old in zip(after, self.before, strict=True)]
-        one = {"predicted": float(sum((a * b).sum() for a, b in zip(self.gradient, moved, strict=True)))}
-        other = self.other_held_out()
-        parts = self.trainer._batches.parts(next(self.trainer.dataloader_train))
-        further = torch.Generator(rng.device).manual_seed(len(self.found))
-        tried = {
-            "same": (image, labels, held_out, state),
-            "other_patches": (image, labels, other, state),
-            "other_pairs": (parts.image[-len(image) :], parts.labels[-len(image) :], other, further.get_state()),
-        }
-        kept = rng.get_state()
-        for name, (patches, maps, judged, drawn_from) in tried.items():
-            losses = []
-            for place in (self.before, after):
-                self.put(place)
-                rng.set_state(drawn_from)
-                with torch.no_grad():
-                    pairs = self.feedback.sampler.replace(patches, maps, chosen, rng).pairs
-                losses.append(loss_after_a_step(segmenter, pairs, judged, rate))
-            one[name] = losses[1] - losses[0]
-        self.put(after)
-        rng.set_state(kept)
-        self.found.append(one)
-        return result
-
-    def other_held_out(self) -> Any:
-        """Held-out patches; those of the trainer are the same ones during an iteration."""
-        from nnunetv2_genseg.bilevel.feedback import HeldOutBatch
+        from nnunetv2_genseg import hypergradient
         from nnunetv2_genseg.checkpoint import own_random_state
 
-        with own_random_state(len(self.found)):
-            parts = self.trainer._batches.parts(next(self.trainer._held_out._loader))
-        return HeldOutBatch(parts.network_input, parts.labels)
+        epochs = EPOCHS[cell.configuration]
+        model = place.work / "models" / f"feedback_{cell.dataset}_{cell.configuration}_s{cell.seed}"
+        trainer = build_trainer(
+            "GenSegTrainerShort",
+            place.dataset(cell),
+            cell.dataset,
+            cell.configuration,
+            model,
+            length=(epochs, ITERATIONS, 1, epochs),
+            seed=cell.seed,
+        )
+        without_pictures(trainer)
+        trainer.on_train_start()
+        self.feedback = trainer.loop.feedback
+        own_step = self.feedback.step
 
-    def put(self, place: list[Any]) -> None:
-        """Moves φ."""
+        def watched(segmenter: Any, *given: Any) -> Any:
+            self.segmenter = segmenter
+            return own_step(segmenter, *given)
+
+        self.feedback.step = watched
+        for epoch in range(round(DONE * epochs)):
+            trainer.current_epoch = epoch
+            trainer.on_train_epoch_start()
+            for _ in range(ITERATIONS):
+                trainer.train_step(next(trainer.dataloader_train))
+        self.to_target, self.loss = self.segmenter.to_target, self.segmenter.loss
+        self.theta = dict(self.segmenter.network.named_parameters())
+        with own_random_state(cell.seed):
+            held_out = [trainer._batches.parts(next(trainer._held_out._loader)) for _ in range(HELD_OUT)]
+            self.batches = [trainer._batches.parts(next(trainer.dataloader_train)) for _ in range(BATCHES)]
+        gradients = [self._gradient(hypergradient, parts) for parts in held_out]
+        mean = {name: torch.stack([own[name] for own in gradients]).mean(0) for name in gradients[0]}
+        self.direction = self.segmenter.of_the_step(mean)
+        self.phi = self.feedback.phi
+        noise = torch.Generator().manual_seed(cell.seed)
+        self.moves = [[torch.randn(own.shape, generator=noise) for own in self.phi] for _ in range(DIRECTIONS)]
+
+    def _gradient(self, hypergradient: Any, parts: Any) -> Any:
+        def loss(logits: Any) -> Any:
+            return self.loss(logits, self.to_target(parts.labels))
+
+        return hypergradient.segmenter_gradient(self.segmenter.network, self.theta, parts.network_input, loss)
+
+    def pairs(self, batch: int) -> tuple[Any, Any]:
+        """The network's input for pairs that are made from a batch, the same at every call but for α; and the loss of logits."""
         import torch
 
+        parts, rng = self.batches[batch], torch.Generator().manual_seed(batch)
+        chosen = self.feedback.choose(len(parts.image), rng)
+        drawn = self.feedback.sampler.replace(parts.image, parts.labels, chosen, rng).pairs
+        target = self.to_target(drawn.labels)
+        return self.segmenter.to_input(drawn.image, drawn.labels), lambda logits: self.loss(logits, target)
+
+    def alignment(self, batch: int) -> float:
+        """By how much a step on the batch's pairs lowers the held-out loss, divided by the learning rate."""
+        import torch
+
+        from nnunetv2_genseg import hypergradient
+
         with torch.no_grad():
-            for own, value in zip(self.feedback.phi, place, strict=True):
-                own.copy_(value)
+            image, loss = self.pairs(batch)
+        return float(hypergradient.alignment(self.segmenter.network, self.theta, self.direction, image, loss))
+
+    def measured(self, size: float) -> Any:
+        """Slopes of the alignment by moves of α."""
+        import torch
+
+        slopes = np.zeros((DIRECTIONS, BATCHES))
+        start = [own.detach().clone() for own in self.phi]
+        for i, move in enumerate(self.moves):
+            for sign in (1, -1):
+                with torch.no_grad():
+                    for own, old, part in zip(self.phi, start, move, strict=True):
+                        own.copy_(old + sign * size * part)
+                slopes[i] += [sign * self.alignment(batch) / (2 * size) for batch in range(BATCHES)]
+        with torch.no_grad():
+            for own, old in zip(self.phi, start, strict=True):
+                own.copy_(old)
+        return slopes
+
+    def told(self, derivative: Callable[[Any, Any], Any]) -> tuple[Any, float]:
+        """Slopes by a way to compute the derivative of the alignment by φ, and the seconds of one derivative."""
+        begin, slopes = time.perf_counter(), np.zeros((DIRECTIONS, BATCHES))
+        for batch in range(BATCHES):
+            gradient = derivative(*self.pairs(batch))
+            for i, move in enumerate(self.moves):
+                slopes[i, batch] = sum(float((part * own).sum()) for part, own in zip(gradient, move, strict=True))
+        return slopes, (time.perf_counter() - begin) / BATCHES
+
+    def exact(self, image: Any, loss: Any) -> Any:
+        """Reverse over reverse."""
+        import torch
+        from torch.func import functional_call
+
+        weights = {name: self.theta[name] for name in self.direction}
+        value = loss(functional_call(self.segmenter.network, self.theta, (image,), tie_weights=False))
+        slopes = torch.autograd.grad(value, list(weights.values()), create_graph=True, allow_unused=True, materialize_grads=True)
+        product = sum((slope * part).sum() for slope, part in zip(slopes, self.direction.values(), strict=True))
+        return torch.autograd.grad(product, self.phi)
+
+    def difference(self, ratio: float, image: Any, loss: Any) -> Any:
+        """The package's own, at another distance."""
+        from nnunetv2_genseg import hypergradient
+
+        found = hypergradient.hypergradient(
+            self.segmenter.network, self.theta, self.direction, self.phi, image, loss, -1.0, ratio
+        )
+        return found
 
 
-def loss_after_a_step(segmenter: Any, pairs: Any, held_out: Any, rate: float) -> float:
-    """The loss on held-out patches after a plain step of the segmentation network on some pairs, which is then forgotten."""
-    import torch
-
-    from nnunetv2_genseg.hypergradient import segmenter_gradient
-
-    network = copy.deepcopy(segmenter.network).double()
-    theta = dict(network.named_parameters())
-    target = segmenter.to_target(pairs.labels)
-    own = segmenter.to_input(pairs.image, pairs.labels).double()
-    gradient = segmenter.of_the_step(segmenter_gradient(network, theta, own, lambda logits: segmenter.loss(logits, target)))
-    with torch.no_grad():
-        for name, slope in gradient.items():
-            theta[name].sub_(rate * slope)
-        output = network(held_out.network_input.double())
-        return float(segmenter.loss(output, segmenter.to_target(held_out.labels)))
+def comparison(measured: Any, told: Any) -> dict[str, float]:
+    """How what was told goes with what was measured."""
+    return {
+        "each": round(float(np.corrcoef(told.ravel(), measured.ravel())[0, 1]), 3),
+        "mean": round(float(np.corrcoef(told.mean(axis=1), measured.mean(axis=1))[0, 1]), 3),
+        "ratio": round(float((told.ravel() @ measured.ravel()) / (told.ravel() @ told.ravel())), 3),
+    }
 
 
-def summary(found: list[dict[str, float]]) -> dict[str, Any]:
-    """How the measured changes go with the predicted one."""
-    predicted = np.array([one["predicted"] for one in found])
-    told: dict[str, Any] = {"steps": len(found)}
-    for name in ("same", "other_patches", "other_pairs"):
-        measured = np.array([one[name] for one in found])
-        told[name] = {
-            "correlation": round(float(np.corrcoef(predicted, measured)[0, 1]), 3),
-            "slope": round(float((predicted @ measured) / (predicted @ predicted)), 3),
-            "same_sign": round(float(np.mean(np.sign(predicted) == np.sign(measured))), 3),
-            **rank_correlation(predicted, measured),
-        }
-    return told
-
-
-def watched(cell: Cell, place: Place, smooth: bool) -> list[dict[str, float]]:
-    """A training, and what each of its feedback steps brings; if `smooth`, with SiLU in the segmentation network."""
-    trainer = build_trainer(
-        "GenSegTrainerShort",
-        place.dataset(cell),
-        cell.dataset,
-        cell.configuration,
-        place.work / "models" / f"feedback_{cell.dataset}_s{cell.seed}_{'smooth' if smooth else 'plain'}",
-        length=LENGTH,
-        seed=cell.seed,
-        settings=dict(SETTINGS),
-    )
-    without_pictures(trainer)
-    trainer.on_train_start()
-    if smooth:
-        put_silu(trainer.network)
-    judge = Judge(trainer)
-    for epoch in range(trainer.num_epochs):
-        trainer.current_epoch = epoch
-        trainer.on_train_epoch_start()
-        for _ in range(trainer.num_iterations_per_epoch):
-            trainer.train_step(next(trainer.dataloader_train))
-    return judge.found
-
-
-def put_silu(network: Any) -> None:
-    """Puts SiLU in the place of every LeakyReLU, everywhere below."""
-    from torch import nn
-
-    for name, module in list(network.named_children()):
-        if isinstance(module, nn.LeakyReLU):
-            setattr(network, name, nn.SiLU())
-        else:
-            put_silu(module)
+def judged(cell: Cell, place: Place) -> dict[str, Any]:
+    """All figures of one plan."""
+    middle = Middle(cell, place)
+    measured = {str(size): middle.measured(size) for size in SIZES}
+    ways = {"exact": middle.exact} | {
+        f"difference {ratio:g}": lambda image, loss, ratio=ratio: middle.difference(ratio, image, loss) for ratio in RATIOS
+    }
+    told = {}
+    for name, way in ways.items():
+        slopes, seconds = middle.told(way)
+        told[name] = {"seconds": round(seconds, 3)} | {size: comparison(own, slopes) for size, own in measured.items()}
+        print(cell.dataset, cell.configuration, name, told[name], flush=True)
+    signal = {size: [round(float(value), 5) for value in own.mean(axis=1)] for size, own in measured.items()}
+    errors = {size: [round(float(v), 5) for v in own.std(axis=1, ddof=1) / BATCHES**0.5] for size, own in measured.items()}
+    return {"parameters": sum(own.numel() for own in middle.phi), "told": told, "slopes": signal, "standard_errors": errors}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--dataset", default="104", choices=BUDGET)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     place = Place(given.raw.resolve(), given.work.resolve(), "cpu")
-    cell = Cell(given.dataset, BUDGET[given.dataset], "2d", "genseg", given.seed, 0, ())
-    prepare(cell, place)
-    found = {name: watched(cell, place, smooth) for name, smooth in (("LeakyReLU", False), ("SiLU", True))}
-    told = {name: summary(steps) for name, steps in found.items()}
-    command = f"python benchmarks/feedback.py --raw PATH/TO/nnUNet_raw --work FOLDER --dataset {cell.dataset} --seed {given.seed}"
-    content = {"feedback_correlation": told["LeakyReLU"]["same"]["correlation"], "dataset": cell.dataset, "configuration": "2d"}
-    content |= {"seed": given.seed, "iterations": LENGTH[0] * LENGTH[1], "settings": SETTINGS, "networks": told}
-    content |= {"command": command, **provenance("cpu"), "found": found}
-    given.out.write_text(json.dumps(content, indent=1) + "\n")
-    print(json.dumps(told, indent=1))
+    found = {}
+    for dataset, configuration in PLANS:
+        cell = Cell(dataset, BUDGET[dataset], configuration, "genseg", given.seed, 0, ())
+        prepare(cell, place)
+        found[f"{dataset} {configuration}"] = judged(cell, place)
+        content = {"seed": given.seed, "directions": DIRECTIONS, "batches": BATCHES, "held_out_batches": HELD_OUT}
+        content |= {"iterations": {plan: round(DONE * epochs) * ITERATIONS for plan, epochs in EPOCHS.items()}, "plans": found}
+        content |= {"command": f"python benchmarks/feedback.py --raw PATH/TO/nnUNet_raw --work FOLDER --seed {given.seed}"}
+        given.out.write_text(json.dumps(content | provenance("cpu"), indent=1) + "\n")
 
 
 if __name__ == "__main__":

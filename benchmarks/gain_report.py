@@ -112,7 +112,7 @@ def by_setting(results: list[Result], part: str) -> dict[Setting, dict[str, list
 
 
 def compared(results: list[Result], part: str) -> dict[str, dict[str, list[Result]]]:
-    """Results of the comparison by dataset and arm, for the datasets that have stock and another arm; a scale is one of its own."""
+    """Results of the comparison by dataset and arm, for datasets that have stock and another arm; each scale is one."""
     groups = by_setting(list(filter(is_compared, results)), part)
     return {
         f"{NAMES[dataset]}, N = {budget}{SIZES[scale]}": arms

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_genseg.hypergradient import RATIO
+
 AIM, AIM_OF_MEMORY, AIM_OF_WAITS, AIM_OF_CLASSES = 1.3, 1.2, 8, 0.2
 """Time and memory relative to stock nnU-Net, host synchronisations beside it, and by how much what is added may grow from 2 to
 118 classes."""
@@ -66,18 +68,19 @@ What GenSeg adds to an iteration with pairs and feedback, on phantoms: its time 
 that time relative to a stock iteration of the same plan, and its operations. Every patch shows all classes.
 
 """
-FEEDBACK = """## What a feedback step tells
+FEEDBACK = """## What the feedback's gradient tells
 
-The [feedback](feedback.md) moves the generator's architecture φ to lower the loss on held-out cases. In short trainings
-({iterations} iterations, hippocampus, 2D, one seed) the change of that loss in each feedback step was predicted by the gradient,
-and measured: the loss on held-out patches after a plain step of the segmentation network on pairs drawn with the new φ, less the
-same with the old φ and the same random numbers. Of each network the first line tells whether the gradient is right, the last one
-what a training can get from it.
+The [feedback](feedback.md) moves the generator's architecture φ so that steps on its pairs lower the loss on held-out cases.
+Its gradient is right if it tells what a change of φ does. In the middle of short trainings (one seed) φ was moved in {directions}
+random directions, and it was measured how the effect of a step on the same pairs changes, for {batches} batches of pairs.
 
 {table}
-LeakyReLU is nnU-Net's own. The gradient of such a network by its weights jumps where a unit changes its sign. The derivative of
-that gradient, which the feedback takes, does not hold the jumps. SiLU has none. So the gradient is computed correctly, but with
-**nnU-Net's own network it did not predict how a step changes the loss**.
+`difference`: of the gradients by the image at two sets of weights, which lie as far from the present ones as is said, relative
+to their norm. The package's is {ratio:g}. `exact`: the derivative of the gradient, which the package took before. It holds
+nothing of the kinks of nnU-Net's LeakyReLU, and takes more time and memory. The correlation over the batches is that of single
+steps, the other one that of their mean over the batches. 1 is a gradient that is always right.
+
+{signal}
 
 """
 START = """
@@ -111,11 +114,8 @@ NO_CONVOLUTIONS = 0.001
 TEACHER, STOCK_LOADING = "teacher, with unlabelled images", "stock: loading and augmentation"
 FEEDBACK_STEP = "feedback step"
 OF_GENERATOR = ("generator step", "discriminator step", "drawing by the generator", "conditions")
-MEASURED_ON = {
-    "same": "the same pairs and held-out patches",
-    "other_patches": "other patches of the held-out cases",
-    "other_pairs": "other pairs and other patches",
-}
+SHOWN_MOVES = ("0.03", "0.3")
+"""Moves of φ that the page shows."""
 GROWS = {"classes": "foreground classes", "patch": "patch", "batch_size": "batch", "cases": "training cases"}
 STARTED = {
     "import": ("import", 0.3),
@@ -289,21 +289,27 @@ def of_classes(cases: list[dict[str, Any]]) -> str:
 
 
 def told(record: dict[str, Any]) -> str:
-    """What a feedback step tells."""
+    """What the feedback's gradient tells."""
     rows = [
         (
-            network,
-            found["steps"],
-            what,
-            f"{found[name]['correlation']:.2f}",
-            f"{found[name]['rank_correlation']:.2f} ({found[name]['low']:.2f} to {found[name]['high']:.2f})",
-            f"{100 * found[name]['same_sign']:.0f} %",
+            plan,
+            way,
+            f"{found['seconds']:.2f}",
+            *(f"{found[size][over]:.2f}" for size in SHOWN_MOVES for over in ("each", "mean")),
         )
-        for network, found in record["networks"].items()
-        for name, what in MEASURED_ON.items()
+        for plan, figures in record["plans"].items()
+        for way, found in figures["told"].items()
     ]
-    head = ("network", "steps", "measured on", "correlation", "rank correlation (95 % interval)", "same sign")
-    return FEEDBACK.format(iterations=record["iterations"], table=table(head, rows))
+    measures = (f"{over}, φ moved by {size}" for size in SHOWN_MOVES for over in ("over the batches", "of the means"))
+    signals = []
+    for plan, figures in record["plans"].items():
+        slopes, errors = figures["slopes"][SHOWN_MOVES[-1]], figures["standard_errors"][SHOWN_MOVES[-1]]
+        clear = sum(abs(slope) > 2 * error for slope, error in zip(slopes, errors, strict=True))
+        signals.append(f"{clear} of {len(slopes)} ({plan})")
+    signal = f"The mean effect of a direction was larger than two standard errors over the batches in {', '.join(signals)}."
+    head = ("plan", "gradient", "seconds", *measures)
+    given = {"directions": record["directions"], "batches": record["batches"], "ratio": RATIO}
+    return FEEDBACK.format(table=table(head, rows), signal=signal, **given)
 
 
 def started(record: dict[str, Any]) -> str:

@@ -12,30 +12,21 @@ here). Nothing in this file changes a parameter.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nnunetv2_genseg.config import GenSegError
-
 Parameters = Mapping[str, Tensor]
 Logits = Tensor | list[Tensor]
 """One tensor (B, classes, *spatial), or a list of them with deep supervision."""
 LossOfLogits = Callable[[Logits], Tensor]
 
-composed_attention: Callable[[], AbstractContextManager[Any]]
-"""Inside it attention is computed by operations that can be differentiated twice; torch's fused ones cannot."""
-try:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    composed_attention = partial(sdpa_kernel, SDPBackend.MATH)
-except ImportError:  # torch before 2.3
-    composed_attention = partial(torch.backends.cuda.sdp_kernel, enable_flash=False, enable_mem_efficient=False)
+RATIO = 1e-3
+"""Half the length of the difference, relative to the norm of the weights; chosen by benchmarks/feedback.py."""
+DETACHED = "feedback is detached: the synthetic images do not depend on what feedback moves"
 
 
 def segmenter_gradient(network: nn.Module, theta: Parameters, image: Tensor, loss: LossOfLogits) -> dict[str, Tensor]:
@@ -59,7 +50,7 @@ def segmenter_gradient(network: nn.Module, theta: Parameters, image: Tensor, los
     return {name: gradient.detach() for name, gradient in zip(moving, gradients, strict=True)}
 
 
-def exact(
+def hypergradient(
     network: nn.Module,
     theta: Parameters,
     direction: Parameters,
@@ -67,64 +58,52 @@ def exact(
     image: Tensor,
     loss: LossOfLogits,
     step_size: float,
+    ratio: float = RATIO,
 ) -> list[Tensor]:
-    """The hypergradient by reverse over reverse: ∇_θ L_syn with graph, its product with v, back to φ.
+    """dL_fb/dφ by a central difference in θ, of gradients by the image that are then taken back to φ.
 
-    Forward over reverse would need less memory, but torch's forward-mode derivative of instance norm cannot be
-    differentiated once more by its input: tests/unit/test_hypergradient.py fails with it (torch 2.15).
+    With x the image, 2ε ∂/∂φ ⟨∇_θ L_syn, v⟩ ≈ ∂x/∂φ · (∇_x L_syn(θ + εv) − ∇_x L_syn(θ − εv)); DARTS has the same difference
+    in its equation 8. No second derivative is taken. That of a network with LeakyReLU would hold nothing of what the kinks
+    contribute.
 
     Args:
         network: the segmentation network, not compiled.
         theta: its weights by name; those without an entry in `direction` are constants.
-        direction: v by name. Only the last layers' entries make `last_layers` of this function.
-        phi: what to differentiate by; `image` or `loss` was computed from it.
+        direction: v by name.
+        phi: what to differentiate by; `image` was computed from it.
         image: (B, C, *spatial) synthetic images, with graph.
-        loss: of the logits, may depend on φ.
+        loss: of the logits; it does not depend on φ.
         step_size: η.
+        ratio: ε‖v‖ relative to the norm of the weights that v names. Where it is too small the kinks make noise of the
+            difference, where it is too large the curvature makes something else of it.
 
     Returns:
-        dL_fb/dφ, one tensor for each of `phi`.
+        dL_fb/dφ, one tensor for each of `phi`; zeros if v is zero.
 
     Raises:
         RuntimeError: nothing of `phi` is reached.
     """
-    product = alignment(network, theta, direction, image, loss, differentiable=True)
-    return [-step_size * part for part in _gradient(product, phi)]
+    if not image.requires_grad:
+        raise RuntimeError(DETACHED)
+    length = _norm(direction.values())
+    distance = ratio * _norm(theta[name] for name in direction) / length.clamp(min=torch.finfo(length.dtype).tiny)
+    with torch.random.fork_rng([image.device] if image.is_cuda else []):  # dropout drops the same twice
+        ahead = _image_gradient(network, theta, direction, distance, image, loss)
+    behind = _image_gradient(network, theta, direction, -distance, image, loss)
+    parts = torch.autograd.grad(image, list(phi), step_size * (behind - ahead) / (2 * distance), allow_unused=True)
+    if all(part is None for part in parts):
+        raise RuntimeError(DETACHED)
+    return [torch.zeros_like(own) if part is None else part for own, part in zip(phi, parts, strict=True)]
 
 
-def alignment(
-    network: nn.Module,
-    theta: Parameters,
-    direction: Parameters,
-    image: Tensor,
-    loss: LossOfLogits,
-    differentiable: bool = False,
-) -> Tensor:
+def alignment(network: nn.Module, theta: Parameters, direction: Parameters, image: Tensor, loss: LossOfLogits) -> Tensor:
     """⟨∇_θ L_syn, v⟩: by how much a step on synthetic pairs lowers the held-out loss, divided by η.
 
-    Args: as in `exact`; with `differentiable` the result has a graph to what `image` and `loss` were computed from.
+    Args: as in `hypergradient`.
     """
-    weights = {name: weight.detach().requires_grad_(name in direction) for name, weight in theta.items()}
-    value = loss(_output(network, weights, image))
-    chosen = [weights[name] for name in direction]
-    slopes = torch.autograd.grad(value, chosen, create_graph=differentiable, allow_unused=True, materialize_grads=True)
-    return torch.stack([(slope * part).sum() for slope, part in zip(slopes, direction.values(), strict=True)]).sum()
-
-
-def last_layers(theta: Parameters, direction: Parameters) -> dict[str, Tensor]:
-    """`direction` cut down to the decoder's last stage and the segmentation heads of nnU-Net's networks.
-
-    Raises:
-        GenSegError: the network has no such layers.
-    """
-    last_stage = max((int(name.split(".")[2]) for name in theta if name.startswith("decoder.stages.")), default=-1)
-    prefixes = (f"decoder.stages.{last_stage}.", "decoder.seg_layers.")
-    chosen = {name: part for name, part in direction.items() if name.startswith(prefixes)}
-    if not chosen:
-        raise GenSegError(
-            "feedback.method last_layers needs a network with decoder.stages and decoder.seg_layers, as nnU-Net's have; use exact"
-        )
-    return chosen
+    moving = {name: weight.detach().requires_grad_(name in direction) for name, weight in theta.items()}
+    slopes = segmenter_gradient(network, moving, image, loss)
+    return torch.stack([(slopes[name] * part).sum() for name, part in direction.items()]).sum()
 
 
 def finite_norm(parts: Sequence[Tensor], what: str = "the hypergradient") -> float:
@@ -146,14 +125,20 @@ def _output(network: nn.Module, weights: Parameters, image: Tensor) -> Any:
     `functional_call` would exchange such a module's weights once a name and put the wrong ones back.
     """
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    with composed_attention():
-        return functional_call(network, {**buffers, **weights}, (image,), tie_weights=False)
+    return functional_call(network, {**buffers, **weights}, (image,), tie_weights=False)
 
 
-def _gradient(value: Tensor, phi: Sequence[Tensor]) -> list[Tensor]:
-    if not value.requires_grad:
-        raise RuntimeError("feedback is detached: the synthetic loss does not depend on what feedback moves")
-    parts = torch.autograd.grad(value, list(phi), allow_unused=True)
-    if all(part is None for part in parts):
-        raise RuntimeError("feedback is detached: the synthetic loss does not depend on what feedback moves")
-    return [torch.zeros_like(own) if part is None else part for own, part in zip(phi, parts, strict=True)]
+def _image_gradient(
+    network: nn.Module, theta: Parameters, direction: Parameters, distance: Tensor, image: Tensor, loss: LossOfLogits
+) -> Tensor:
+    """∇_x of the loss with the weights a distance away along the direction, in units of its length."""
+    moved = {name: weight.detach() for name, weight in theta.items()}
+    moved |= {name: moved[name] + distance * part for name, part in direction.items()}
+    leaf = image.detach().requires_grad_()
+    gradient: Tensor = torch.autograd.grad(loss(_output(network, moved, leaf)), leaf)[0]
+    return gradient
+
+
+def _norm(parts: Iterable[Tensor]) -> Tensor:
+    norm: Tensor = torch.stack([part.detach().norm() for part in parts]).norm()
+    return norm

@@ -412,7 +412,6 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("mode unknown", "redraw.mode: no 'magic'; registered are", settings({"redraw": {"mode": "magic"}})),
     BadInput("source unknown", "mixing.sources: no 'magic'; registered are", settings({"mixing": {"sources": {"magic": 1}}})),
     BadInput("mask source unknown", "masks.source: no 'magic'; registered are", settings({"masks": {"source": "magic"}})),
-    BadInput("method unknown", "feedback.method: no 'magic'; registered are", settings({"feedback": {"method": "magic"}})),
     BadInput("two faults at once", "deformation.rotation: Input", settings({"seed": -1, "deformation": {"rotation": 999.0}})),
     BadInput(
         "schedule leaves nothing",

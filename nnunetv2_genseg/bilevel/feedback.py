@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_genseg import hypergradient
-from nnunetv2_genseg.bilevel.methods import METHODS
 from nnunetv2_genseg.config import FeedbackConfig, GenSegError
 from nnunetv2_genseg.hypergradient import LossOfLogits
 from nnunetv2_genseg.synthesis.pairs import Pairs
@@ -25,7 +24,7 @@ ZERO_STEPS = 100
 
 @dataclass(frozen=True)
 class Segmenter:
-    """The segmentation network as the feedback needs it: read, never changed, differentiable twice."""
+    """The segmentation network as the feedback needs it: read, never changed."""
 
     network: nn.Module
     """Neither compiled nor distributed, in float32."""
@@ -65,14 +64,13 @@ class Feedback:
         synchronise: averages tensors over the processes of a distributed training, in place.
 
     Raises:
-        GenSegError: nothing that is drawn depends on φ, or no method has the configured name.
+        GenSegError: nothing that is drawn depends on φ.
     """
 
     def __init__(self, config: FeedbackConfig, sampler: PairSampler, synchronise: Callable[[Iterable[Tensor]], None]) -> None:
         self.config = config
         self.sampler = sampler
         self.synchronise = synchronise
-        self.method = METHODS[config.method]
         self.active = True
         """False after it was zero `ZERO_STEPS` times in a row."""
         self._zero_steps = 0
@@ -184,7 +182,9 @@ class Feedback:
             self.synchronise(direction.values())
             direction = segmenter.of_the_step(direction)
             if network_input.requires_grad:
-                gradient = self.method(network, theta, direction, self.phi, network_input, on_synthetic, step_size)
+                gradient = hypergradient.hypergradient(
+                    network, theta, direction, self.phi, network_input, on_synthetic, step_size
+                )
             else:  # of a policy: no pair of this micro-batch has a style
                 gradient = [torch.zeros_like(own) for own in self.phi]
             if self.config.parameters == "policy" and self._moves_deformation:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-ADJUSTABLE = ("feedback.interval", "feedback.method", "feedback.patches")
+ADJUSTABLE = ("feedback.interval", "feedback.patches")
 """What may be changed when a training is resumed: how much time and memory the feedback takes."""
 
 Settings = dict[str, Any]
@@ -155,8 +155,6 @@ class FeedbackConfig(Section):
     """Without feedback no case is held out and the generator learns from the real pairs alone."""
     parameters: Literal["architecture", "weights", "policy"] = "architecture"
     """What the feedback moves (φ): the kernel mixture α, all weights of the generator, or the sampling policy."""
-    method: str = "exact"
-    """How the hypergradient is computed: `exact`, or `last_layers` of the segmentation network, which needs less memory."""
     start: float = Field(0.3, ge=0, lt=1)
     """Fraction of the epochs after which feedback begins, not before the warm-up is over. It ends with the tail."""
     interval: int = Field(20, ge=1)

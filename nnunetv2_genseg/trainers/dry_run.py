@@ -63,7 +63,7 @@ def feedback_explained(trainer: Any) -> Iterator[None]:
         if isinstance(error, RuntimeError) and memory_is_full(error):
             raise
         raise GenSegError(
-            "feedback needs a network that can be differentiated twice and a loss of logits and target alone; with "
+            "feedback needs a network that is a function of the image and a loss of logits and target alone; with "
             f"{type(trainer).__name__} it ends with {type(error).__name__}: {error}. Train without feedback: {WITHOUT_FEEDBACK}"
         ) from error
 

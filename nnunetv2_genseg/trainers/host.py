@@ -40,7 +40,7 @@ class HostAccess(GuardedTraining):
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def _build_feedback_loss(self) -> nn.Module:
-        """nnU-Net's loss for one process, not compiled: feedback differentiates it twice, which neither would survive."""
+        """nnU-Net's loss for one process, not compiled: feedback calls it outside of both."""
         distributed, self.is_ddp, self._compiles = self.is_ddp, False, False
         try:
             loss: nn.Module = self._build_loss()

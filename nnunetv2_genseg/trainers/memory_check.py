@@ -35,7 +35,7 @@ def try_largest_steps(trainer: Any) -> None:
             trainer._mixed_step(batch, parts, 1.0, 1.0)
             trainer.loop.training_step(parts.image, parts.labels)
             if trainer.genseg.feedback.enabled and progress < trainer.genseg.feedback_span[1]:
-                remedy = "feedback: {patches: 1} and {method: last_layers} need less"
+                remedy = "feedback: {patches: 1} needs less, feedback: {enabled: false} nothing"
                 with feedback_explained(trainer):
                     trainer._feedback_step(parts.image, parts.labels)
             trainer.loop.check()

@@ -142,7 +142,7 @@ def _figures(path: Path, folder: PairFolder) -> dict[str, Any] | None:
 def _facts(settings: Reporting, history: History, configuration: Any, folder: PairFolder) -> Mapping[str, str]:
     """What was used, by name."""
     config = history.config
-    feedback = f"{config.feedback.method} on {config.feedback.parameters}" if config.feedback.enabled else "none"
+    feedback = config.feedback.parameters if config.feedback.enabled else "none"
     return {
         "Trainer": settings.trainer,
         "Dataset": f"{settings.dataset}, configuration {settings.configuration}, fold {settings.fold}, {settings.plans}",

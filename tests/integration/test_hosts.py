@@ -309,14 +309,6 @@ def test_a_network_of_ones_own_in_the_plans_is_trained(own_plans):
     assert trainer.loop.plan.features == (32, 64, 128, 256)
 
 
-def test_a_method_that_the_network_has_no_layers_for_is_refused_before_the_first_step(own_plans, settings):
-    settings({"feedback": {"method": "last_layers"}})
-    trainer = make_trainer(with_genseg(WithoutDecoder), *own_plans, LENGTH)
-    with pytest.raises(GenSegError, match="last_layers needs a network with"):
-        trainer.run_training()
-    assert trainer.current_epoch == trainer._iteration == 0
-
-
 def test_nnunets_primus_is_trained(folder, settings):
     settings(STAGES)
     raw = Kind(dims=3).write(folder / "nnUNet_raw", DATASET_ID)

@@ -86,7 +86,7 @@ def about_to_train(nnunet, settings):
     (BilevelLoop, "sample", "start anew with generator: {width: 0.25} or a smaller batch"),
     (nnUNetTrainer, "train_step", "start anew with generator: {width: 0.25} or a smaller batch"),
     (BilevelLoop, "training_step", "start anew with generator: {width: 0.25} or a smaller batch"),
-    (BilevelLoop, "feedback_step", "feedback: {patches: 1} and {method: last_layers} need less"),
+    (BilevelLoop, "feedback_step", "feedback: {patches: 1} needs less, feedback: {enabled: false} nothing"),
 ])  # fmt: skip
 def test_memory_that_does_not_hold_a_later_step_is_said_at_once(about_to_train, monkeypatch, owner, method, remedy):
     trainer = about_to_train

@@ -104,7 +104,7 @@ def test_a_batch_of_unchanged_pairs_trains_as_the_real_batch_does(nnunet, settin
 
 
 STAGES: dict[str, dict[str, Any]] = {
-    "mask, gan, last layers": {"redraw": {"mode": "mask"}, "feedback": {"interval": 1, "method": "last_layers"}},
+    "mask, gan": {"redraw": {"mode": "mask"}, **EVERY_STEP},
     "tissue, vae": {"redraw": {"mode": "tissue"}, **GenSegTrainerVAE.preset, **EVERY_STEP},
     "tissue, gmm": {**GenSegTrainerGMM.preset, "feedback": {"interval": 1, "parameters": "policy"}},
     "residual, diffusion": {**GenSegTrainerDiffusion.preset, "feedback": {"interval": 1, "parameters": "weights"}},
@@ -142,9 +142,8 @@ def assert_all_stages(trainer: nnUNetTrainer) -> None:
 
 
 @pytest.mark.parametrize("parameters", ["architecture", "weights", "policy"])
-@pytest.mark.parametrize("method", ["exact", "last_layers"])
-def test_every_feedback_moves_what_it_may(nnunet, settings, parameters, method):
-    feedback = {"interval": 1, "parameters": parameters, "method": method, "start": 0.0}
+def test_every_feedback_moves_what_it_may(nnunet, settings, parameters):
+    feedback = {"interval": 1, "parameters": parameters, "start": 0.0}
     settings({"feedback": feedback, "schedule": AT_ONCE, "generator": {"interval": 1000}})
     trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "5,2,1,9,0", plans_name=TINY)
     trainer.initialize()
@@ -223,11 +222,11 @@ def test_a_training_is_resumed_with_a_cheaper_feedback(nnunet, settings):
     settings({"schedule": AT_ONCE, "feedback": {"start": 0.5, "interval": 1}})
     length = "4,2,1,1,0"
     trained(make_trainer(GenSegTrainerShort, *PHANTOM_2D, length, plans_name=TINY), epochs=2)
-    settings({"schedule": AT_ONCE, "feedback": {"start": 0.5, "interval": 2, "patches": 1, "method": "last_layers"}})
+    settings({"schedule": AT_ONCE, "feedback": {"start": 0.5, "interval": 2, "patches": 1}})
     second = trained(resume(GenSegTrainerShort, *PHANTOM_2D, length, plans_name=TINY))
     assert "loss_heldout" in second.recorder.progress.rows[-1]
     recorded = json.loads((Path(second.output_folder) / "genseg_config.json").read_text())
-    assert recorded["feedback"]["method"] == "last_layers"
+    assert recorded["feedback"]["patches"] == 1
 
 
 def test_a_checkpoint_that_an_earlier_training_left_is_not_continued_under_other_settings(nnunet, settings):

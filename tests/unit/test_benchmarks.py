@@ -334,19 +334,16 @@ def test_the_label_maps_of_growing_phantoms_show_all_classes_and_background():
             assert np.array_equal(np.unique(growth.blocks(shape, classes)), np.arange(classes + 1))
 
 
-def test_a_correlation_is_that_of_the_predicted_and_the_measured_change():
+def test_a_gradient_is_compared_with_what_was_measured_by_batch_and_in_the_mean():
     import feedback
 
     rng = np.random.default_rng(0)
-    predicted = -rng.random(40)
-    every = zip(predicted, rng.standard_normal(40), strict=True)
-    found = [{"predicted": p, "same": 2 * p, "other_patches": -p, "other_pairs": e} for p, e in every]
-    told = feedback.summary(found)
-    assert told["steps"] == 40
-    assert [told["same"][key] for key in ("correlation", "slope", "same_sign")] == [1, 2, 1]
-    assert told["other_patches"]["correlation"] == -1
-    assert told["other_patches"]["same_sign"] == 0
-    assert abs(told["other_pairs"]["correlation"]) < 0.5
+    slopes = rng.standard_normal((8, 1))
+    measured = slopes + rng.standard_normal((8, 400))
+    found = feedback.comparison(measured, np.broadcast_to(slopes / 2, measured.shape))
+    assert found["each"] == pytest.approx(np.std(slopes) / np.sqrt(np.var(slopes) + 1), abs=0.05)
+    assert found["mean"] == pytest.approx(1, abs=0.02)
+    assert found["ratio"] == pytest.approx(2, abs=0.2)
 
 
 def test_the_page_shows_speed_and_memory():

@@ -280,7 +280,7 @@ def test_differences_name_the_settings_that_differ():
 
 
 def test_what_the_feedback_takes_may_be_changed_on_the_way():
-    cheaper = {"patches": 1, "method": "last_layers", "interval": 50}
+    cheaper = {"patches": 1, "interval": 50}
     assert resolve({}, {}).differences(resolve({"feedback": cheaper}, {})) == []
     other = {"parameters": "weights", "cases": 0.3, "learning_rate": 0.1}
     assert len(resolve({}, {}).differences(resolve({"feedback": other | cheaper}, {}))) == 3

@@ -60,15 +60,15 @@ def real_pairs(codec, dims, channels, count=3, seed=0):
     return image, labels
 
 
-def network(dims, channels, outputs, features=(4, 8), deep=False):
-    """nnU-Net's plain network as its planner configures it."""
+def network(dims, channels, outputs, features=(4, 8), deep=False, smooth=False):
+    """nnU-Net's plain network as its planner configures it, or with SiLU if `smooth`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return PlainConvUNet(
             channels, len(features), features, nn.Conv2d if dims == 2 else nn.Conv3d, 3, (1, *(2,) * (len(features) - 1)), 1,
             outputs, 1, conv_bias=True, norm_op=nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d,
-            norm_op_kwargs={"affine": True, "eps": 1e-5}, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
-            deep_supervision=deep,
+            norm_op_kwargs={"affine": True, "eps": 1e-5}, nonlin=nn.SiLU if smooth else nn.LeakyReLU,
+            nonlin_kwargs={"inplace": True}, deep_supervision=deep,
         )  # fmt: skip
 
 
@@ -85,12 +85,12 @@ def nnunet_loss(codec):
 class Setting:
     """A bilevel loop, a segmentation network, training patches and held-out patches."""
 
-    def __init__(self, dims=2, channels=1, codec="labels", rank=0, masked_channels=(), count=3, **sections):
+    def __init__(self, dims=2, channels=1, codec="labels", rank=0, masked_channels=(), count=3, smooth=False, **sections):
         self.codec = CODECS[codec]
         self.loop = BilevelLoop(
             configured(**sections), planned(dims), self.codec, channels, CPU, rank=rank, masked_channels=masked_channels
         )
-        self.network = network(dims, channels, 2 if self.codec.regions is not None else 3)
+        self.network = network(dims, channels, 2 if self.codec.regions is not None else 3, smooth=smooth)
         self.loss = nnunet_loss(self.codec)
         self.image, self.labels = real_pairs(self.codec, dims, channels, count)
         self.held_out = HeldOutBatch(*real_pairs(self.codec, dims, channels, count=2, seed=1))
