@@ -63,6 +63,7 @@ ARMS: dict[str, Arm] = {
     "genseg_random_without_redraw": genseg(mixing=DEFORMATION, feedback=OFF),
     "genseg_random": genseg(feedback=OFF),
     "genseg_quarter_redraw": genseg(mixing={"sources": {"deformation": 0.75, "redraw": 0.25}}),
+    "genseg_fast": genseg(feedback={"learning_rate": 0.1}),
     "genseg_slight_shift": genseg(intensity={"shift": 0.1}),
     "genseg_unlabelled": unlabelled(),
     "genseg_unlabelled_more": unlabelled(mixing={"share": 0.75}, unlabelled={"share": 0.67}),
