@@ -77,7 +77,8 @@ ARMS: dict[str, Arm] = {
     "genseg_lesion": genseg(mixing=DEFORMATION, paste={"kinds": {"lesion": 1.0}}, feedback=OFF),
 }
 """`genseg` is the default, `genseg_random` the default without feedback, `genseg_random_without_redraw` that without generator,
-`genseg_deformation` that without parts of other cases; `genseg_unlabelled` is the default with the pool's other images,
+`genseg_deformation` that without parts of other cases, `genseg_fast` the default whose feedback moves the architecture further;
+`genseg_unlabelled` is the default with the pool's other images,
 `genseg_unlabelled_sure` that with labels of a higher confidence alone. Without redraw there is nothing that feedback tunes."""
 
 
@@ -209,6 +210,7 @@ GRIDS: dict[str, list[Cell]] = {
     "yardstick": comparison(COMPARED),
     "headroom": headroom(),
     "rivals": comparison("stock_ema stock_doubled_batch_and_rate genseg_random"),
+    "feedback": comparison("genseg genseg_fast genseg_random", "102", seeds=range(3)),
     "paste": comparison("genseg_carve genseg_lesion", "102 101 105"),
     "volumes": comparison("stock genseg genseg_deformation", "104", "3d_fullres"),
     "longer": comparison("stock genseg", "102", seeds=range(2), iterations=16_000),
