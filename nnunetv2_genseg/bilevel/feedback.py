@@ -141,7 +141,7 @@ class Feedback:
         step_size: float,
         chosen: dict[str, list[int]],
         rng: torch.Generator,
-    ) -> dict[str, float]:
+    ) -> dict[str, float | Tensor]:
         """Moves φ.
 
         Args:
@@ -154,7 +154,7 @@ class Feedback:
             rng: on the device.
 
         Returns:
-            What was measured, by name.
+            What was measured, by name; without graph.
 
         Raises:
             RuntimeError: the hypergradient is detached from φ.
@@ -162,16 +162,17 @@ class Feedback:
         """
         network, theta = segmenter.network, dict(segmenter.network.named_parameters())
         before = rng.get_state()
-        measured: dict[str, float] = {}
+        held_out_losses: list[Tensor] = []
+        synthetic_losses: list[Tensor] = []
 
         def on_held_out(logits: hypergradient.Logits) -> Tensor:
             value = segmenter.loss(logits, segmenter.to_target(held_out.labels))
-            measured["loss_heldout"] = value.item()
+            held_out_losses.append(value.detach())
             return value
 
         def on_synthetic(logits: hypergradient.Logits) -> Tensor:
             value = loss(logits)
-            measured["loss_synthetic"] = value.item()
+            synthetic_losses.append(value.detach())
             return value
 
         with torch.enable_grad():
@@ -192,12 +193,14 @@ class Feedback:
                 place = next(i for i, own in enumerate(self.phi) if own is self.sampler.policy.log_deformation)
                 gradient[place] = -step_size * slope
         self.synchronise(gradient)
-        measured["hypergradient_norm"] = norm = hypergradient.finite_norm(gradient)
+        norm = hypergradient.finite_norm(gradient)
         self._zero_steps = self._zero_steps + 1 if norm == 0 else 0
         self.active = self._zero_steps < ZERO_STEPS
         if norm > 0:  # Adam would go on by its momentum
             self._descend(gradient)
-        return measured | self._chosen()
+        losses = {"loss_heldout": held_out_losses, "loss_synthetic": synthetic_losses}
+        means = {name: torch.stack(values).mean() for name, values in losses.items() if values}
+        return {**means, "hypergradient_norm": norm, **self._chosen()}
 
     def _descend(self, gradient: list[Tensor]) -> None:
         for parameter, part in zip(self.phi, gradient, strict=True):
@@ -206,12 +209,12 @@ class Feedback:
         self.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def _chosen(self) -> dict[str, float]:
+    def _chosen(self) -> dict[str, Tensor]:
         """What the feedback has moved so far, by name."""
         if self.config.parameters == "policy":
-            return {name: float(factor) for name, factor in self.sampler.policy.factors().items()}
+            return self.sampler.policy.factors()
         if self.config.parameters == "architecture":
-            return {"largest_kernel_share": float(torch.stack([alpha.softmax(dim=-1).max() for alpha in self.phi]).max())}
+            return {"largest_kernel_share": torch.stack([alpha.softmax(dim=-1).max() for alpha in self.phi]).max()}
         return {}
 
     def _deformation_slope(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ class Meter:
     def __init__(self) -> None:
         self._values: dict[str, list[float | Tensor]] = defaultdict(list)
 
-    def add(self, values: dict[str, float] | dict[str, Tensor]) -> None:
+    def add(self, values: Mapping[str, float | Tensor]) -> None:
         """Records values; tensors are 0-d, without graph."""
         for name, value in values.items():
             self._values[name].append(value)
