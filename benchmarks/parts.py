@@ -89,7 +89,7 @@ def watch(trainer: Any, stopwatch: Stopwatch) -> None:
         (redraw.generator, ("training_step",), "generator step"),
         (redraw.generator, ("_discriminator_step",), "discriminator step"),
         (redraw.generator, ("sample",), "drawing by the generator"),
-        (redraw, ("observe", "real_condition", "_redrawing"), "conditions"),
+        (redraw, ("observe", "_redrawing"), "conditions"),
         (sampler.deformer, ("observe", "sample"), "new masks"),
         (deformation, ("warp_image",), "deformed images"),
         (residual, ("warp_image",), "deformed images"),

@@ -92,9 +92,9 @@ class IntensityConfig(Section):
 
     tone: float = Field(0.25, ge=0, le=2)
     """Standard deviation of the log slopes of a random monotone curve over the intensities of a pair; 0: none."""
-    shift: float = Field(0.5, ge=0, le=3)
-    """Standard deviation of the shift of each class's mean intensity, relative to that within the real patches (source
-    `redraw`, modes `tissue` and `residual`)."""
+    shift: float = Field(1.0, ge=0, le=3)
+    """Size of the shift of the classes' mean intensities, relative to how these vary between real patches (source `redraw`,
+    modes `tissue` and `residual`)."""
 
 
 class MaskConfig(Section):

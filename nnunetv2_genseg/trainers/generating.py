@@ -178,9 +178,10 @@ class GeneratingMixin(standalone.StandaloneMixin):
             image, segmentation, _, properties = dataset.load_case(name)
             spacing = [properties["spacing"][axis] for axis in self.plans_manager.transpose_forward]
             planned = [float(step) for step in self.configuration_manager.spacing]
-            whole.observe(whole.cases.classes(name, np.asarray(segmentation[:])[0]), (*spacing[: 3 - len(planned)], *planned))
+            labels = whole.cases.classes(name, np.asarray(segmentation[:])[0])
+            whole.observe(labels, (*spacing[: 3 - len(planned)], *planned))
             if unmeasured:
-                whole.measure(np.asarray(image[:]))
+                whole.measure(np.asarray(image[:]), labels)
 
     def _origin(
         self, settings: Generation, names: Sequence[str], generator: Origin | None, masks: GivenMasks | None

@@ -64,11 +64,16 @@ class WholePairs:
         counts = torch.bincount(labels.flatten(), minlength=len(self.largest)).double()
         self.largest = torch.maximum(self.largest, counts * torch.tensor(spacing, dtype=torch.float64).prod())
 
-    def measure(self, image: Array) -> None:
-        """Measures how much a preprocessed case, (C, *spatial), varies: only a training's state tells its generator."""
+    def measure(self, image: Array, labels: Tensor) -> None:
+        """Measures how much a preprocessed case varies: only a training's state tells its generator.
+
+        Args:
+            image: (C, *spatial).
+            labels: (*spatial) int64 class map.
+        """
         for source in self.sources.values():
             if isinstance(source, RedrawSource):
-                source.observe(self._batch(torch.from_numpy(np.ascontiguousarray(image)).float()))
+                source.observe(self._batch(torch.from_numpy(np.ascontiguousarray(image)).float()), self._label_batch(labels))
 
     def weights(self) -> dict[str, float]:
         """How likely each source is."""

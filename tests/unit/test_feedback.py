@@ -173,7 +173,7 @@ def test_the_hypergradient_of_the_style_factor_is_that_of_unrolled_autograd(sour
 @pytest.mark.parametrize("masks", ["real", "shape_vae"])
 @pytest.mark.parametrize("sources", [REDRAW, {"sources": {"deformation": 0.5, "redraw": 0.5}}], ids=["redraw", "both"])
 def test_the_slope_over_the_deformation_is_that_of_the_held_out_loss_after_a_real_step(sources, masks):
-    setting = Setting(mixing=sources, masks={"source": masks}, feedback={"parameters": "policy"})
+    setting = Setting(smooth=True, mixing=sources, masks={"source": masks}, feedback={"parameters": "policy"})
     setting.learn(40 if masks == "shape_vae" else 3)
     setting.sampler.deformer.unbound()
     deformation = setting.sampler.policy.log_deformation
@@ -299,7 +299,7 @@ def distance_to_real(setting):
     """L1 of drawn and real images, with fixed style noise."""
     with torch.no_grad():
         image = setting.image / setting.redraw.deviation
-        condition = setting.redraw.real_condition(image, setting.labels)
+        condition = setting.real_condition(image, setting.labels)
         style = torch.randn(len(image), *setting.generator.style_shape(image.shape[2:]), generator=seeded())
         return float((setting.generator.sample(condition, style) - image).abs().mean())
 
@@ -308,6 +308,7 @@ def distance_to_real(setting):
 def test_at_the_default_rate_feedback_through_weights_does_not_undo_what_the_generator_learned(rate, spoils):
     setting = Setting(mixing=REDRAW, feedback={"parameters": "weights", "learning_rate": rate})
     setting.learn(40)
+    setting.vary()
     before = distance_to_real(setting)
     for _ in range(40):
         assert setting.feedback(1) == ""

@@ -17,7 +17,7 @@ def redrawing(dims, family="gan", mode="residual", channels=2, shifted=0.0, styl
     setting = Setting(dims, channels, mixing=REDRAW, generator={"name": family}, redraw={"mode": mode}, **OFF)
     setting.learn(3)
     count, spatial = len(setting.image), setting.image.shape[2:]
-    present = setting.redraw.real_condition(setting.image, setting.labels)
+    present = setting.real_condition(setting.image, setting.labels)
     wanted = present.clone()
     if shifted:
         wanted[:, -channels:] += shifted * (setting.labels == 1)[:, None]

@@ -207,7 +207,7 @@ def test_drawn_from_scratch_the_real_image_s_detail_does_not_show_through(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_real_condition_has_the_layouts_channels(mode):
     setting, source = setting_of("redraw", mode, channels=3)
-    condition = source.real_condition(setting.image, setting.labels)
+    condition = setting.real_condition(setting.image, setting.labels)
     assert condition.shape == (3, source.layout.channels, 16, 16)
     assert source.layout.tissues == (0 if mode == "mask" else 3)
     assert torch.equal(condition[:, 0], (setting.labels == 1).float())
@@ -219,7 +219,7 @@ def test_the_real_condition_has_the_layouts_channels(mode):
 @pytest.mark.parametrize("mode", ["tissue", "residual"])
 def test_intensity_below_the_ignore_label_counts_as_tissue(mode):
     setting = Setting(codec="ignore", mixing=REDRAW, redraw={"mode": mode}, **OFF)
-    condition = setting.redraw.real_condition(setting.image, setting.labels)
+    condition = setting.real_condition(setting.image, setting.labels)
     assert torch.equal(condition[:, 2:5].sum(dim=1), ((setting.labels == 0) | (setting.labels == 3)).float())
 
 

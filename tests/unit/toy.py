@@ -12,6 +12,8 @@ from nnunetv2_genseg.bilevel.feedback import HeldOutBatch, Segmenter
 from nnunetv2_genseg.bilevel.loop import BilevelLoop
 from nnunetv2_genseg.config import GenSegConfig, checked
 from nnunetv2_genseg.generators import NetworkPlan
+from nnunetv2_genseg.synthesis.conditioning import condition
+from nnunetv2_genseg.synthesis.intensity_variation import PATCHES
 from nnunetv2_genseg.synthesis.labels import LabelCodec
 
 CPU = torch.device("cpu")
@@ -94,6 +96,8 @@ class Setting:
         self.loss = nnunet_loss(self.codec)
         self.image, self.labels = real_pairs(self.codec, dims, channels, count)
         self.held_out = HeldOutBatch(*real_pairs(self.codec, dims, channels, count=2, seed=1))
+        if "redraw" in self.sampler.sources:
+            self.vary()
         self.sampler.observe(self.labels)
         self.sampler.observe(self.held_out.labels)
 
@@ -108,6 +112,16 @@ class Setting:
     @property
     def generator(self):
         return self.redraw.generator
+
+    def vary(self, deviation=0.5):
+        """The class intensities of real patches vary, independently of each other."""
+        layout, scene = self.redraw.layout, torch.arange(self.redraw.layout.scene_classes).repeat_interleave(10)
+        means = deviation * torch.randn(PATCHES, layout.scene_classes, layout.image_channels, generator=seeded(3))
+        self.redraw.variation.observe(means, scene.expand(PATCHES, -1))
+
+    def real_condition(self, image, labels):
+        """The condition of standardised real images, as the generator learns it."""
+        return condition(*self.redraw._scene(image, labels), self.redraw.layout)
 
     def to_target(self, labels):
         return self.codec.to_target(labels, torch.bool if self.codec.regions is not None else torch.int16)

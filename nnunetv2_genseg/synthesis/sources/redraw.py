@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,15 +10,13 @@ from torch import Tensor
 from nnunetv2_genseg.generators import Generator, build_generator
 from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.synthesis import conditioning
+from nnunetv2_genseg.synthesis.intensity_variation import IntensityVariation
 from nnunetv2_genseg.synthesis.mask_sources import MASK_SOURCES
 from nnunetv2_genseg.synthesis.masks import MaskChange
 from nnunetv2_genseg.synthesis.modes import MODES, Redrawing
 from nnunetv2_genseg.synthesis.pairs import Pairs
 from nnunetv2_genseg.synthesis.sources.base import PAIR_SOURCES, SourceContext
 from nnunetv2_genseg.synthesis.spatial import warp_labels
-
-COMMON_SHIFT = 0.75
-"""Share of the variance of an intensity shift that all channels of an image have in common."""
 
 
 @PAIR_SOURCES.register("redraw")
@@ -56,6 +53,8 @@ class RedrawSource:
         """(C,) variance within real patches, summed over the batches so far."""
         self.observed = torch.zeros(context.image_channels, device=device)
         """(C,) how many batches these are."""
+        self.variation = IntensityVariation(self.layout.scene_classes, context.image_channels, device)
+        """Of standardised real images."""
 
     @property
     def deviation(self) -> Tensor:
@@ -68,20 +67,30 @@ class RedrawSource:
         return mean.sqrt().view(-1, *(1,) * len(self.context.plan.patch_size))
 
     @torch.no_grad()
-    def observe(self, image: Tensor) -> None:
-        """Measures how much real images, (B, C, *spatial), vary; see `deviation`."""
+    def observe(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Measures how much real images and their classes vary; see `deviation` and `variation`.
+
+        Args:
+            image: (B, C, *spatial).
+            labels: (B, *spatial) int64.
+
+        Returns:
+            The standardised images, and their condition as the generator learns it.
+        """
         variance = image.flatten(2).var(dim=2).mean(dim=0)
         self.context.synchronise([variance])
         finite = torch.isfinite(variance)
         self.variance += torch.where(finite, variance, 0.0)
         self.observed += finite
+        image = image / self.deviation
+        scene, intensities = self._scene(image, labels)
+        self.variation.observe(intensities, scene)
+        return image, conditioning.condition(scene, intensities, self.layout)
 
     def training_step(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """A step of the generator and one of the mask source on real pairs; see `PairSource.training_step`."""
         with torch.no_grad():
-            self.observe(image)
-            image = image / self.deviation
-            condition = self.real_condition(image, labels)
+            image, condition = self.observe(image, labels)
             style = self._style(image, rng)
         losses = self.generator.training_step(condition, image, style)
         of_masks = self.masks.training_step(labels, rng)
@@ -89,10 +98,10 @@ class RedrawSource:
         flags = [flag.float() for flag in both_finite if flag is not None]
         return losses | of_masks | ({"finite": torch.stack(flags).amin()} if flags else {})
 
-    def real_condition(self, image: Tensor, labels: Tensor) -> Tensor:
-        """(B, layout.channels, *spatial) condition of real pairs with standardised images, as the generator learns it."""
+    def _scene(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, *spatial) classes and tissue classes of standardised images, and (B, classes, C) their mean intensities."""
         scene = conditioning.compose_scene(labels, self._tissue(image, labels), self.layout)
-        return conditioning.condition(scene, conditioning.class_intensities(image, scene, self.layout), self.layout)
+        return scene, conditioning.class_intensities(image, scene, self.layout)
 
     def sample(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> Pairs:
         """See `PairSource.sample`."""
@@ -108,7 +117,7 @@ class RedrawSource:
         before = conditioning.compose_scene(labels, tissue, self.layout)
         own = conditioning.class_intensities(image, before, self.layout)
         factor = self.context.policy.style * self.context.config.intensity.shift
-        shifted = own + factor * self._shift(own.shape, rng)
+        shifted = own + factor * self.variation.shift(len(own), rng)
         deformed = warp_labels(before, change.grid)
         after = deformed
         if self.masks.new_shapes:
@@ -130,11 +139,6 @@ class RedrawSource:
         shape = (len(image), *self.generator.style_shape(image.shape[2:]))
         return factor * self.context.normal(shape, rng)
 
-    def _shift(self, shape: torch.Size, rng: torch.Generator) -> Tensor:
-        """(B, classes, C) of unit variance, most of it common to all channels: brighter or darker rather than of another hue."""
-        common = self.context.normal((*shape[:2], 1), rng)
-        return math.sqrt(COMMON_SHIFT) * common + math.sqrt(1 - COMMON_SHIFT) * self.context.normal(shape, rng)
-
     def _unlabelled(self, labels: Tensor) -> Tensor:
         return ~self.context.codec.is_foreground(labels)
 
@@ -144,12 +148,13 @@ class RedrawSource:
         return conditioning.tissue_map(image, self._unlabelled(labels), self.layout.tissues)
 
     def state_dict(self) -> dict[str, Any]:
-        """Generator, mask source and the images' variance."""
+        """Generator, mask source, and how the images vary."""
         return {
             "generator": self.generator.state_dict(),
             "masks": self.masks.state_dict(),
             "variance": self.variance,
             "observed": self.observed,
+            "variation": self.variation.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -158,3 +163,4 @@ class RedrawSource:
         self.masks.load_state_dict(state["masks"])
         self.variance.copy_(state["variance"])
         self.observed.copy_(state["observed"])
+        self.variation.load_state_dict(state["variation"])
