@@ -32,8 +32,8 @@ from preparing import Place, prepare
 from provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "feedback.json"
-PLANS = (("104", "2d"), ("102", "2d"), ("104", "3d_fullres"))
-EPOCHS = {"2d": 30, "3d_fullres": 10}
+PLANS = (("104", "2d"), ("102", "2d"))
+EPOCHS = 30
 ITERATIONS = 20
 """Of an epoch."""
 DONE = 0.6
@@ -61,7 +61,6 @@ class Middle:
         from nnunetv2_genseg import hypergradient
         from nnunetv2_genseg.checkpoint import own_random_state
 
-        epochs = EPOCHS[cell.configuration]
         model = place.work / "models" / f"feedback_{cell.dataset}_{cell.configuration}_s{cell.seed}"
         trainer = build_trainer(
             "GenSegTrainerShort",
@@ -69,7 +68,7 @@ class Middle:
             cell.dataset,
             cell.configuration,
             model,
-            length=(epochs, ITERATIONS, 1, epochs),
+            length=(EPOCHS, ITERATIONS, 1, EPOCHS),
             seed=cell.seed,
         )
         without_pictures(trainer)
@@ -82,7 +81,7 @@ class Middle:
             return own_step(segmenter, *given)
 
         self.feedback.step = watched
-        for epoch in range(round(DONE * epochs)):
+        for epoch in range(round(DONE * EPOCHS)):
             trainer.current_epoch = epoch
             trainer.on_train_epoch_start()
             for _ in range(ITERATIONS):
@@ -213,7 +212,7 @@ def main() -> None:
         prepare(cell, place)
         found[f"{dataset} {configuration}"] = judged(cell, place)
         content = {"seed": given.seed, "directions": DIRECTIONS, "batches": BATCHES, "held_out_batches": HELD_OUT}
-        content |= {"iterations": {plan: round(DONE * epochs) * ITERATIONS for plan, epochs in EPOCHS.items()}, "plans": found}
+        content |= {"iterations": round(DONE * EPOCHS) * ITERATIONS, "plans": found}
         content |= {"command": f"python benchmarks/feedback.py --raw PATH/TO/nnUNet_raw --work FOLDER --seed {given.seed}"}
         given.out.write_text(json.dumps(content | provenance("cpu"), indent=1) + "\n")
 

@@ -73,6 +73,7 @@ FEEDBACK = """## What the feedback's gradient tells
 The [feedback](feedback.md) moves the generator's architecture φ so that steps on its pairs lower the loss on held-out cases.
 Its gradient is right if it tells what a change of φ does. In the middle of short trainings (one seed) φ was moved in {directions}
 random directions, and it was measured how the effect of a step on the same pairs changes, for {batches} batches of pairs.
+102 is breast ultrasound, 104 the hippocampus.
 
 {table}
 `difference`: of the gradients by the image at two sets of weights, which lie as far from the present ones as is said, relative
@@ -306,7 +307,9 @@ def told(record: dict[str, Any]) -> str:
         slopes, errors = figures["slopes"][SHOWN_MOVES[-1]], figures["standard_errors"][SHOWN_MOVES[-1]]
         clear = sum(abs(slope) > 2 * error for slope, error in zip(slopes, errors, strict=True))
         signals.append(f"{clear} of {len(slopes)} ({plan})")
-    signal = f"The mean effect of a direction was larger than two standard errors over the batches in {', '.join(signals)}."
+    signal = f"""The mean effect of a direction was larger than two standard errors over the batches in {", ".join(signals)}.
+So the gradient tells what single steps do, and there is little that all of them have in common: the architecture has little to
+gain here."""
     head = ("plan", "gradient", "seconds", *measures)
     given = {"directions": record["directions"], "batches": record["batches"], "ratio": RATIO}
     return FEEDBACK.format(table=table(head, rows), signal=signal, **given)
