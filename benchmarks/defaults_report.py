@@ -19,8 +19,8 @@ EVIDENCE = {
     "schedule.ramp": "archived: 0.05, no warm-up, no tail (`genseg_deformation_throughout`) loses 2.3 on 101 (three seeds)",
     "schedule.tail": "archived: 0 (`genseg_deformation_no_tail`) is worse on 101, 0.9 better on 102 (one seed)",
     "mixing.share": "not measured",
-    "mixing.sources": "the arms `genseg` and `genseg_deformation` above, which differ by pasting and feedback too; without "
-    "feedback on 104, with and without `redraw`: 0.813, 0.818 (one seed); the weights are not measured",
+    "mixing.sources": "the arms `genseg`, `genseg_random_without_redraw` and `genseg_deformation` above, which differ by pasting "
+    "and feedback, too; the weights are not measured",
     "paste.probability": "104, `genseg_random_without_redraw` and `genseg_deformation`: 0.818, 0.820 (one seed)",
     "paste.kinds": "not measured; the arms `genseg_carve` and `genseg_lesion` will tell",
     "deformation.displacement": "archived: this, with the next two (`genseg_deformation_strong`), against half of it, 4000 "
@@ -31,8 +31,8 @@ EVIDENCE = {
     "intensity.shift": "archived: a fixed shift of half of the patch's standard deviation is 0.8 below this on 104 (one seed); "
     "a tenth of it lost 2.7 against the half on 102 (one seed)",
     "masks.source": "archived: learned shapes (`genseg_learned_masks`) are 1.0 below `real` on 104 (one seed)",
-    "unlabelled.images": "the arm `genseg_unlabelled` on 102: 0.2 ± 0.3 above `genseg` (three seeds); on 105, 3.4 above it "
-    "(one seed)",
+    "unlabelled.images": "archived: `genseg_unlabelled` on 102: 0.2 ± 0.3 above `genseg` (three seeds); on 105, 3.4 and 0.5 above "
+    "it (two seeds)",
     "unlabelled.share": "not measured; half, as in a trial before this package had it",
     "unlabelled.confidence": "not measured",
     "review.file": "not measured on patients; on phantoms a test: pairs with the rejected defect become at most half as frequent",
