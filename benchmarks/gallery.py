@@ -299,7 +299,7 @@ PANELS: dict[str, tuple[Panel, str, str]] = {
     "intensities": (
         intensities,
         "Strength of the intensity changes",
-        "Nothing is deformed. The last column is far above the defaults (0.25 and 0.5). There, structures lose their contrast: "
+        "Nothing is deformed. The last column is far above the defaults (0.25 and 1). There, structures lose their contrast: "
         "such pairs can teach the segmentation network that a structure looks like its surroundings.",
     ),
     "families": (
