@@ -58,7 +58,6 @@ class Middle:
     def __init__(self, cell: Cell, place: Place) -> None:
         import torch
 
-        from nnunetv2_genseg import hypergradient
         from nnunetv2_genseg.checkpoint import own_random_state
 
         model = place.work / "models" / f"feedback_{cell.dataset}_{cell.configuration}_s{cell.seed}"
@@ -92,14 +91,17 @@ class Middle:
         with own_random_state(cell.seed):
             held_out = [trainer._batches.parts(next(trainer._held_out._loader)) for _ in range(HELD_OUT)]
             self.batches = [trainer._batches.parts(next(trainer.dataloader_train)) for _ in range(BATCHES)]
-        gradients = [self._gradient(hypergradient, parts) for parts in held_out]
+        gradients = [self._gradient(parts) for parts in held_out]
         mean = {name: torch.stack([own[name] for own in gradients]).mean(0) for name in gradients[0]}
         self.direction = self.segmenter.of_the_step(mean)
         self.phi = self.feedback.phi
         noise = torch.Generator().manual_seed(cell.seed)
         self.moves = [[torch.randn(own.shape, generator=noise) for own in self.phi] for _ in range(DIRECTIONS)]
 
-    def _gradient(self, hypergradient: Any, parts: Any) -> Any:
+    def _gradient(self, parts: Any) -> Any:
+        """Of the loss on held-out patches, by the weights."""
+        from nnunetv2_genseg import hypergradient
+
         def loss(logits: Any) -> Any:
             return self.loss(logits, self.to_target(parts.labels))
 
@@ -166,10 +168,8 @@ class Middle:
         """The package's own, at another distance."""
         from nnunetv2_genseg import hypergradient
 
-        found = hypergradient.hypergradient(
-            self.segmenter.network, self.theta, self.direction, self.phi, image, loss, -1.0, ratio
-        )
-        return found
+        network, direction = self.segmenter.network, self.direction
+        return hypergradient.hypergradient(network, self.theta, direction, self.phi, image, loss, -1.0, ratio)
 
 
 def comparison(measured: Any, told: Any) -> dict[str, float]:

@@ -79,6 +79,7 @@ class Stopwatch:
 
 def watch(trainer: Any, stopwatch: Stopwatch) -> None:
     """Wraps the parts of a trainer."""
+    from nnunetv2_genseg.synthesis import conditioning
     from nnunetv2_genseg.synthesis.modes import residual
     from nnunetv2_genseg.synthesis.sources import SourceContext, deformation
 
@@ -90,6 +91,7 @@ def watch(trainer: Any, stopwatch: Stopwatch) -> None:
         (redraw.generator, ("_discriminator_step",), "discriminator step"),
         (redraw.generator, ("sample",), "drawing by the generator"),
         (redraw, ("observe", "_redrawing"), "conditions"),
+        (conditioning, ("condition",), "conditions"),
         (sampler.deformer, ("observe", "sample"), "new masks"),
         (deformation, ("warp_image",), "deformed images"),
         (residual, ("warp_image",), "deformed images"),

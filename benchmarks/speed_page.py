@@ -78,10 +78,10 @@ random directions, and it was measured how the effect of a step on the same pair
 {table}
 `difference`: of the gradients by the image at two sets of weights, which lie as far from the present ones as is said, relative
 to their norm. The package's is {ratio:g}. `exact`: the derivative of the gradient, which the package took before. It holds
-nothing of the kinks of nnU-Net's LeakyReLU, and takes more time and memory. The correlation over the batches is that of single
+nothing of the kinks of nnU-Net's LeakyReLU, and takes more time. The correlation over the batches is that of single
 steps, the other one that of their mean over the batches. 1 is a gradient that is always right.
 
-{signal}
+The mean effect of a direction was larger than two standard errors over the batches in {clear}.
 
 """
 START = """
@@ -104,7 +104,8 @@ python benchmarks/feedback.py --raw PATH/TO/nnUNet_raw --work FOLDER
 python benchmarks/startup.py --raw PATH/TO/nnUNet_raw --work FOLDER
 ```
 
-Stock nnU-Net and GenSeg take turns in one process. Times are CPU time of one thread, since other work ran beside. Commands,
+All but the feedback's gradient was measured when a feedback step still took a second derivative, which costs more. Stock nnU-Net
+and GenSeg take turns in one process. Times are CPU time of one thread, since other work ran beside. Commands,
 commits, versions and machines are in `benchmarks/results`. `tests/integration/test_operations.py` fails if the operations, bytes,
 backward passes or host synchronisations of an iteration grow: unlike times, these counts are the same on every machine.
 """
@@ -115,8 +116,6 @@ NO_CONVOLUTIONS = 0.001
 TEACHER, STOCK_LOADING = "teacher, with unlabelled images", "stock: loading and augmentation"
 FEEDBACK_STEP = "feedback step"
 OF_GENERATOR = ("generator step", "discriminator step", "drawing by the generator", "conditions")
-SHOWN_MOVES = ("0.03", "0.3")
-"""Moves of φ that the page shows."""
 GROWS = {"classes": "foreground classes", "patch": "patch", "batch_size": "batch", "cases": "training cases"}
 STARTED = {
     "import": ("import", 0.3),
@@ -291,28 +290,21 @@ def of_classes(cases: list[dict[str, Any]]) -> str:
 
 def told(record: dict[str, Any]) -> str:
     """What the feedback's gradient tells."""
+    plans: dict[str, dict[str, Any]] = record["plans"]
+    sizes = list(next(iter(plans.values()))["slopes"])
     rows = [
-        (
-            plan,
-            way,
-            f"{found['seconds']:.2f}",
-            *(f"{found[size][over]:.2f}" for size in SHOWN_MOVES for over in ("each", "mean")),
-        )
-        for plan, figures in record["plans"].items()
+        (plan, way, f"{found['seconds']:.2f}", *(f"{found[size][over]:.2f}" for size in sizes for over in ("each", "mean")))
+        for plan, figures in plans.items()
         for way, found in figures["told"].items()
     ]
-    measures = (f"{over}, φ moved by {size}" for size in SHOWN_MOVES for over in ("over the batches", "of the means"))
-    signals = []
-    for plan, figures in record["plans"].items():
-        slopes, errors = figures["slopes"][SHOWN_MOVES[-1]], figures["standard_errors"][SHOWN_MOVES[-1]]
-        clear = sum(abs(slope) > 2 * error for slope, error in zip(slopes, errors, strict=True))
-        signals.append(f"{clear} of {len(slopes)} ({plan})")
-    signal = f"""The mean effect of a direction was larger than two standard errors over the batches in {", ".join(signals)}.
-So the gradient tells what single steps do, and there is little that all of them have in common: the architecture has little to
-gain here."""
-    head = ("plan", "gradient", "seconds", *measures)
-    given = {"directions": record["directions"], "batches": record["batches"], "ratio": RATIO}
-    return FEEDBACK.format(table=table(head, rows), signal=signal, **given)
+    measures = (f"{over}, φ moved by {size}" for size in sizes for over in ("over the batches", "of the means"))
+    clear = []
+    for plan, figures in plans.items():
+        slopes, errors = figures["slopes"][sizes[-1]], figures["standard_errors"][sizes[-1]]
+        count = sum(abs(slope) > 2 * error for slope, error in zip(slopes, errors, strict=True))
+        clear.append(f"{count} of {len(slopes)} ({plan})")
+    given = {"directions": record["directions"], "batches": record["batches"], "ratio": RATIO, "clear": ", ".join(clear)}
+    return FEEDBACK.format(table=table(("plan", "gradient", "seconds", *measures), rows), **given)
 
 
 def started(record: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -162,17 +163,16 @@ class Feedback:
         """
         network, theta = segmenter.network, dict(segmenter.network.named_parameters())
         before = rng.get_state()
-        held_out_losses: list[Tensor] = []
-        synthetic_losses: list[Tensor] = []
+        losses: dict[str, list[Tensor]] = defaultdict(list)
 
         def on_held_out(logits: hypergradient.Logits) -> Tensor:
             value = segmenter.loss(logits, segmenter.to_target(held_out.labels))
-            held_out_losses.append(value.detach())
+            losses["loss_heldout"].append(value.detach())
             return value
 
         def on_synthetic(logits: hypergradient.Logits) -> Tensor:
             value = loss(logits)
-            synthetic_losses.append(value.detach())
+            losses["loss_synthetic"].append(value.detach())
             return value
 
         with torch.enable_grad():
@@ -198,8 +198,7 @@ class Feedback:
         self.active = self._zero_steps < ZERO_STEPS
         if norm > 0:  # Adam would go on by its momentum
             self._descend(gradient)
-        losses = {"loss_heldout": held_out_losses, "loss_synthetic": synthetic_losses}
-        means = {name: torch.stack(values).mean() for name, values in losses.items() if values}
+        means = {name: torch.stack(values).mean() for name, values in losses.items()}
         return {**means, "hypergradient_norm": norm, **self._chosen()}
 
     def _descend(self, gradient: list[Tensor]) -> None:

@@ -113,10 +113,10 @@ class Setting:
     def generator(self):
         return self.redraw.generator
 
-    def vary(self, deviation=0.5):
+    def vary(self):
         """The class intensities of real patches vary, independently of each other."""
         layout, scene = self.redraw.layout, torch.arange(self.redraw.layout.scene_classes).repeat_interleave(10)
-        means = deviation * torch.randn(PATCHES, layout.scene_classes, layout.image_channels, generator=seeded(3))
+        means = 0.5 * torch.randn(PATCHES, layout.scene_classes, layout.image_channels, generator=seeded(3))
         self.redraw.variation.observe(means, scene.expand(PATCHES, -1))
 
     def real_condition(self, image, labels):

@@ -67,7 +67,7 @@ class RedrawSource:
         return mean.sqrt().view(-1, *(1,) * len(self.context.plan.patch_size))
 
     @torch.no_grad()
-    def observe(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def observe(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Measures how much real images and their classes vary; see `deviation` and `variation`.
 
         Args:
@@ -75,7 +75,7 @@ class RedrawSource:
             labels: (B, *spatial) int64.
 
         Returns:
-            The standardised images, and their condition as the generator learns it.
+            The standardised images, and their scene and class intensities.
         """
         variance = image.flatten(2).var(dim=2).mean(dim=0)
         self.context.synchronise([variance])
@@ -85,12 +85,13 @@ class RedrawSource:
         image = image / self.deviation
         scene, intensities = self._scene(image, labels)
         self.variation.observe(intensities, scene)
-        return image, conditioning.condition(scene, intensities, self.layout)
+        return image, scene, intensities
 
     def training_step(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """A step of the generator and one of the mask source on real pairs; see `PairSource.training_step`."""
         with torch.no_grad():
-            image, condition = self.observe(image, labels)
+            image, scene, intensities = self.observe(image, labels)
+            condition = conditioning.condition(scene, intensities, self.layout)
             style = self._style(image, rng)
         losses = self.generator.training_step(condition, image, style)
         of_masks = self.masks.training_step(labels, rng)
