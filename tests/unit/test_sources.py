@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from toy import DEFORMATION, FAMILIES, MODES, REDRAW, STILL, Setting, seeded
+from toy import CPU, DEFORMATION, FAMILIES, MODES, REDRAW, STILL, Setting, seeded
 
 from nnunetv2_genseg.synthesis.intensity import tone_curve
+from nnunetv2_genseg.synthesis.intensity_variation import IntensityVariation
 from nnunetv2_genseg.synthesis.masks import MaskChange
 from nnunetv2_genseg.synthesis.spatial import identity_grid, warp_image, warp_labels
 
@@ -183,6 +184,16 @@ def test_an_intensity_shift_changes_the_image_alone(mode, dims):
         pairs.append(sample(setting, source))
     assert torch.equal(pairs[0].labels, pairs[1].labels)
     assert (pairs[0].image - pairs[1].image).abs().max() > 0.01
+
+
+def test_shifts_are_as_large_as_the_classes_differ_between_the_patches_that_the_generator_learns_from():
+    setting, source = setting_of("redraw", "tissue", intensity={"tone": 0.0})
+    source.variation = IntensityVariation(source.layout.scene_classes, 1, CPU)
+    setting.image *= torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1, 1)
+    setting.learn()
+    own = torch.stack([image[0][labels == 1].mean() for image, labels in zip(setting.image, setting.labels, strict=True)])
+    expected = own.std(unbiased=False) / source.deviation.squeeze()
+    torch.testing.assert_close(source.variation.shift(50_000, seeded())[:, 1, 0].std(), expected, rtol=0.02, atol=0)
 
 
 def test_in_mode_residual_the_style_factor_scales_the_shift():
