@@ -73,14 +73,16 @@ lint: setup
 demo: setup
 	$(BIN)/genseg demo $(DEMO_ARGS)
 
-# The check runs outside the repository, or the package would be imported from here instead of from the wheel.
-wheel: setup
+# The check runs outside the repository, or the package would be imported from here instead of from the wheel. The environment takes
+# several GB, and the next call makes it anew, so it goes when the check has passed.
+wheel:
 	rm -rf build dist $(WHEEL_VENV)
-	$(BIN)/python -m build --wheel
 	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip wheel --no-deps --wheel-dir dist .
 	$(WHEEL_VENV)/bin/python -m pip install -c constraints.txt dist/*.whl
 	outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && cd "$$outside" && \
 		"$(CURDIR)/$(WHEEL_VENV)/bin/python" "$(CURDIR)/tests/wheel/check_wheel.py"
+	rm -rf $(WHEEL_VENV)
 
 # On a machine with a GPU. GPU_ARGS="--data FOLDER" adds trainings on real data, which `benchmarks/gpu.py --prepare` put there.
 gpu:
