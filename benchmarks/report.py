@@ -10,6 +10,7 @@ from defaults_report import defaults
 from gain_report import Result, figure, headroom, load, summary, table
 from generators_report import merged
 from generators_report import page as generators_page
+from pair_values_report import pair_values
 from pairs_report import pairs
 from speed_page import page as speed_page
 from speed_report import speed
@@ -122,6 +123,9 @@ def benchmarks_page(results: Path) -> str:
         page += speed(json.loads((results / "speed.json").read_text(encoding="utf-8")))
     if (results / "pairs.json").is_file():
         page += pairs(json.loads((results / "pairs.json").read_text(encoding="utf-8")))
+    valued = load(results / "pair_values")
+    if valued:
+        page += pair_values(valued)
     if screened:
         page += SCREENING + table(screened, "validation")
     page += defaults()

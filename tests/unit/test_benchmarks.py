@@ -346,6 +346,31 @@ def test_a_gradient_is_compared_with_what_was_measured_by_batch_and_in_the_mean(
     assert found["ratio"] == pytest.approx(2, abs=0.2)
 
 
+def test_a_value_that_tells_the_kind_alone_is_told_apart_from_one_that_tells_the_pair():
+    from pair_values_report import by_kind, compared, pair_values
+
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(120):
+        kind = ("real", "deformation", "redraw")[number % 3]
+        own = rng.normal()
+        drawn = {name: rng.normal() for name in ("loss", "agreement_heldout", "agreement_training", "random")}
+        known = {"true": own + 5 * (kind == "redraw"), "hard": (kind == "redraw") + rng.normal() / 10, "foreground": -own}
+        found.append({"kind": kind, **known, "agreement_validation": known["true"] ** 3, **drawn})
+    told = compared(found)
+    assert told["agreement_validation"]["rank_correlation"] == pytest.approx(1)
+    assert told["agreement_validation"]["best_of_4"] == pytest.approx(1)
+    assert told["hard"]["low"] > 0.6
+    assert abs(told["hard"]["within_kinds"]) < 0.3
+    assert abs(told["random"]["best_of_4"]) < 0.5 and told["random"]["low"] < 0 < told["random"]["high"]
+    means = by_kind(found, "true")
+    spread = np.std([one["true"] for one in found])
+    assert means["redraw"][0] - means["deformation"][0] == pytest.approx(5 / spread, abs=0.25)
+    assert means["redraw"][1] == pytest.approx(1 / spread / np.sqrt(40), rel=0.3)
+    page = pair_values([{"dataset": "102", "budget": 20, "iterations": 4000, "seed": 0, "candidates": found}])
+    assert "| `agreement_validation` | 1.00 [1.00, 1.00] |" in page and "| real | 40 |" in page
+
+
 def test_the_page_shows_speed_and_memory():
     import speed_report
 

@@ -1,6 +1,6 @@
-"""Does any cheap value tell which synthetic pair is worth training on? results/gate/, one JSON a dataset and seed.
+"""Does any cheap value tell which synthetic pair is worth training on? results/pair_values/, one JSON a dataset and seed.
 
-    python benchmarks/gate.py --raw PATH/TO/nnUNet_raw --work FOLDER [--dataset 102] [--candidates 200] [--device cpu]
+    python benchmarks/pair_values.py --raw PATH/TO/nnUNet_raw --work FOLDER [--dataset 102] [--candidates 200] [--device cpu]
 
 Trains half of the usual length with all sources and without feedback; then draws candidates of every kind. The true value of a
 candidate is by how much one SGD step on it alone lowers the loss on half of the validation part, cases that the training never
@@ -15,9 +15,7 @@ sees. It is rank-correlated with values that a training can afford:
   could tell;
 - `random`.
 
-Kinds differ in their mean, so a value that only tells the kind is correlated as well: `within_kinds` is the rank correlation of
-what is left when the kinds' means are taken away. `best_of_4` is what choosing the best of four at random by each value gains
-over taking any, as a share of what choosing by the true value gains.
+`pair_values_report.py` says how they are compared.
 """
 
 from __future__ import annotations
@@ -33,6 +31,7 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from building import without_pictures
 from cells import Cell, cell_of
 from gain import build_cell
+from pair_values_report import REAL, pair_values
 from preparing import Place, prepare
 from provenance import provenance
 from raw_datasets import part_of
@@ -40,20 +39,16 @@ from raw_datasets import part_of
 from nnunetv2_genseg.config import PasteConfig
 from nnunetv2_genseg.synthesis.paster import Paster
 
-RESULTS = Path(__file__).parent / "results" / "gate"
-REAL = "real"
-VALUES = ("loss", "hard", "agreement_heldout", "agreement_training", "agreement_validation", "random")
+RESULTS = Path(__file__).parent / "results" / "pair_values"
 HELD_OUT = 2
 """Patches that `agreement_heldout` judges by."""
 TRAINING = 32
 """Patches that `agreement_training` judges by."""
-DRAWS = 2000
-BOOTSTRAPS = 1000
 
 
 def half_trained(cell: Cell, place: Place) -> tuple[Any, Any]:
     """A trainer in the middle of its training, and the moving average of its network."""
-    trainer = build_cell(cell, place, place.work / "models" / f"gate_{cell.training}")
+    trainer = build_cell(cell, place, place.work / "models" / f"pair_values_{cell.training}")
     without_pictures(trainer)
     trainer.on_train_start()
     from nnunetv2_genseg.trainers.teacher import moving_average
@@ -189,54 +184,6 @@ def candidates(trainer: Any, teacher: Any, cell: Cell, place: Place, count: int)
     return found
 
 
-def rank_correlation(first: Any, second: Any) -> dict[str, float]:
-    """Spearman's, with its 95 % bootstrap interval."""
-    from scipy.stats import spearmanr
-
-    first, second = np.asarray(first), np.asarray(second)
-    rng = np.random.default_rng(0)
-    drawn = [rng.integers(len(first), size=len(first)) for _ in range(BOOTSTRAPS)]
-    low, high = np.nanpercentile([spearmanr(first[index], second[index])[0] for index in drawn], (2.5, 97.5))
-    return {"rank_correlation": round(float(spearmanr(first, second)[0]), 3), "low": round(low, 3), "high": round(high, 3)}
-
-
-def centred_by(kinds: list[str], values: list[float]) -> Any:
-    """Values less the mean of their kind."""
-    array, names = np.asarray(values), np.asarray(kinds)
-    return array - np.array([array[names == name].mean() for name in names])
-
-
-def best_of_4(values: Any, true: Any) -> float:
-    """What choosing the best of four gains in the mean, as a share of what the true value would gain."""
-    values, true = np.asarray(values), np.asarray(true)
-    rng = np.random.default_rng(0)
-    fours = np.stack([rng.choice(len(true), 4, replace=False) for _ in range(DRAWS)])
-    chosen = true[fours[np.arange(DRAWS), values[fours].argmax(axis=1)]].mean()
-    return round(float((chosen - true.mean()) / (true[fours].max(axis=1).mean() - true.mean())), 3)
-
-
-def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the values tell of the true one over all synthetic candidates, and the mean true value by kind."""
-    synthetic = [candidate for candidate in found if candidate["kind"] != REAL]
-    true, kinds = ([candidate[key] for candidate in synthetic] for key in ("true", "kind"))
-    told = {}
-    for name in VALUES:
-        values = [candidate[name] for candidate in synthetic]
-        told[name] = rank_correlation(values, true) | {"best_of_4": best_of_4(values, true)}
-        told[name]["within_kinds"] = rank_correlation(centred_by(kinds, values), centred_by(kinds, true))["rank_correlation"]
-        told[name]["with_foreground"] = rank_correlation(values, [one["foreground"] for one in synthetic])["rank_correlation"]
-    by_kind = {}
-    for kind in dict.fromkeys(candidate["kind"] for candidate in found):
-        own = [candidate["true"] for candidate in found if candidate["kind"] == kind]
-        by_kind[kind] = {
-            "mean_true": float(np.mean(own)),
-            "standard_error": float(np.std(own, ddof=1) / np.sqrt(len(own))) if len(own) > 1 else None,
-            "positive": round(float(np.mean(np.array(own) > 0)), 3),
-            "count": len(own),
-        }
-    return {"values": told, "kinds": by_kind}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw", type=Path, required=True)
@@ -252,12 +199,11 @@ def main() -> None:
     cell = cell_of(given.dataset, "genseg_random", given.seed, iterations=given.iterations, parts=("validation",))
     prepare(cell, place)
     found = candidates(*half_trained(cell, place), cell, place, given.candidates)
-    command = f"python benchmarks/gate.py --dataset {cell.dataset} --seed {given.seed} --candidates {given.candidates}"
-    told = summary(found)
-    result = {**asdict(cell), **told, "candidates": found, "command": command, **provenance(given.device)}
+    command = f"python benchmarks/pair_values.py --dataset {cell.dataset} --seed {given.seed} --candidates {given.candidates}"
+    result = {**asdict(cell), "candidates": found, "command": command, **provenance(given.device)}
     given.results.mkdir(parents=True, exist_ok=True)
     (given.results / f"{cell.training}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(told, indent=1))
+    print(pair_values([result]))
 
 
 if __name__ == "__main__":
