@@ -27,14 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from building import without_pictures
 from cells import Cell, cell_of
 from gain import build_cell
+from pair_judge import PairJudge, product, validation_patches
 from pair_values_report import REAL, pair_values
 from preparing import Place, prepare
 from provenance import provenance
-from raw_datasets import part_of
 
 from nnunetv2_genseg.config import PasteConfig
 from nnunetv2_genseg.synthesis.paster import Paster
@@ -63,73 +62,6 @@ def half_trained(cell: Cell, place: Place) -> tuple[Any, Any]:
     return trainer, teacher.module
 
 
-def validation_patches(trainer: Any, cell: Cell, place: Place) -> tuple[Any, Any]:
-    """(B, C, *spatial) images and (B, *spatial) class maps: a patch from the middle of each validation case."""
-    import torch
-
-    images, labels = part_of(cell, "validation", place.raw, place.work / cell.scale / "parts")
-    preprocessor = trainer.configuration_manager.preprocessor_class(verbose=False)
-    ending, size = trainer.dataset_json["file_ending"], trainer.configuration_manager.patch_size
-    found = []
-    for path in sorted(labels.glob(f"*{ending}")):
-        case = path.name.removesuffix(ending)
-        channels = sorted(map(str, images.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}")))
-        plans = (trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json)
-        data, segmentation, _ = preprocessor.run_case(channels, str(path), *plans)
-        flat = zip(data.swapaxes(0, 1), segmentation.swapaxes(0, 1), strict=True)
-        for values in flat if len(size) == 2 else [(data, segmentation)]:
-            found.append([torch.from_numpy(np.ascontiguousarray(centred(part, size))) for part in values])
-    return torch.stack([image for image, _ in found]).float(), torch.stack([label[0] for _, label in found]).clamp(min=0).long()
-
-
-def centred(values: Any, size: list[int]) -> Any:
-    """The middle of (C, *spatial) values, padded by zeros where it is smaller."""
-    start = [(have - n) // 2 for n, have in zip(size, values.shape[1:], strict=True)]
-    return crop_and_pad_nd(values, [[first, first + n] for first, n in zip(start, size, strict=True)], 0)
-
-
-class Judge:
-    """Losses, gradients and single steps of the network at the trainer's present weights, which stay as they are."""
-
-    def __init__(self, trainer: Any, teacher: Any) -> None:
-        self.network, self.teacher = trainer._plain_network().eval(), teacher.eval()
-        self.loss, self.to_target, self.size = trainer._feedback_loss, trainer._batches.to_target, trainer.batch_size
-        self.rate = trainer.optimizer.param_groups[0]["lr"]
-
-    def value(self, network: Any, image: Any, labels: Any) -> Any:
-        """Mean loss over patches, a batch of nnU-Net's size at a time."""
-        import torch
-
-        parts = zip(torch.split(image, self.size), torch.split(labels, self.size), strict=True)
-        losses = [self.loss(network(part), self.to_target(own)) * len(part) for part, own in parts]
-        return torch.stack(losses).sum() / len(image)
-
-    def gradient(self, image: Any, labels: Any) -> list[Any]:
-        """Of the loss by the weights."""
-        import torch
-
-        weights = list(self.network.parameters())
-        value = self.value(self.network, image, labels)
-        return list(torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True))
-
-    def gain_of_a_step(self, gradient: list[Any], image: Any, labels: Any, before: float) -> float:
-        """By how much a step along a gradient lowers the loss on some patches."""
-        import torch
-
-        weights = list(self.network.parameters())
-        kept = [weight.detach().clone() for weight in weights]
-        with torch.no_grad():
-            torch._foreach_add_(weights, gradient, alpha=-self.rate)
-            after = float(self.value(self.network, image, labels))
-            torch._foreach_copy_(weights, kept)
-        return before - after
-
-
-def product(first: list[Any], second: list[Any]) -> float:
-    """Of two gradients."""
-    return float(sum((a * b).sum() for a, b in zip(first, second, strict=True)))
-
-
 def draw(trainer: Any, kind: str, parts: Any) -> tuple[Any, Any]:
     """A candidate made from the last patch of a batch: (1, C, *spatial) image and (1, *spatial) class map."""
     loop, slot = trainer.loop, len(parts.image) - 1
@@ -150,7 +82,8 @@ def candidates(trainer: Any, teacher: Any, cell: Cell, place: Place, count: int)
     """The kind, the true value and the cheap values of every candidate."""
     import torch
 
-    judge, device = Judge(trainer, teacher), trainer.device
+    trainer.network.eval()
+    judge, device = PairJudge(trainer), trainer.device
     rng = np.random.default_rng(cell.seed)
     image, labels = (values.to(device) for values in validation_patches(trainer, cell, place))
     order = rng.permutation(len(image))
@@ -167,7 +100,7 @@ def candidates(trainer: Any, teacher: Any, cell: Cell, place: Place, count: int)
         kind = kinds[number % len(kinds)]
         with torch.no_grad():
             pair = draw(trainer, kind, trainer._batches.parts(next(trainer.dataloader_train)))
-            loss, of_teacher = (float(judge.value(network, *pair)) for network in (judge.network, judge.teacher))
+            loss, of_teacher = (float(judge.value(network, *pair)) for network in (judge.network, teacher.eval()))
         gradient = judge.gradient(*pair)
         held_out = rng.choice(len(other_image), HELD_OUT, replace=False)
         values = {
