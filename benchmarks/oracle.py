@@ -23,18 +23,25 @@ INTERVAL = 4
 def choose_pairs(trainer: Any, cell: Cell, place: Place) -> None:
     """Makes a GenSeg trainer, not initialised, choose its pairs so."""
     trainer.initialize()
-    trainer.loop.sample = Oracle(trainer, cell, place).sample
+    trainer.loop.sample = Oracle(trainer, *validation_patches(trainer, cell, place), cell.seed).sample
 
 
 class Oracle:
-    """Chooses the pairs of a trainer's batches."""
+    """Chooses the pairs of a trainer's batches.
 
-    def __init__(self, trainer: Any, cell: Cell, place: Place) -> None:
+    Args:
+        trainer: initialised.
+        image: (B, C, *spatial) patches of the cases that it chooses by.
+        labels: (B, *spatial) int64 their class maps.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, trainer: Any, image: Any, labels: Any, seed: int) -> None:
         import torch
 
         self.loop, self.judge = trainer.loop, PairJudge(trainer)
-        self.image, self.labels = (values.to(trainer.device) for values in validation_patches(trainer, cell, place))
-        self.rng = torch.Generator().manual_seed(cell.seed)
+        self.image, self.labels = image.to(trainer.device), labels.to(trainer.device)
+        self.rng = torch.Generator().manual_seed(seed)
         self.draw, self.batches = self.loop.sample, 0
         self.direction: list[Any] = []
 
