@@ -12,6 +12,8 @@ from building import nnunet_folders
 from cells import ARMS, Cell
 from raw_datasets import budgeted_dataset, part_of, source_of, unlabelled_images
 
+from nnunetv2_genseg.folder_lock import alone_in
+
 RESULTS = Path(__file__).parent / "results" / "gain"
 
 
@@ -34,14 +36,23 @@ class Place:
 
 
 def prepare(cell: Cell, place: Place) -> None:
-    """Makes and plans the dataset of a cell, and the images that it is judged on, unless they are there."""
-    if cell.planned_for:
-        prepare(replace(cell, budget=cell.planned_for, planned_for=0), place)
+    """Makes and plans the dataset of a cell, and the images that it is judged on, unless they are there.
+
+    Another process that does so in the same place is waited for.
+    """
+    place.work.mkdir(parents=True, exist_ok=True)
+    with alone_in(place.work, wait=True):
+        for budget in {cell.planned_for or cell.budget, cell.budget}:
+            make_dataset(replace(cell, budget=budget, planned_for=0), place)
+        for part in cell.parts:
+            part_of(cell, part, place.raw, place.work / cell.scale / "parts")
+        if ARMS[cell.arm].unlabelled:
+            images_of(cell, place)
+
+
+def make_dataset(cell: Cell, place: Place) -> None:
+    """Makes and plans the dataset of a cell, unless it is there."""
     folder = place.dataset(cell)
-    for part in cell.parts:
-        part_of(cell, part, place.raw, place.work / cell.scale / "parts")
-    if ARMS[cell.arm].unlabelled:
-        images_of(cell, place)
     done = folder / f"planned_{cell.configuration}"
     if done.exists():
         return
