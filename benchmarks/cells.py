@@ -38,8 +38,8 @@ class Arm:
     """Whether a moving average of the weights is judged."""
     unlabelled: bool = False
     """Whether the pool's other images are given without their labels; without those of the validation part if that is judged."""
-    oracle: bool = False
-    """Whether pairs are chosen by the validation part's cases, as in `oracle.py`."""
+    chosen_by: str = ""
+    """What pairs are chosen by, as in `choosing.py`: `validation` or `training` patches; empty: they are not chosen."""
     rival: str = ""
     """How stock nnU-Net learns from these images: `pseudo_labels` or `mean_teacher`, as in the modules; empty: it does not."""
 
@@ -64,7 +64,8 @@ ARMS: dict[str, Arm] = {
     "genseg_deformation": genseg(mixing=DEFORMATION, paste={"probability": 0.0}, feedback=OFF),
     "genseg_random_without_redraw": genseg(mixing=DEFORMATION, feedback=OFF),
     "genseg_random": genseg(feedback=OFF),
-    "genseg_oracle": Arm("GenSegTrainerShort", {"feedback": OFF}, oracle=True),
+    "genseg_oracle": Arm("GenSegTrainerShort", {"feedback": OFF}, chosen_by="validation"),
+    "genseg_agreeing": Arm("GenSegTrainerShort", {"feedback": OFF}, chosen_by="training"),
     "genseg_more": genseg(mixing={"share": 0.75}, paste={"probability": 1.0}),
     "genseg_fast": genseg(feedback={"learning_rate": 0.1}),
     "genseg_unlabelled": unlabelled(),
@@ -80,9 +81,10 @@ ARMS: dict[str, Arm] = {
 }
 """`genseg` is the default, `genseg_random` the default without feedback, `genseg_random_without_redraw` that without generator,
 `genseg_deformation` that without parts of other cases; `genseg_oracle` is `genseg_random` with pairs chosen by labels that no
-training may see. `genseg_more` has more pairs, all of them with parts of other cases; `genseg_fast` is the default whose feedback
-moves the architecture further; `genseg_unlabelled` is the default with the pool's other images, `genseg_unlabelled_sure` that
-with labels of a higher confidence alone. Without redraw there is nothing that feedback tunes."""
+training may see, `genseg_agreeing` the same by training patches. `genseg_more` has more pairs, all of them with parts of other
+cases; `genseg_fast` is the default whose feedback moves the architecture further; `genseg_unlabelled` is the default with the
+pool's other images, `genseg_unlabelled_sure` that with labels of a higher confidence alone. Without redraw there is nothing that
+feedback tunes."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ GRIDS: dict[str, list[Cell]] = {
     "rivals": comparison("stock_ema stock_doubled_batch_and_rate genseg_random"),
     "feedback": comparison("genseg genseg_fast genseg_random", "102", seeds=range(3)),
     "paste": comparison("genseg_carve genseg_lesion", "102 101 105"),
-    "oracle": comparison("genseg_random genseg_oracle", "102", seeds=range(1)),
+    "choosing": comparison("genseg_random genseg_agreeing genseg_oracle", "102", seeds=range(3)),
     "more": comparison("genseg genseg_more", "102", seeds=range(3)),
     "volumes": comparison("stock genseg genseg_deformation", "104", "3d_fullres"),
     "longer": comparison("stock genseg", "102", seeds=range(2), iterations=16_000),

@@ -29,8 +29,8 @@ from typing import Any
 
 from building import build_trainer, deliver_average, without_pictures
 from cells import ARMS, GRIDS, Cell
+from choosing import choose_pairs
 from mean_teacher import learn_to_agree
-from oracle import choose_pairs
 from preparing import RESULTS, Place, images_of, prepare
 from provenance import provenance
 from pseudo_labels import dataset_of, label_images
@@ -131,8 +131,8 @@ def build_cell(cell: Cell, place: Place, model: Path) -> Any:
     )
     if arm.averaged:
         deliver_average(trainer, cell.iterations)
-    if arm.oracle:
-        choose_pairs(trainer, cell, place)
+    if arm.chosen_by:
+        choose_pairs(trainer, arm.chosen_by, cell, place)
     if arm.rival == "mean_teacher":
         learn_to_agree(trainer, [images_of(cell, place)], cell.iterations, cell.seed)
     return trainer

@@ -90,8 +90,9 @@ def arm_lines() -> str:
     """Markdown: one line an arm."""
     lines = []
     for name, arm in ARMS.items():
-        special = "averaged weights" if arm.averaged else "chosen by the validation part" if arm.oracle else arm.rival
-        trainer = arm.trainer.replace("Short", "") + (f" ({special.replace('_', ' ')})" if special else "")
+        special = "averaged weights" if arm.averaged else arm.rival.replace("_", " ")
+        special = f"pairs chosen by {arm.chosen_by} patches" if arm.chosen_by else special
+        trainer = arm.trainer.replace("Short", "") + (f" ({special})" if special else "")
         trainer += ", with unlabelled images" if arm.unlabelled else ""
         settings = f"`{json.dumps(arm.settings)}`" if arm.settings else ""
         batch = f"× {arm.batch_factor}" + (f", learning rate × {arm.rate_factor}" if arm.rate_factor != 1 else "")

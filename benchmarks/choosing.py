@@ -1,11 +1,13 @@
-"""Pairs chosen by cases that no training may see: the most that choosing pairs by their value could gain.
+"""Pairs chosen by their value: of several drawings of each pair, the one whose gradient agrees most with that of real patches.
 
-Of several drawings of each pair the one is trained on whose gradient agrees most with that of the validation part's cases, of
-which the labels are given. To a step's first order this is the true value of `pair_values.py`.
+To a step's first order, agreement with cases is by how much a step on the pair lowers their loss, as in `pair_values.py`. Patches
+of the validation part's cases, which no training may see, give the most that choosing could gain (the oracle); recent training
+patches are what a training has.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from cells import Cell
@@ -15,32 +17,34 @@ from preparing import Place
 CANDIDATES = 4
 """Drawings of each pair, with sources and pasted parts of their own."""
 PATCHES = 16
-"""Of the validation part's cases, drawn anew for each gradient."""
+"""Real patches that give a gradient."""
 INTERVAL = 4
 """Batches with pairs that a gradient serves."""
 
 
-def choose_pairs(trainer: Any, cell: Cell, place: Place) -> None:
-    """Makes a GenSeg trainer, not initialised, choose its pairs so."""
+def choose_pairs(trainer: Any, by: str, cell: Cell, place: Place) -> None:
+    """Makes a GenSeg trainer, not initialised, choose its pairs by `validation` or `training` patches."""
     trainer.initialize()
-    trainer.loop.sample = Oracle(trainer, *validation_patches(trainer, cell, place), cell.seed).sample
+    known = validation_patches(trainer, cell, place) if by == "validation" else None
+    trainer.loop.sample = Chooser(trainer, cell.seed, known).sample
 
 
-class Oracle:
+class Chooser:
     """Chooses the pairs of a trainer's batches.
 
     Args:
         trainer: initialised.
-        image: (B, C, *spatial) patches of the cases that it chooses by.
-        labels: (B, *spatial) int64 their class maps.
         seed: of what is drawn.
+        known: (B, C, *spatial) patches and (B, *spatial) int64 class maps of the cases that it chooses by; None: the latest
+            training patches.
     """
 
-    def __init__(self, trainer: Any, image: Any, labels: Any, seed: int) -> None:
+    def __init__(self, trainer: Any, seed: int, known: tuple[Any, Any] | None) -> None:
         import torch
 
         self.loop, self.judge = trainer.loop, PairJudge(trainer)
-        self.image, self.labels = image.to(trainer.device), labels.to(trainer.device)
+        self.known = None if known is None else tuple(values.to(trainer.device) for values in known)
+        self.latest: deque[tuple[Any, Any]] = deque(maxlen=PATCHES)
         self.rng = torch.Generator().manual_seed(seed)
         self.draw, self.batches = self.loop.sample, 0
         self.direction: list[Any] = []
@@ -52,6 +56,7 @@ class Oracle:
         from nnunetv2_genseg.synthesis.pairs import Pairs
         from nnunetv2_genseg.synthesis.sampler import Replacement
 
+        self.latest.extend(zip(image, labels, strict=True))
         first = self.draw(image, labels, cases, chosen)
         if first is None:
             return None
@@ -59,8 +64,7 @@ class Oracle:
         best: dict[int, tuple[float, Pairs]] = {}
         with torch.enable_grad():
             if self.batches % INTERVAL == 0:
-                index = torch.randperm(len(self.image), generator=self.rng)[:PATCHES].to(self.image.device)
-                self.direction = self.judge.gradient(self.image[index], self.labels[index])
+                self.direction = self.judge.gradient(*self._patches())
             for replacement in drawn:
                 pairs = replacement.pairs
                 for i, slot in enumerate(replacement.slots):
@@ -70,6 +74,16 @@ class Oracle:
                         best[slot] = value, own
         self.batches += 1
         return Replacement(first.slots, Pairs.joined([best[slot][1] for slot in first.slots]), first.finite, first.measured)
+
+    def _patches(self) -> tuple[Any, Any]:
+        """Real patches and their class maps, at most `PATCHES`."""
+        import torch
+
+        if self.known is None:
+            images, labels = zip(*self.latest, strict=True)
+            return torch.stack(images), torch.stack(labels)
+        index = torch.randperm(len(self.known[0]), generator=self.rng)[:PATCHES].to(self.known[0].device)
+        return self.known[0][index], self.known[1][index]
 
     def _again(self, slots: list[int], image: Any, labels: Any, cases: Any) -> Any:
         """Another drawing for the slots, with sources of its own."""
