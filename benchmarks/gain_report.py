@@ -216,7 +216,7 @@ def figure(results: list[Result], part: str, path: Path) -> None:
     An arm that lacks a dataset has no mean, as in `summary`.
     """
     groups = compared(results, part)
-    picture = Figure(figsize=(8, 3.6), layout="constrained")
+    picture = Figure(figsize=(8, 4.2), layout="constrained")
     FigureCanvasAgg(picture)
     axis = picture.subplots()
     step = 0.8 / len(SHOWN)
@@ -243,5 +243,5 @@ def figure(results: list[Result], part: str, path: Path) -> None:
     axis.set_xlim(-0.5, len(groups) + 0.5)
     axis.set_ylabel("Dice points over stock nnU-Net")
     if axis.patches:
-        axis.legend(fontsize=8)
+        picture.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     picture.savefig(path, dpi=100, metadata={"Software": None})
