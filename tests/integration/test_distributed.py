@@ -178,6 +178,17 @@ def tensors_in(state: Any, name: str = "") -> dict[str, torch.Tensor]:
     return {key: value for at, part in items for key, value in tensors_in(part, f"{name}.{at}").items()}
 
 
+def parts_of(state: dict[str, torch.Tensor]) -> dict[str, list[str]]:
+    """Names of the tensors of every part of the model; what optimisers and meters keep is in none."""
+    parts: dict[str, list[str]] = {}
+    for name, value in state.items():
+        _, *part = name.split(".")[:3]
+        own = ["alpha"] if "alpha" in name else []
+        if value.is_floating_point() and "optimizer" not in name and part[0] != "feedback":
+            parts.setdefault(".".join(part + own), []).append(name)
+    return parts
+
+
 @pytest.mark.parametrize("parameters", ["architecture", "weights", "policy"])
 def test_two_processes_learn_what_one_learns_from_the_whole_batch(nnunet, settings, parameters):
     settings({
@@ -198,10 +209,11 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(nnunet, settin
     assert not list(differences(first, second))
     expected, found = tensors_in(everything_learned(alone)), tensors_in(first)
     assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        if value.is_floating_point():
-            least = 1e-4 if "alpha" in name else 1e-5  # kinks that rounding moves count in the feedback's difference
-            assert torch.allclose(found[name], value, rtol=1e-3, atol=least), f"{name}: {(found[name] - value).abs().max()}"
+    for part, names in parts_of(expected).items():
+        off, way = (torch.cat([(other[name] - expected[name]).flatten() for name in names]).norm() for other in (found, before))
+        # Rounding moves kinks of the networks, and the feedback's difference magnifies that. Found on one machine, in shares of
+        # the way: 0.006, of `alpha` 0.015; without the average over processes at least 0.12, of `alpha` 0.42.
+        assert off <= (0.2 if "alpha" in part else 0.05) * way, f"{part}: {off / way}"
     moved = {"architecture": "alpha", "weights": "decoder", "policy": "log_style"}[parameters]
     moved = [name for name in expected if moved in name and "optimizer" not in name]
     assert any((expected[name] - before[name]).abs().max() > 1e-4 for name in moved), "by the feedback, or in training"

@@ -199,10 +199,14 @@ def test_what_is_wrong_with_pairs_shows_in_the_figures(name, prepare):
         nearest = of["closest_other"][0]
         assert (nearest["pair"], nearest["case"]) == (first, other), space
         assert nearest["distance"] < 1e-4 < good["memorisation"][space]["nearest_other"]["least"]
-        assert of["closer_than_real"] == good["memorisation"][space]["closer_than_real"] + 1, "its own source does not count"
         nearest = of["closest_source"][0]
         assert (nearest["pair"], nearest["case"]) == (second, sources[second])
         assert nearest["distance"] < 1e-4
+        # some may have been closer before, and the two cases that are closest to each other have copies that are as close
+        closest, least = {one["pair"]: one["distance"] for one in of["closest_other"]}, of["real_nearest_other"]["least"]
+        assert len(closest) == PAIRS and closest[second] > 0.999 * least, "its own source does not count"
+        closer = sum(distance < least for pair, distance in closest.items() if pair != second)
+        assert 1 <= closer <= of["closer_than_real"] <= closer + 1
     # all the same
     same = prepared.copy("same")
     for part in ("imagesTr", "labelsTr"):
