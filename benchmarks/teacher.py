@@ -17,7 +17,7 @@ from pathlib import Path
 from building import without_pictures
 from cells import Cell, cell_of
 from gain import build_cell
-from gate import validation_patches
+from pair_judge import validation_patches
 from preparing import Place, prepare
 from provenance import provenance
 

@@ -1,5 +1,6 @@
 """The parts of the benchmarks that could be wrong without anybody noticing."""
 
+import importlib
 import json
 import sys
 from dataclasses import asdict
@@ -31,6 +32,11 @@ def result(arm, seed, dice, dataset="101"):
         **{"dataset": dataset, "budget": 20, "configuration": "2d", "scale": "mini", "iterations": 4000},
         **{"arm": arm, "seed": seed, "parts": {"test": {"dice": float(np.mean(known)), "cases": cases}}},
     }
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_every_module_can_be_imported(name):
+    importlib.import_module(name)
 
 
 def test_every_arm_is_a_valid_configuration_and_every_cell_has_its_own_name():
