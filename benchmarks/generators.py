@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from building import build_trainer, without_pictures
-from cells import BUDGET, Cell
+from cells import BUDGET, POOL, Cell
 from preparing import Place, prepare, run_nnunet
 from provenance import provenance
 from raw_datasets import budgeted_dataset, source_of
@@ -33,8 +33,6 @@ ORACLE = "oracle"
 """In the place of an arm: the network that judges."""
 ITERATIONS = {("104", "2d"): 600, ("101", "2d"): 1000, ("104", "3d_fullres"): 100}
 ORACLE_ITERATIONS = ITERATIONS | {("104", "3d_fullres"): 300}
-POOL = 100
-"""All cases of the training pool."""
 PAIRS = 120
 """Pairs that are judged, and real patches that they are compared with."""
 REPETITIONS = 15

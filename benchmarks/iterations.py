@@ -1,4 +1,4 @@
-"""Time and memory of training iterations in every stage of the schedule, stock nnU-Net and GenSeg in turns; for `speed.py`."""
+"""Time and memory of training iterations in every stage of the schedule, stock nnU-Net and GenSeg in turns."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Takes the plans of `speed.py`, in the stage with pairs and feedback. In one proc
 turns: a few stock iterations, then a whole feedback interval, in which the time of every part is taken. Parts are functions of
 the package, which are wrapped from outside; time in an inner part does not count for the outer one. The same interval is run
 once more to count operations instead of seconds. The least time is that of the counted operations at the speed that the
-machine reaches on a plain convolution: the second one of the segmentation network, forward and backward.
+machine reaches on a plain convolution with the network's first channels, forward and backward.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def watch(trainer: Any, stopwatch: Stopwatch) -> None:
 
 
 class Plain:
-    """A plain convolution of the size of the segmentation network's second one, forward and backward."""
+    """A plain convolution of the patch with the segmentation network's first channels, forward and backward."""
 
     def __init__(self, trainer: Any) -> None:
         import torch

@@ -1,4 +1,4 @@
-"""Phantoms planned by nnU-Net in this process within seconds, for `gpu.py`."""
+"""Phantoms planned by nnU-Net in this process within seconds, for `gpu.py` and `growth.py`."""
 
 from __future__ import annotations
 

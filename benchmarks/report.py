@@ -36,8 +36,8 @@ has the first N cases by rank and the plans that nnU-Net makes of them; GenSeg's
 | arm | trainer | batch | settings that are not the defaults |
 | --- | --- | --- | --- |
 {arms}
-The files under `benchmarks/results/` hold the command, commit, seed, versions, machine and the figures of every case. The page is
-made of them; do not edit it. The data are real and are not part of this repository.
+The files under `benchmarks/results/` hold the command, seed, versions, machine, the figures of every case and, but for some of
+stock nnU-Net, the commit. The page is made of them; do not edit it. The data are real and are not part of this repository.
 
 ```bash
 python benchmarks/gain.py --raw PATH/TO/nnUNet_raw --work FOLDER long                 # CPU; goes on where it was interrupted

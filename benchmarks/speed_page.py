@@ -25,7 +25,8 @@ iteration takes {times} times as long as stock nnU-Net's in 2D and {solid} times
 training). **Nothing on this page was run on a GPU**; `make gpu` times iterations there.
 
 {table}
-Time and memory are relative to stock nnU-Net's. A host synchronisation waits for a number from the device. {missed}
+Time and memory are relative to stock nnU-Net's. A host synchronisation reads a number from a tensor; on a CPU those of tensors that stay in main
+memory count, too. {missed}
 
 The [benchmarks](../benchmarks.md#time-and-memory) show every stage of a training.
 
@@ -97,11 +98,11 @@ one whole feedback step, which is forgotten: a loss that does not fit, or too li
 MADE = """## How it was measured
 
 ```bash
-python benchmarks/speed.py --raw PATH/TO/nnUNet_raw --work FOLDER
+python benchmarks/speed.py --raw PATH/TO/nnUNet_raw --work FOLDER --turns 3
 python benchmarks/parts.py --raw PATH/TO/nnUNet_raw --work FOLDER
 python benchmarks/growth.py
 python benchmarks/feedback.py --raw PATH/TO/nnUNet_raw --work FOLDER
-python benchmarks/startup.py --raw PATH/TO/nnUNet_raw --work FOLDER
+python benchmarks/startup.py --raw PATH/TO/nnUNet_raw --work FOLDER --turns 3
 ```
 
 All but the feedback's gradient was measured when a feedback step still took a second derivative, which costs more. Stock nnU-Net
@@ -205,7 +206,7 @@ def before(plans: list[dict[str, Any]], archive: Path) -> str:
     for name, what in ARCHIVED_SPEED.items():
         older = by_plan(json.loads((archive / "speed" / f"{name}.json").read_text(encoding="utf-8")))
         rows.append((what, *(f"{plan['iteration_ratio']:.2f} ({plan['memory_ratio']:.2f})" for plan in older)))
-    rows.append(("now", *(f"**{plan['iteration_ratio']:.2f}** ({plan['memory_ratio']:.2f})" for plan in plans)))
+    rows.append(("latest measurement, feedback still by a second derivative", *(f"**{plan['iteration_ratio']:.2f}** ({plan['memory_ratio']:.2f})" for plan in plans)))
     return table(("time relative to stock (memory)", *PLANS), rows)
 
 

@@ -30,7 +30,7 @@ def weights(chosen: dict[str, float]) -> dict[str, float]:
 
 
 class ScheduleConfig(Section):
-    """When the synthetic pairs begin and end, in fractions of the number of epochs."""
+    """When the synthetic pairs begin and end, in fractions of the training's iterations."""
 
     warmup: float = Field(0.2, ge=0, lt=1)
     """Fraction at the start in which the segmentation network sees real pairs only, while the generator learns."""
@@ -156,7 +156,7 @@ class FeedbackConfig(Section):
     parameters: Literal["architecture", "weights", "policy"] = "architecture"
     """What the feedback moves (φ): the kernel mixture α, all weights of the generator, or the sampling policy."""
     start: float = Field(0.3, ge=0, lt=1)
-    """Fraction of the epochs after which feedback begins, not before the warm-up is over. It ends with the tail."""
+    """Fraction of the iterations after which feedback begins, not before the warm-up is over. It ends with the tail."""
     interval: int = Field(20, ge=1)
     """A feedback step every so many iterations."""
     patches: int | None = Field(None, ge=1)
