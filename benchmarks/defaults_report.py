@@ -8,8 +8,8 @@ HEAD = """
 ## Defaults
 
 What each default rests on. Arms that no table above shows are [archived](ARCHIVE). But for `intensity.shift`, their synthetic
-pairs were added to the batch, so that they are weak evidence for pairs that take the place of real patches. "Not measured" is a choice by reason, open to a
-measurement.
+pairs were added to the batch, so that they are weak evidence for pairs that take the place of real patches. "Not measured" is a
+choice by reason, open to a measurement.
 
 | setting | default | evidence |
 | --- | --- | --- |

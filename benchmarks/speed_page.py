@@ -25,8 +25,8 @@ iteration takes {times} times as long as stock nnU-Net's in 2D and {solid} times
 training). **Nothing on this page was run on a GPU**; `make gpu` times iterations there.
 
 {table}
-Time and memory are relative to stock nnU-Net's. A host synchronisation reads a number from a tensor; on a CPU those of tensors that stay in main
-memory count, too. {missed}
+Time and memory are relative to stock nnU-Net's. A host synchronisation reads a number from a tensor; on a CPU those of tensors
+that stay in main memory count, too. {missed}
 
 The [benchmarks](../benchmarks.md#time-and-memory) show every stage of a training.
 
@@ -206,7 +206,8 @@ def before(plans: list[dict[str, Any]], archive: Path) -> str:
     for name, what in ARCHIVED_SPEED.items():
         older = by_plan(json.loads((archive / "speed" / f"{name}.json").read_text(encoding="utf-8")))
         rows.append((what, *(f"{plan['iteration_ratio']:.2f} ({plan['memory_ratio']:.2f})" for plan in older)))
-    rows.append(("latest measurement, feedback still by a second derivative", *(f"**{plan['iteration_ratio']:.2f}** ({plan['memory_ratio']:.2f})" for plan in plans)))
+    now = "latest measurement, feedback still by a second derivative"
+    rows.append((now, *(f"**{plan['iteration_ratio']:.2f}** ({plan['memory_ratio']:.2f})" for plan in plans)))
     return table(("time relative to stock (memory)", *PLANS), rows)
 
 
