@@ -69,7 +69,6 @@ ARMS: dict[str, Arm] = {
     "genseg_more": genseg(mixing={"share": 0.75}, paste={"probability": 1.0}),
     "genseg_fast": genseg(feedback={"learning_rate": 0.1}),
     "genseg_unlabelled": unlabelled(),
-    "genseg_unlabelled_more": unlabelled(mixing={"share": 0.75}, unlabelled={"share": 0.67}),
     "genseg_unlabelled_sure": unlabelled(unlabelled={"confidence": 0.95}),
     "genseg_unlabelled_without_deformation": unlabelled(mixing={"sources": {"redraw": 1.0}}),
     "genseg_unlabelled_without_paste": unlabelled(paste={"probability": 0.0}),
