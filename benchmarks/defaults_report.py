@@ -21,8 +21,8 @@ EVIDENCE = {
     "mixing.share": "not measured",
     "mixing.sources": "with `redraw` (`genseg_random`) 0.8 ± 0.6 above without (`genseg_random_without_redraw`) on 102 (three "
     "seeds); the weights are not measured",
-    "paste.probability": "0.5 (`genseg_random_without_redraw`) against 0 (`genseg_deformation`): +0.5 ± 0.8 on 102 (three seeds), "
-    "-0.2 on 104 (one seed)",
+    "paste.probability": "0.5 (`genseg_random_without_redraw`) against 0 (`genseg_deformation`): +0.5 ± 0.8 on 102 (three "
+    "seeds), -0.2 on 104 (one seed)",
     "paste.kinds": "not measured; the arms `genseg_carve` and `genseg_lesion` will tell",
     "deformation.displacement": "archived: this, with the next two (`genseg_deformation_strong`), against half of it, 4000 "
     "iterations: +0.6 on 101, +1.3 on 102, level on 104 (one seed)",
