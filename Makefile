@@ -44,10 +44,10 @@ $(AXE):
 	npm install --prefix $(VENV) --no-audit --no-fund axe-core@4
 
 test: setup
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(TEST_ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(TRACING) $(TEST_ARGS)
 
 # The same with the lines that no test runs; tracing takes about a third more time.
-coverage: TEST_ARGS += --cov=nnunetv2_genseg --cov-report=term-missing:skip-covered --cov-fail-under=90
+coverage: TRACING := --cov=nnunetv2_genseg --cov-report=term-missing:skip-covered --cov-fail-under=90
 coverage: test
 
 # All unit tests and some trainings with the oldest versions of nnU-Net and everything else that pyproject.toml allows.
