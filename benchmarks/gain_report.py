@@ -32,6 +32,16 @@ SHOWN = {
     "stock_doubled_batch_and_rate": "stock, batch and learning rate doubled",
 }
 """Arms in the order of the figure's legend, and their names there."""
+STEPS = {
+    "pasting": ("genseg_random_without_redraw", "genseg_deformation"),
+    "generator": ("genseg_random", "genseg_random_without_redraw"),
+    "feedback": ("genseg", "genseg_random"),
+    "unlabelled images": ("genseg_unlabelled", "genseg"),
+    "choice by training patches": ("genseg_agreeing", "genseg_random"),
+    "choice by validation patches": ("genseg_oracle", "genseg_random"),
+    "all, over averaged weights": ("genseg", "stock_ema"),
+}
+"""What a part gives: an arm that has it, and the one that it is compared with."""
 SIZES = {"mini": "", "small": ", 128 px"}
 """What a column says of the longer side of 2D images by scale; without a word 64 pixels."""
 BOOTSTRAPS = 5000
@@ -127,16 +137,28 @@ def summary(results: list[Result], part: str) -> str:
 
     An arm that lacks a dataset has no mean.
     """
+    return _differences(results, part, "arm", {name: (arm, STOCK) for arm, name in SHOWN.items()})
+
+
+def steps(results: list[Result], part: str) -> str:
+    """The same for what each part of GenSeg gives."""
+    return _differences(results, part, "part", STEPS)
+
+
+def _differences(results: list[Result], part: str, title: str, rows: dict[str, tuple[str, str]]) -> str:
+    """Markdown: an arm less a rival, a line each; those that no dataset has are left out."""
     groups = compared(results, part)
-    names = [arm for arm in SHOWN if any(arm in arms for arms in groups.values())]
-    head = ["arm", *groups, "mean"]
+    head = [title, *groups, "mean"]
     lines = [head, ["---"] * len(head)]
-    for name in names:
-        found = {dataset: gain_over_seeds(arms[name], arms[STOCK], part) for dataset, arms in groups.items() if name in arms}
+    for name, (arm, rival) in rows.items():
+        both = {dataset: arms for dataset, arms in groups.items() if arm in arms and rival in arms}
+        if not both:
+            continue
+        found = {dataset: gain_over_seeds(arms[arm], arms[rival], part) for dataset, arms in both.items()}
         cells = [_points(*found[dataset]) if dataset in found else "" for dataset in groups]
         means, errors, _ = zip(*found.values(), strict=True)
         mean = _points(float(np.mean(means)), float(np.sqrt(np.square(errors).sum()) / len(errors)))
-        lines.append([SHOWN[name], *cells, mean if len(found) == len(groups) else ""])
+        lines.append([name, *cells, mean if len(found) == len(groups) else ""])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cells import ARMS
 from defaults_report import defaults
-from gain_report import Result, figure, headroom, load, summary, table
+from gain_report import Result, figure, headroom, load, steps, summary, table
 from generators_report import merged
 from generators_report import page as generators_page
 from pair_values_report import pair_values
@@ -52,6 +52,13 @@ trainings**, which the seeds show. Scales: `mini`, 64 pixels, `small`, 128 pixel
 
 {table}
 Results of older code are in [benchmarks/results/archive](../benchmarks/results/archive/README.md).
+"""
+STEPS = """
+## What each part gives
+
+Points between an arm with the part and one without it, ± standard error over the seeds that both have (their number). The last
+line is the default less stock nnU-Net with averaged weights.
+
 """
 HEADROOM = """
 ## Headroom
@@ -115,11 +122,12 @@ def benchmarks_page(results: Path) -> str:
     """
     final, screened = load(results / "gain"), load(results / "gain" / "screening")
     page = HEAD.format(summary=summary(final, "test"), table=table(final, "test"), arms=arm_lines())
+    page += STEPS + steps(final, "test")
     more_labels = headroom(final, "test")
     if more_labels:
         page += HEADROOM + more_labels
     if any("montgomery" in result["parts"] for result in final):
-        page += HOSPITAL + table(final, "montgomery")
+        page += HOSPITAL + summary(final, "montgomery") + "\n" + table(final, "montgomery")
     if (results / "speed.json").is_file():
         page += speed(json.loads((results / "speed.json").read_text(encoding="utf-8")))
     if (results / "pairs.json").is_file():

@@ -179,12 +179,12 @@ def tensors_in(state: Any, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def parts_of(state: dict[str, torch.Tensor]) -> dict[str, list[str]]:
-    """Names of the tensors of every part of the model; what optimisers and meters keep is in none."""
+    """Names of the tensors of every part of the model."""
     parts: dict[str, list[str]] = {}
     for name, value in state.items():
         _, *part = name.split(".")[:3]
         own = ["alpha"] if "alpha" in name else []
-        if value.is_floating_point() and "optimizer" not in name and part[0] != "feedback":
+        if value.is_floating_point():
             parts.setdefault(".".join(part + own), []).append(name)
     return parts
 

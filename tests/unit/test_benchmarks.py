@@ -39,6 +39,15 @@ def test_every_module_can_be_imported(name):
     importlib.import_module(name)
 
 
+def test_what_a_part_gives_is_the_arm_with_it_less_the_arm_without():
+    import gain_report
+
+    runs = [result(arm, seed, [dice + seed / 100]) for arm, dice in (("genseg", 0.53), ("genseg_random", 0.5)) for seed in (0, 1)]
+    runs += [result("stock", 0, [0.4])]
+    (line,) = gain_report.steps(runs, "test").splitlines()[2:]
+    assert line == "| feedback | **+3.0 ± 0.0** (2) | **+3.0 ± 0.0** |"
+
+
 def test_every_arm_is_a_valid_configuration_and_every_cell_has_its_own_name():
     import cells
 
