@@ -155,15 +155,15 @@ def _differences(results: list[Result], part: str, title: str, rows: dict[str, t
         if not both:
             continue
         found = {dataset: gain_over_seeds(arms[arm], arms[rival], part) for dataset, arms in both.items()}
-        cells = [_points(*found[dataset]) if dataset in found else "" for dataset in groups]
+        cells = [points(*found[dataset]) if dataset in found else "" for dataset in groups]
         means, errors, _ = zip(*found.values(), strict=True)
-        mean = _points(float(np.mean(means)), float(np.sqrt(np.square(errors).sum()) / len(errors)))
+        mean = points(float(np.mean(means)), float(np.sqrt(np.square(errors).sum()) / len(errors)))
         lines.append([name, *cells, mean if len(found) == len(groups) else ""])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _points(gain: float, error: float, seeds: int = 0) -> str:
-    """A gain in Dice points with its standard error; bold where it is at least two of them."""
+def points(gain: float, error: float, seeds: int = 0) -> str:
+    """Text of a gain in Dice points with its standard error; bold where it is at least two of them."""
     text = f"{100 * gain:+.1f}" + ("" if np.isnan(error) else f" ± {100 * error:.1f}")
     text = f"**{text}**" if gain >= 2 * error else text
     return f"{text} ({seeds})" if seeds else text

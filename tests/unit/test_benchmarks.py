@@ -159,6 +159,40 @@ def test_the_headroom_is_that_of_the_same_plans_and_a_gain_is_its_share():
     assert not gain_report.headroom(every[:2], "test")
 
 
+def at(budgets, arm="stock", **others):
+    """Results of two seeds by number of labelled cases and Dice."""
+    return [result(arm, seed, [dice], "102") | {"budget": n} | others for n, dice in budgets.items() for seed in range(2)]
+
+
+def test_a_gain_is_shown_for_each_number_of_labelled_cases_and_as_the_cases_that_stock_needs():
+    import labels_report
+
+    every = at({5: 0.4, 20: 0.6}) + at({80: 0.7}, planned_for=20) + at({5: 0.5, 20: 0.8}, "genseg")
+    every += at({5: 0.9}, iterations=16_000) + at({80: 0.1}) + at({40: 0.1}, scale="small") + at({5: 0.9}, "genseg_oracle")
+    rows = labels_report.labels_table(every, "test").splitlines()[2:]
+    lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert [line[1:4] for line in lines] == [
+        ["5", "0.400 (2)", "**+10.0 ± 0.0** (2)"],
+        ["20", "0.600 (2)", "**+20.0 ± 0.0** (2)"],
+        ["80", "0.700 (2)", ""],
+    ]
+    assert lines[0][5] == "10", "halfway between 5 and 20 on a logarithmic scale"
+    assert not lines[1][5], "stock never had this Dice, and nothing is said of it"
+    assert not labels_report.labels_table(at({5: 0.4, 20: 0.6}) + at({5: 0.5}, "genseg"), "test")
+
+
+def test_the_figure_of_labelled_cases_shows_a_line_an_arm(tmp_path):
+    import labels_report
+
+    every = at({5: 0.4, 20: 0.6}) + at({5: 0.5, 20: 0.8}, "genseg")
+    labels_report.labels_figure(every, "test", tmp_path / "labels.png")
+    labels_report.labels_figure([], "test", tmp_path / "none.png")
+    shown, empty = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("labels.png", "none.png"))
+    colours = [np.all(np.abs(shown.astype(int) - colour) < 3, axis=-1).sum() for colour in ([31, 119, 180], [255, 127, 14])]
+    assert min(colours) > 200
+    assert not np.any(np.all(np.abs(empty.astype(int) - [31, 119, 180]) < 3, axis=-1))
+
+
 def test_trainings_of_other_lengths_are_told_apart():
     import cells
     import gain_report
