@@ -192,19 +192,27 @@ def headroom() -> list[Cell]:
 
 
 def with_unlabelled_images() -> list[Cell]:
-    """GenSeg with the pool's other images and its rivals at the comparison's budgets and at N = 5 and 10, and without its parts.
+    """GenSeg with the pool's other images and its rivals at the comparison's budgets, and without its parts.
 
     Those that are of the long grid as well are trained once.
     """
     usual = comparison(f"stock genseg {WITH_IMAGES}", "102 104 101 103 105", scale="mini", seeds=range(3))
-    few = comparison("stock genseg genseg_unlabelled", "102 104", scale="mini", seeds=range(3))
     parts = "genseg_unlabelled_without_deformation genseg_unlabelled_without_paste genseg_unlabelled_without_redraw"
     volumes = comparison("stock genseg genseg_unlabelled", "104", "3d_fullres", seeds=range(1))
     return [
         *usual,
-        *(replace(cell, budget=budget) for budget in (5, 10) for cell in few if budget < cell.budget),
         *comparison(f"{parts} genseg_unlabelled_sure", "102 104", scale="mini", seeds=range(3)),
         *volumes,
+    ]
+
+
+def fewer_labels() -> list[Cell]:
+    """Stock and GenSeg, with the pool's other images and without, with 5 and 10 labelled cases; without its parts with 5."""
+    usual = comparison("stock genseg genseg_unlabelled", scale="mini", seeds=range(3))
+    parts = comparison("genseg_deformation genseg_random_without_redraw genseg_random", "102", seeds=range(3))
+    return [
+        *(replace(cell, budget=5) for cell in usual + parts),
+        *(replace(cell, budget=10) for cell in usual if cell.budget > 10),
     ]
 
 
@@ -221,6 +229,7 @@ GRIDS: dict[str, list[Cell]] = {
     "volumes": comparison("stock genseg genseg_deformation", "104", "3d_fullres"),
     "longer": comparison("stock genseg", "102", seeds=range(2), iterations=16_000),
     "unlabelled": with_unlabelled_images(),
+    "fewer": fewer_labels(),
     "full": [
         *comparison(" ".join(ARMS), scale="full"),
         *comparison(" ".join(ARMS), "104", "3d_fullres", scale="full"),
