@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.synthesis.labels import LabelCodec
-from nnunetv2_genseg.synthesis.pairs import slot_index
+from nnunetv2_genseg.synthesis.pairs import Pairs, slot_index
 from nnunetv2_genseg.synthesis.sampler import Replacement
 from nnunetv2_genseg.synthesis.spatial import warp_labels
 
@@ -68,7 +68,8 @@ class BatchCodec:
         device: where the training runs.
         scales: nnU-Net's deep supervision scales, or None.
         target_dtype: of targets.
-        previous_stage: (B, *spatial) class maps to further channels of the input, in a cascade; None if there are none.
+        previous_stage: (B, *spatial) class maps to further channels of the input, for masks that the previous stage of a cascade
+            has not segmented; None without a cascade.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class BatchCodec:
             return batch | {"data": parts.network_input, "target": parts.target}
         pairs, slots = replacement.pairs, slot_index(replacement.slots, self.device)
         inserted = {
-            "data": _with(parts.network_input, slots, self.to_input(pairs.image, pairs.labels)),
+            "data": _with(parts.network_input, slots, self._input_of(pairs, parts, slots)),
             "target": _with(self._with_ignore(parts.target), slots, self.to_target(pairs.labels, self.pseudo)),
         }
         for key in _further_maps(batch):
@@ -133,6 +134,17 @@ class BatchCodec:
                 own = batch[key].to(self.device)
                 inserted[key] = _with(own, slots, rule(own.index_select(0, slots), pairs.grid))
         return batch | inserted
+
+    def _input_of(self, pairs: Pairs, parts: Parts, slots: Tensor) -> Tensor:
+        """The network's input of pairs. In a cascade the previous stage's segmentation of the patch, with its errors, is deformed
+        like the patch; where the mask is another one than the deformed, a segmentation of it is made up."""
+        made_up = self.to_input(pairs.image, pairs.labels)
+        if self.previous_stage is None:
+            return made_up
+        own = nearest(parts.network_input.index_select(0, slots)[:, self.image_channels :], pairs.grid)
+        followed = warp_labels(parts.labels.index_select(0, slots), pairs.grid) == pairs.labels
+        previous = torch.where(followed[:, None], own, made_up[:, self.image_channels :])
+        return torch.cat([pairs.image, previous], dim=1)
 
     def _with_ignore(self, target: Target) -> Target:
         if self.codec.regions is None or self.codec.has_ignore == self.pseudo.has_ignore:

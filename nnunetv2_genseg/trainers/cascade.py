@@ -1,4 +1,4 @@
-"""The second stage of a cascade: the input channels of the previous stage's segmentation, simulated for synthetic pairs."""
+"""The second stage of a cascade: the input channels of the previous stage's segmentation, simulated for synthetic masks."""
 
 from __future__ import annotations
 

@@ -137,15 +137,26 @@ def test_a_batch_without_pairs_stays_as_it_is():
 
 
 @DIMS
-def test_in_a_cascade_pairs_have_a_previous_stage_of_their_own_mask(dims):
+def test_in_a_cascade_the_errors_of_the_previous_stage_follow_the_deformation(dims):
     made, batch, replacement = case(dims, cascade=True)
     parts = made.parts(batch)
     assert parts.image.shape[1] == 2
     assert parts.network_input.shape[1] == 4
     found = made.replaced(batch, parts, replacement)
     assert torch.equal(found["data"][SLOTS, :2], replacement.pairs.image)
-    assert torch.equal(found["data"][SLOTS, 2:], previous_stage(replacement.pairs.labels))
+    assert torch.equal(found["data"][SLOTS, 2:], nearest(batch["data"][SLOTS, 2:], replacement.pairs.grid))
+    assert not torch.equal(found["data"][SLOTS, 2:], previous_stage(replacement.pairs.labels)), "no pair shows its own mask"
     assert torch.equal(found["data"][[0, 2, 4]], batch["data"][[0, 2, 4]])
+
+
+@DIMS
+def test_in_a_cascade_the_previous_stage_of_what_was_pasted_is_made_up(dims):
+    made, batch, replacement = case(dims, cascade=True)
+    labels, followed = replacement.pairs.labels, nearest(batch["data"][SLOTS, 2:], replacement.pairs.grid)
+    labels[:, :4, :4] = torch.where(labels[:, :4, :4] == 1, 2, 1)
+    found = made.replaced(batch, made.parts(batch), replacement)["data"][SLOTS, 2:]
+    assert torch.equal(found[:, :, :4, :4], previous_stage(labels)[:, :, :4, :4])
+    assert torch.equal(found[:, :, 4:], followed[:, :, 4:])
 
 
 @pytest.fixture
