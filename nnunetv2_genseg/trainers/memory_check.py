@@ -18,7 +18,7 @@ def try_largest_steps(trainer: Any) -> None:
     A host trainer that counts or averages in its `train_step` counts one more.
 
     Raises:
-        GenSegError: memory does not hold one of the steps.
+        GenSegError: memory does not hold one of the steps, or the batches hold maps that cannot follow a deformation.
     """
     progress = trainer._progress_of(trainer._global_iteration())
     if stage_at(progress, trainer.genseg).tail:
@@ -28,7 +28,10 @@ def try_largest_steps(trainer: Any) -> None:
     with restored_afterwards(trainer.loop, trainer.device, trainer._plain_network(), trainer.optimizer, *further):
         try:
             trainer.loop.sampler.deformer.unbound()  # or new masks would be rejected
+            if trainer._pseudo is not None:
+                trainer._pseudo.quality.agreement = 1.0  # or no unlabelled patch would be drawn; restored from the counts
             batch = next(trainer.dataloader_train)
+            trainer._batches.require_known(batch, trainer._pseudo is not None)
             parts = trainer._batches.parts(batch)
             for _ in range(CAPACITY if parts.cases else 0):
                 trainer.loop.sampler.paster.remember(parts.image, parts.labels, parts.cases)

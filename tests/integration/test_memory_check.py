@@ -74,6 +74,13 @@ def test_steps_tried_before_a_training_leave_no_trace_in_it(nnunet, settings, mo
     assert plain.recorder.progress.rows == second.recorder.progress.rows
 
 
+def test_maps_without_a_rule_are_refused_where_the_steps_are_tried(about_to_train):
+    batch = next(about_to_train.dataloader_train)
+    about_to_train.dataloader_train = iter([batch | {"skeleton": batch["target"][0]}])
+    with pytest.raises(GenSegError, match="the map 'skeleton'"):
+        try_largest_steps(about_to_train)
+
+
 @pytest.fixture
 def about_to_train(nnunet, settings):
     settings({})
