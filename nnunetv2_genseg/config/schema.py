@@ -43,8 +43,8 @@ class ScheduleConfig(Section):
     def _fits(self) -> ScheduleConfig:
         if self.warmup + self.ramp + self.tail >= 1:
             raise ValueError(
-                f"warmup + ramp + tail is {self.warmup + self.ramp + self.tail:g}, which leaves no epoch for the full share of "
-                "synthetic pairs; make the sum smaller than 1"
+                f"warmup + ramp + tail is {self.warmup + self.ramp + self.tail:g}, which leaves no iteration for the full share "
+                "of synthetic pairs; make the sum smaller than 1"
             )
         return self
 
@@ -259,7 +259,7 @@ class GenSegConfig(Section):
 
     @property
     def feedback_span(self) -> tuple[float, float]:
-        """Fractions of the epochs between which the feedback is taken."""
+        """Fractions of the iterations between which the feedback is taken."""
         return max(self.feedback.start, self.schedule.warmup), 1 - self.schedule.tail
 
     def to_json(self) -> Settings:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nnunetv2_genseg.synthesis.pairs import slot_index
 from nnunetv2_genseg.synthesis.pseudo_labels import PseudoLabels
@@ -80,6 +81,7 @@ class PseudoLabelling:
         patches, names = zip(*self.cases.patches(len(slots)), strict=True)
         image = torch.cat(patches)
         labels, usable, sure = self.labels.read(self.teacher(image))
+        image, labels = mirrored(image, labels, self.trainer.inference_allowed_mirroring_axes or (), loop.slot_rng)
         loop.meter.add({"pseudo_labels_used": usable.float().mean(), "pseudo_labels_sure": sure})
         used = [i for i, good in enumerate(usable.tolist()) if good]
         if not used:
@@ -139,3 +141,18 @@ class PseudoLabelling:
         self.teacher.load_state_dict(state["teacher"])
         self.labels.load_state_dict(state["labels"])
         self.quality.load_state_dict(state["quality"])
+
+
+def mirrored(image: Tensor, labels: Tensor, axes: Sequence[int], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Patches and their class maps, each patch mirrored along each of some axes with probability 0.5, as nnU-Net mirrors its own.
+
+    Args:
+        image: (B, C, *spatial).
+        labels: (B, *spatial).
+        axes: of the spatial ones.
+        rng: on the CPU.
+    """
+    drawn = (torch.rand(len(image), len(axes), generator=rng) < 0.5).tolist()
+    chosen = [[axis for axis, mirror in zip(axes, own, strict=True) if mirror] for own in drawn]
+    images = [patch.flip([1 + axis for axis in own]) for patch, own in zip(image, chosen, strict=True)]
+    return torch.stack(images), torch.stack([one.flip(own) for one, own in zip(labels, chosen, strict=True)])

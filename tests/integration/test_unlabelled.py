@@ -28,6 +28,7 @@ from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.synthesis.pseudo_labels import PseudoLabels
 from nnunetv2_genseg.trainers import GenSegMixin, GenSegTrainerShort, processes, teacher_quality
+from nnunetv2_genseg.trainers.memory_check import try_largest_steps
 from nnunetv2_genseg.trainers.short import ShortTraining
 from nnunetv2_genseg.trainers.teacher import Teacher
 from nnunetv2_genseg.trainers.unlabelled import STAMPS, preprocess_beside
@@ -377,6 +378,38 @@ def test_the_loss_that_ignores_is_the_trainers_own_where_nothing_is_ignored(fold
     output = [torch.randn_like(level) for level in trainer.network(torch.zeros(2, 3, 32, 32))]
     expected = trainer.loss(output, batches.to_target(labels, batches.codec))
     torch.testing.assert_close(loss(output, batches.to_target(labels, batches.pseudo)), expected)
+
+
+def test_the_teacher_is_tried_before_its_labels_are_trusted(images, settings, monkeypatch):
+    settings(unlabelled(images))
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, LENGTH, plans_name=TINY)
+    trainer.on_train_start()
+    asked, label = [], Teacher.__call__
+    monkeypatch.setattr(Teacher, "__call__", lambda self, image: (asked.append(len(image)), label(self, image))[1])
+    try_largest_steps(trainer)
+    assert asked == [2], "all patches of the batch"
+    assert trainer._pseudo.quality.agreement == 0, "as before"
+
+
+def test_unlabelled_patches_are_mirrored_with_their_labels(images, settings, sure, monkeypatch):
+    settings(unlabelled(images))
+    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "1,1,1,1,0", plans_name=TINY)
+    trainer.on_train_start()
+    parts = trainer._batches.parts(next(trainer.dataloader_train))
+    parts.labels[0] = 0
+    parts.labels[0, 2:12, 5:10] = 1
+    plain = torch.arange(parts.image[0].numel()).view(1, *parts.image[0].shape).float()
+    monkeypatch.setattr(trainer._pseudo.cases, "patches", lambda count: [(plain, "other")] * count)
+    trainer._pseudo.labels.observe(parts.labels)
+    seen = set()
+    for _ in range(40):
+        ground = trainer._pseudo.ground(parts, {"deformation": [0]}, 1.0)
+        for axes in ((), (1,), (2,), (1, 2)):
+            if torch.equal(ground.image[0], plain[0].flip(axes)):
+                expected = trainer._pseudo.labels.read(AsIfTrained.logits(plain))[0][0]
+                assert torch.equal(ground.labels[0], expected.flip([axis - 1 for axis in axes]))
+                seen.add(axes)
+    assert seen == {(), (1,), (2,), (1, 2)}
 
 
 def test_of_a_network_that_is_not_sure_nothing_is_used(images, settings, monkeypatch):
