@@ -55,6 +55,7 @@ class GmmGenerator:
                 "or choose another generator"
             )
         self.layout = layout
+        self.movable_axes = plan.movable_axes
         self.synchronise = synchronise
         self.spread = torch.zeros(layout.scene_classes - 1, layout.image_channels)
         """(scene_classes - 1, C) measured standard deviation within every class but the background."""
@@ -78,7 +79,8 @@ class GmmGenerator:
         spread = self.spread / self.observed.clamp(min=torch.finfo(self.observed.dtype).tiny)
         deviation = (SPREAD_CHANGE * change).exp() * spread
         image = means + (deviation.transpose(1, 2) @ member.flatten(2)).view_as(means) * noise
-        image = torch.lerp(image, neighbourhood_mean(image), blur.sigmoid().view(-1, *(1,) * (image.ndim - 1)))
+        blurred = neighbourhood_mean(image, self.movable_axes)
+        image = torch.lerp(image, blurred, blur.sigmoid().view(-1, *(1,) * (image.ndim - 1)))
         mode = "bilinear" if len(spatial) == 2 else "trilinear"
         return image + BIAS * functional.interpolate(bias, size=spatial, mode=mode)
 

@@ -19,6 +19,8 @@ class ConditionLayout:
     """Number of tissue classes; 0 for conditions that hold the mask alone."""
     image_channels: int
     """Channels of the image."""
+    movable_axes: tuple[bool, ...] | None = None
+    """The plan's: False for an axis with thick slices, along which intensities are not blurred; None: there is no such axis."""
 
     @property
     def scene_classes(self) -> int:

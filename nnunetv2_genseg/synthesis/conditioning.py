@@ -136,7 +136,7 @@ def condition(scene: Tensor, intensities: Tensor, layout: ConditionLayout) -> Te
     Args:
         scene: (B, *spatial) int64, in the geometry of the image to draw.
         intensities: (B, scene_classes, C), from `class_intensities`, shifted or not.
-        layout: which channels there are.
+        layout: which channels there are, and along which axes intensities are blurred.
 
     Returns:
         (B, layout.channels, *spatial) float32, differentiable in `intensities`.
@@ -147,6 +147,7 @@ def condition(scene: Tensor, intensities: Tensor, layout: ConditionLayout) -> Te
     if layout.tissues:
         index = scene.flatten(1)[:, None].expand(-1, layout.image_channels, -1)
         painted = intensities.transpose(1, 2).gather(2, index).view(len(scene), -1, *scene.shape[1:])
-        # borders are a voxel wide, as in real images: a shifted class must not be told by a hard edge
-        channels[:, layout.scene_classes - 1 :] = neighbourhood_mean(painted)
+        # borders are a voxel wide, as in real images: a shifted class must not be told by a hard edge; between thick slices
+        # they are hard
+        channels[:, layout.scene_classes - 1 :] = neighbourhood_mean(painted, layout.movable_axes)
     return channels

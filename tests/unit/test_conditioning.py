@@ -1,7 +1,10 @@
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy import CODECS, CPU, REDRAW, configured, planned
 
+from nnunetv2_genseg.generators import NetworkPlan
 from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.synthesis.conditioning import (
     class_intensities,
@@ -10,6 +13,7 @@ from nnunetv2_genseg.synthesis.conditioning import (
     spread,
     tissue_map,
 )
+from nnunetv2_genseg.synthesis.sampler import PairSampler
 from nnunetv2_genseg.synthesis.spatial import one_hot
 
 SHAPES = [(16, 18), (8, 10, 12)]
@@ -206,6 +210,32 @@ def test_condition_is_classes_then_painted_intensities(spatial, channels):
     assert torch.equal(found[:, :5], one_hot(scene, 6)[:, 1:])
     painted = torch.stack([intensities[i][scene[i]].movedim(-1, 0) for i in range(2)])
     torch.testing.assert_close(found[:, 5:], blurred(painted))
+
+
+def layout_of(plan):
+    """What a training with this plan uses, for two foreground and three tissue classes."""
+    return PairSampler(configured(mixing=REDRAW), plan, CODECS["labels"], 1, CPU).sources["redraw"].layout
+
+
+def test_a_structure_does_not_shine_into_neighbouring_thick_slices():
+    layout = layout_of(NetworkPlan((5, 8, 8), (8, 8), ((1, 1, 1), (1, 2, 2)), ((1, 3, 3), (3, 3, 3))))
+    scene = torch.full((1, 5, 8, 8), 3)
+    scene[:, 2, 2:6, 2:6] = 1
+    intensities = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0, 0.0]).view(1, 6, 1)
+    painted = condition(scene, intensities, layout)[0, 5]
+    torch.testing.assert_close(painted[[0, 1, 3, 4]], torch.ones(4, 8, 8))
+    slice_alone = torch.where(scene[:, 2] == 1, 3.0, 1.0)
+    torch.testing.assert_close(painted[2], blurred(slice_alone[None])[0, 0])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_without_thick_slices_intensities_are_blurred_along_every_axis(dims):
+    scene = torch.randint(6, (2, *planned(dims).patch_size), generator=seeded())
+    intensities = noise(2, 6, 1)
+    painted = torch.stack([intensities[i][scene[i]].movedim(-1, 0) for i in range(2)])
+    pool = functional.avg_pool2d if dims == 2 else functional.avg_pool3d
+    expected = pool(painted, 3, stride=1, padding=1, count_include_pad=False)
+    assert torch.equal(condition(scene, intensities, layout_of(planned(dims)))[:, 5:], expected)
 
 
 def test_mask_condition_knows_nothing_of_the_image():

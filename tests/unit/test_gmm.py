@@ -17,10 +17,10 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def setting(spatial, channels, spread=0.5, count=6):
+def setting(spatial, channels, spread=0.5, count=6, kernel=None):
     """Conditions of two foreground and three tissue classes, and images with a spread known for each class."""
     layout = ConditionLayout(2, 3, channels)
-    plan = NetworkPlan(spatial, (8, 8), ((1,) * len(spatial), (2,) * len(spatial)), ((3,) * len(spatial),) * 2)
+    plan = NetworkPlan(spatial, (8, 8), ((1,) * len(spatial), (2,) * len(spatial)), (kernel or (3,) * len(spatial),) * 2)
     generator = build_generator(GeneratorConfig(name="gmm"), plan, layout, seed=0, device=CPU, separate_architecture=False)
     scene = torch.randint(1, 6, (count, *spatial), generator=seeded())
     intensities = torch.randn(count, 6, channels, generator=seeded(1))
@@ -96,6 +96,16 @@ def test_images_are_differentiable_in_style_and_intensities():
     conditions.requires_grad_()
     slopes = torch.autograd.grad(generator.sample(conditions, style).square().sum(), [style, conditions])
     assert all(torch.isfinite(slope).all() and slope.any() for slope in slopes)
+
+
+def test_thick_slices_are_not_blurred_into_each_other():
+    """A change of the intensities of one slice is drawn in that slice alone."""
+    for kernel, reached in (((1, 3, 3), [2]), ((3, 3, 3), [1, 2, 3])):
+        generator, conditions, image, _ = setting((5, 8, 8), 1, kernel=kernel)
+        style, brighter = style_of(generator, image), conditions.clone()
+        brighter[:, 5:, 2] += 3.0
+        change = (generator.sample(brighter, style) - generator.sample(conditions, style)).abs().amax(dim=(0, 1, 3, 4))
+        assert change.nonzero().flatten().tolist() == reached
 
 
 def test_conditions_without_intensities_are_refused():

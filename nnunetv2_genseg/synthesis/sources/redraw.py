@@ -35,7 +35,7 @@ class RedrawSource:
         self.context = context
         self.mode = MODES[config.redraw.mode]()
         tissues = config.redraw.tissue_classes if self.mode.uses_tissues else 0
-        self.layout = ConditionLayout(codec.foreground, tissues, context.image_channels)
+        self.layout = ConditionLayout(codec.foreground, tissues, context.image_channels, context.plan.movable_axes)
         self.masks = MASK_SOURCES[config.masks.source](
             codec.foreground, context.plan.patch_size, seed=config.seed, device=device, synchronise=context.synchronise
         )
