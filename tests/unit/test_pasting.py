@@ -48,6 +48,14 @@ def test_where_there_is_nothing_all_is_as_far_as_the_reach():
     assert (distance_to(torch.zeros(1, 5, 5, dtype=torch.bool), 4) == 4).all()
 
 
+def test_distances_within_slices_are_those_of_each_slice():
+    target = torch.rand(2, 5, 20, 20, generator=seeded(1)) < 0.02
+    target[:, 2] = False
+    found = distance_to(target, 6, (False, True, True))
+    assert torch.equal(found.flatten(0, 1), distance_to(target.flatten(0, 1), 6))
+    assert (found[:, 2] == 6).all()
+
+
 # ---------------------------------------------------------------------- ways to paste
 
 
@@ -78,6 +86,24 @@ def test_carving_takes_the_structure_with_a_margin_between_half_and_twice_its_de
     assert not part[distance_to(labels > 0, 16) > depth].any(), "the margin is no wider than the structure is deep"
     inner = distance_to(labels == 0, 16) > depth / 2
     assert part[inner].all(), "of the structure at most half of its depth is left out"
+
+
+@pytest.mark.parametrize("thickness", [1, 2])
+@pytest.mark.parametrize("name", ["carve", "lesion"])
+def test_on_thick_slices_structures_have_a_margin_as_often_as_in_2d(name, thickness):
+    """A structure of 24 x 24 voxels in a patch of 64 x 64; the part is now and then the bare structure."""
+    _, flat = one_structure(2, count=300, extent=64, size=24, at=20)
+    thick = torch.zeros(300, 6, 64, 64, dtype=torch.long)
+    thick[:, 2 : 2 + thickness] = flat[:, None]
+    bare = []
+    for labels, made in ((flat, context()), (thick, context(3, movable=(False, True, True)))):
+        _, own, part = PASTES[name](made)(labels[:, None].float(), labels, seeded())
+        assert part.any()
+        bare.append(float((part == (own > 0)).flatten(1).all(dim=1).float().mean()))
+    assert bare[0] == pytest.approx(0.15, abs=0.06)
+    assert bare[1] == pytest.approx(0.15, abs=0.06)
+    assert not part[:, :2].any(), "the margin lies within the slices"
+    assert not part[:, 2 + thickness :].any()
 
 
 @pytest.mark.parametrize("name", ["carve", "lesion"])

@@ -5,6 +5,8 @@ CarveMix (Zhang et al., NeuroImage 2023, doi 10.1016/j.neuroimage.2023.120041).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,10 +25,10 @@ class Carve:
 
     def __call__(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """See `Paste`."""
-        return image, labels, carved(self.context.codec.is_foreground(labels), rng)
+        return image, labels, carved(self.context.codec.is_foreground(labels), rng, self.context.movable_axes)
 
 
-def carved(structure: Tensor, rng: torch.Generator) -> Tensor:
+def carved(structure: Tensor, rng: torch.Generator, axes: Sequence[bool]) -> Tensor:
     """The structure, grown or shrunk by a random margin.
 
     With d the signed distance, negative inside, and c uniform in [-1, 1]: d < c / 2 * min d for c above 0, that is smaller than
@@ -35,12 +37,14 @@ def carved(structure: Tensor, rng: torch.Generator) -> Tensor:
     Args:
         structure: (B, *spatial) booleans.
         rng: on its device.
+        axes: along which distances are measured; not across thick slices, where a structure on one or two is a voxel deep however
+            wide it is, and no margin would reach a voxel.
 
     Returns:
         (B, *spatial) booleans; False all over where there is no structure.
     """
     reach = max(2, max(structure.shape[1:]) // 4)
-    inside, outside = distance_to(~structure, reach), distance_to(structure, reach)
+    inside, outside = (distance_to(target, reach, axes) for target in (~structure, structure))
     depth = inside.flatten(1).amax(dim=1)
     margin = 2 * torch.rand(len(structure), generator=rng, device=rng.device) - 1
     limit = -depth * torch.where(margin > 0, margin / 2, margin)

@@ -43,7 +43,7 @@ class Lesion:
         labels = warp_labels(labels, grid)
         within = (grid.abs() <= 1).all(dim=-1)  # what is mirrored at the border would be there twice
         moved = warp_labels(structure.long(), grid).bool() & within
-        region = carved(moved, rng) & within
+        region = carved(moved, rng, axes) & within
         return warp_image(image, grid), labels, region
 
 
