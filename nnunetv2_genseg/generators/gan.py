@@ -89,6 +89,21 @@ class GanGenerator:
         """One flat vector: the style of the whole patch, then the decoder's noise maps."""
         return (flat_length(self._style_parts(spatial)),)
 
+    def style_grid(self) -> tuple[int, ...]:
+        """Of the coarsest noise map; see `StyleOfMaps`."""
+        strides = self.network.noise_strides()
+        return strides[0] if strides else (1,) * self.network.plan.dims
+
+    def crop_style(self, style: Tensor, spatial: Sequence[int], corner: Sequence[int], size: Sequence[int]) -> Tensor:
+        """The modulation is the image's, of each noise map the patch has its part; see `StyleOfMaps`."""
+        modulation, *noise = split_style(style, self._style_parts(spatial))
+        parts = [modulation]
+        for maps, strides, extent in zip(noise, self.network.noise_strides(), self.network.noise_shapes(size), strict=True):
+            starts = [start // stride for start, stride in zip(corner, strides, strict=True)]
+            place: Any = (..., *(slice(start, start + n) for start, n in zip(starts, extent[1:], strict=True)))
+            parts.append(maps[place].flatten(1))
+        return torch.cat(parts, dim=1)
+
     def _drawn(self, weights: dict[str, Tensor], condition: Tensor, style: Tensor) -> Tensor:
         modulation, *noise = split_style(style, self._style_parts(condition.shape[2:]))
         image: Tensor = functional_call(self.network, weights, (condition, modulation, noise))

@@ -40,6 +40,9 @@ class GmmGenerator:
         GenSegError: the conditions hold no intensities.
     """
 
+    any_extent = True
+    """Images of any size are drawn at once, not in tiles: noise and bias field are then the image's."""
+
     def __init__(
         self,
         config: GeneratorConfig,

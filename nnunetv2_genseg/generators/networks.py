@@ -223,6 +223,14 @@ class MixedKernelUNet(nn.Module):
         """Shapes of one patch's noise maps, for patches of this extent, in the order of the decoder's stages."""
         return [(1, *extent) for extent in reversed(self.plan.extents(spatial)[:-1])]
 
+    def noise_strides(self) -> list[tuple[int, ...]]:
+        """Voxels per axis that a point of each of the noise maps takes."""
+        strides, total = [], (1,) * self.plan.dims
+        for stride in self.plan.strides[:-1]:
+            total = tuple(before * step for before, step in zip(total, stride, strict=True))
+            strides.append(total)
+        return strides[::-1]
+
     def forward(self, condition: Tensor, style: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """Draws images.
 

@@ -17,7 +17,7 @@ from nnunetv2_genseg.synthesis.spatial import identity_grid, warp_image, warp_la
 from nnunetv2_genseg.synthesis.whole_images import GivenMask, WholeImageContext, WholeImageDeformer, as_batch, as_volume
 from nnunetv2_genseg.trainers.planning import image_kind, network_plan
 from nnunetv2_genseg.trainers.raw_cases import Array, RawCase, RawCases
-from nnunetv2_genseg.trainers.tiling import TiledGenerator
+from nnunetv2_genseg.trainers.tiling import for_whole_images
 
 
 class WholePairs:
@@ -93,7 +93,7 @@ class WholePairs:
         """Makes generators draw images larger or smaller than their patch, from now on."""
         for source in self.sources.values():
             if isinstance(source, RedrawSource):
-                source.generator = TiledGenerator(source.generator, self.patch_size)  # type: ignore[assignment]
+                source.generator = for_whole_images(source.generator, self.patch_size)
 
     def _batch(self, volume: Tensor) -> Tensor:
         return as_batch(volume, self.flat).to(self.device)

@@ -8,13 +8,17 @@ import pytest
 import torch
 from toy import CODECS, CPU, planned
 
-from nnunetv2_genseg.config import DeformationConfig, GenSegConfig
+from nnunetv2_genseg.config import DeformationConfig, GeneratorConfig, GenSegConfig
+from nnunetv2_genseg.generators import NetworkPlan, build_generator, gmm
+from nnunetv2_genseg.generators.gan import STYLE_CHANNELS
+from nnunetv2_genseg.generators.layout import ConditionLayout
+from nnunetv2_genseg.generators.networks import NoiseInput
 from nnunetv2_genseg.synthesis.masks import MaskDeformer
 from nnunetv2_genseg.synthesis.policy import Policy
 from nnunetv2_genseg.synthesis.sources import SourceContext
 from nnunetv2_genseg.synthesis.spatial import identity_grid
 from nnunetv2_genseg.synthesis.whole_images import WholeImageContext, WholeImageDeformer, as_batch, as_volume
-from nnunetv2_genseg.trainers.tiling import TiledGenerator
+from nnunetv2_genseg.trainers.tiling import TiledGenerator, for_whole_images
 from nnunetv2_genseg.trainers.whole_pairs import resized_grid
 
 CODEC = CODECS["labels"]
@@ -139,6 +143,50 @@ def test_tiles_add_up_to_the_whole_image(patch, spatial, maps):
         missing = [max(0, size - n) // 2 for n, size in zip(spatial, patch, strict=True)]
         added = style[(..., *(slice(start, start + n) for start, n in zip(missing, spatial, strict=True)))]
     torch.testing.assert_close(drawn, 2 * condition[:, :1] + added)
+
+
+THICK = NetworkPlan((4, 16, 16), (8, 8, 8), ((1, 1, 1), (1, 2, 2), (2, 2, 2)), ((1, 3, 3), (1, 3, 3), (3, 3, 3)))
+FLAT = NetworkPlan((16, 32), (8, 8, 8), ((1, 1), (2, 2), (2, 4)), ((3, 3),) * 3)
+
+
+def noise_of(family: str, plan: NetworkPlan, spatial: tuple[int, ...], monkeypatch) -> torch.Tensor:
+    """What noise alone adds to images, (64, *spatial), 0 on average at every voxel."""
+    generator = build_generator(
+        GeneratorConfig(name=family, width=1.0), plan, ConditionLayout(2, 3, 1), seed=0, device=CPU, separate_architecture=False
+    )
+    rng = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(gmm, "BIAS", 0.0)
+    if family == "gmm":
+        generator.spread.fill_(1.0)
+        generator.observed.fill_(1.0)
+    else:
+        for module in generator.network.modules():
+            if isinstance(module, NoiseInput):
+                module.factor.data.normal_(generator=rng)
+        generator.average.reset()
+    condition = torch.zeros(64, 6, *spatial)
+    condition[:, 2] = 1
+    whole = for_whole_images(generator, plan.patch_size)
+    style = torch.randn(64, *whole.style_shape(spatial), generator=rng)
+    if family == "gan":
+        style[:, :STYLE_CHANNELS] = 0  # acts on whole images
+    drawn = whole.sample(condition, style)[:, 0]
+    return drawn - drawn.mean(dim=0)
+
+
+@pytest.mark.parametrize(("plan", "spatial"), [(FLAT, (45, 96)), (THICK, (9, 40, 51))], ids=["2d", "3d"])
+@pytest.mark.parametrize("family", ["gmm", "gan"])
+def test_noise_is_as_strong_where_tiles_overlap_and_does_not_repeat_with_them(family, plan, spatial, monkeypatch):
+    noise = noise_of(family, plan, spatial, monkeypatch)
+    for axis, (extent, size) in enumerate(zip(spatial, plan.patch_size, strict=True), start=1):
+        line = noise.square().mean(dim=[n for n in range(noise.ndim) if n != axis]).sqrt()
+        rim = 0 if family == "gmm" else size // 4  # convolutions see less noise at the image's border
+        inside = line[rim : extent - rim]
+        assert inside.min() > 0.9 * inside.mean()
+        assert inside.max() < 1.1 * inside.mean()
+        for period in {size // 2, size}:
+            one, two = (noise.narrow(axis, start, extent - period) for start in (0, period))
+            assert (one * two).mean() < 0.1 * noise.square().mean()
 
 
 def test_the_positions_of_a_deformation_at_another_resolution():
