@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from nnunetv2_genseg.checkpoint import first_difference
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, Settings, checked, merged
 from nnunetv2_genseg.config.reading import in_form, read_json
 from nnunetv2_genseg.generators import NetworkPlan
@@ -56,6 +58,8 @@ class KeptPairs(PairDescription):
     """Standard deviation of each channel within them."""
     largest: tuple[float, ...]
     """Most voxels of each class in one of them."""
+    variation: dict[str, Any] | None = None
+    """State of the source's `IntensityVariation`, its tensors as lists; None in folders of earlier versions."""
 
     @staticmethod
     def of(description: PairDescription, sampler: PairSampler) -> KeptPairs:
@@ -63,8 +67,12 @@ class KeptPairs(PairDescription):
         source = sampler.sources["redraw"]
         assert isinstance(source, RedrawSource)
         parts = {name: getattr(description, name) for name in PairDescription.__dataclass_fields__}
+        variation = source.variation.state_dict()
         return KeptPairs(
-            **parts, deviation=tuple(source.deviation.flatten().tolist()), largest=tuple(sampler.deformer.largest.tolist())
+            **parts,
+            deviation=tuple(source.deviation.flatten().tolist()),
+            largest=tuple(sampler.deformer.largest.tolist()),
+            variation={name: value.tolist() if isinstance(value, Tensor) else value for name, value in variation.items()},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -93,5 +101,23 @@ def load_kept(folder: Path, device: torch.device, changed: Settings | None) -> t
         load_pretrained(source.generator, folder, identity(sampler.config.generator, kept.plan, source.layout, kept.images))
         source.variance.copy_(torch.tensor(kept.deviation) ** 2)
         source.observed.fill_(1)
+        _restore_variation(source, kept.variation, folder)
     sampler.deformer.largest.copy_(torch.tensor(kept.largest))
     return kept, sampler
+
+
+def _restore_variation(source: RedrawSource, kept: dict[str, Any] | None, folder: Path) -> None:
+    """Without it intensities stay as they are. So a source whose mode cancels would only deform, and say nothing."""
+    place = f"`{PAIRS}.variation` in {folder / CONFIG}"
+    if kept is None:
+        if source.mode.cancels and source.context.config.intensity.shift > 0:
+            mode = source.context.config.redraw.mode
+            raise GenSegError(
+                f"{place} is missing: the folder is of a version that did not keep how intensities vary, and without it "
+                f"redraw.mode {mode!r} changes none; write the generator again with `genseg pretrain`"
+            )
+        return
+    state = {name: torch.tensor(value) if isinstance(value, list) else value for name, value in kept.items()}
+    if first_difference(source.variation.state_dict(), state) is not None:
+        raise GenSegError(f"{place} does not fit the generator; restore the file, or write it again with `genseg pretrain`")
+    source.variation.load_state_dict(state)

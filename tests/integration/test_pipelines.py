@@ -121,6 +121,7 @@ def test_a_kept_generator_makes_pairs(nnunet, monkeypatch):
     described = json.loads((kept / "config.json").read_text())["pairs"]
     assert source.deviation.flatten().tolist() == pytest.approx(described["deviation"])
     assert len(set(described["deviation"])) == 3, "measured, and not 1"
+    assert source.variation.seen.any()
     labels[:, 6:26, 6:26], labels[:, 12:18, 12:18] = 1, 2
     assert 0 < pairs.sampler.deformer.largest[1] < 32 * 32
     image = torch.rand(4, 3, 32, 32, generator=seeded())
