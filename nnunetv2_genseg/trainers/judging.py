@@ -68,7 +68,8 @@ def judge(settings: Judgement) -> dict[str, Any]:
     network = FoldNetwork(settings)
     dataset = network.plans.dataset_name
     folder = PairFolder.read(settings.folder, dataset, settings.fold, settings.most)
-    training, validation = fold_cases(Path(os.environ["nnUNet_preprocessed"]) / dataset, settings.fold, folder)
+    preprocessed = Path(os.environ["nnUNet_preprocessed"]) / dataset
+    training, validation = fold_cases(preprocessed, network.configuration.data_identifier, settings.fold, folder)
     if len(training) < 2:
         raise GenSegError(f"fold {settings.fold} has 1 training case; pairs can be compared with 2 or more")
     of_network = network.plans, network.configuration, network.description

@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.reading import in_form, read_json
+from nnunetv2_genseg.trainers.folds import cases_of_fold
 from nnunetv2_genseg.trainers.preflight import first_of
 from nnunetv2_genseg.trainers.provenance import FILE_NAME, FORMAT
 
@@ -78,25 +79,24 @@ class PairFolder:
         return PairFolder(folder, sources, new_masks, made_by, cases, origin)
 
 
-def fold_cases(preprocessed: Path, fold: str, pairs: PairFolder) -> tuple[list[str], list[str]]:
+def fold_cases(preprocessed: Path, data: str, fold: str, pairs: PairFolder) -> tuple[list[str], list[str]]:
     """The training and the validation cases of a fold; for the fold `all` no validation cases.
 
     Args:
         preprocessed: folder of the preprocessed dataset.
+        data: name of the folder in it that holds the configuration's cases.
         fold: its number, or `all`.
         pairs: that were made for it.
 
     Raises:
-        GenSegError: there is no such fold, or it has other training cases than when the pairs were made.
+        GenSegError: the fold has other training cases than when the pairs were made, or its cases are not known.
+        FileNotFoundError: the dataset was not preprocessed.
     """
     if fold == "all":
         return sorted(pairs.cases), []
-    path = preprocessed / "splits_final.json"
-    splits = read_json(path, list[dict[str, list[str]]], "a list of folds with their cases") if path.is_file() else []
-    if int(fold) >= len(splits):
-        raise GenSegError(f"{path} has no fold {fold}; choose one of its {len(splits)} folds, or `all`")
-    _require_same(set(splits[int(fold)]["train"]), pairs, path, fold)
-    return sorted(pairs.cases), sorted({*splits[int(fold)]["val"]} - set(pairs.cases))
+    found = cases_of_fold(preprocessed, data, int(fold))
+    _require_same(found.train, pairs, preprocessed / "splits_final.json", fold)
+    return sorted(pairs.cases), sorted({*found.val} - set(pairs.cases))
 
 
 def _require_same(training: Collection[str], pairs: PairFolder, path: Path, fold: str) -> None:

@@ -48,7 +48,8 @@ def learn_preference(trainer: Any) -> None:
     path = Path(trainer.genseg.review.file)
     require_review(path)
     pairs = PairFolder.read(path.parent, trainer.plans_manager.dataset_name, str(trainer.fold), None)
-    fold_cases(Path(trainer.preprocessed_dataset_folder_base), str(trainer.fold), pairs)
+    base, data = Path(trainer.preprocessed_dataset_folder_base), trainer.configuration_manager.data_identifier
+    fold_cases(base, data, str(trainer.fold), pairs)
     review = read_review(path, pairs.sources)
     looking = _Looking(trainer)
     training = trainer._held_out.of_fold["training"]

@@ -43,6 +43,16 @@ def require_description(description: Any) -> None:
         in_form(description[present], form, described, f"`{present}` in dataset.json")
 
 
+def read_splits(path: Path) -> list[Fold]:
+    """The folds in splits_final.json.
+
+    Raises:
+        GenSegError: the file has another form.
+    """
+    splits: list[Fold] = read_json(path, list[Fold], 'a list with a mapping {"train": [cases], "val": [cases]} a fold')
+    return splits
+
+
 def require_splits(path: Path, cases: Collection[str]) -> None:
     """Checks that a user's splits_final.json is one that nnU-Net can follow.
 
@@ -53,8 +63,7 @@ def require_splits(path: Path, cases: Collection[str]) -> None:
     Raises:
         GenSegError: it is not.
     """
-    splits = read_json(path, list[Fold], 'a list with a mapping {"train": [cases], "val": [cases]} a fold')
-    unknown = sorted({case for fold in splits for case in fold.train + fold.val} - set(cases))
+    unknown = sorted({case for fold in read_splits(path) for case in fold.train + fold.val} - set(cases))
     if unknown:
         names = ", ".join(unknown[:5])
         raise GenSegError(f"{path} names cases that are not preprocessed: {names}; correct it, or run {PREPROCESS}")

@@ -325,8 +325,8 @@ def test_what_is_wrong_is_one_message_and_nothing_is_written(prepare, capsys):
     splits[0]["train"][0] = splits[0]["val"][0]
     (preprocessed / "splits_final.json").write_text(json.dumps(splits))
     assert "were made from other training cases than those of fold 0" in refused()
-    (preprocessed / "splits_final.json").write_text("[]")
-    assert "has no fold 0" in refused()
+    (preprocessed / "splits_final.json").unlink()
+    assert "splits_final.json, which says what cases fold 0 has, is missing" in refused()
     checkpoint = prepared.results / "checkpoint_final.pth"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert "checkpoint_final.pth cannot be loaded" in refused()
