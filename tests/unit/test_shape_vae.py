@@ -233,13 +233,24 @@ def test_classes_stay_those_of_the_patch_and_what_is_ignored_stays(dims):
         assert not torch.equal(drawn[0], real[0])
 
 
-def test_what_is_ignored_is_not_learnt():
-    plain, hidden = phantoms(2, 8), phantoms(2, 8)
-    hidden[:, :, -3:][hidden[:, :, -3:] == 0] = IGNORE
-    assert not torch.equal(plain, hidden)
-    models = [ShapeVAE(2, (32, 32), seed=0, device=CPU) for _ in range(2)]
-    errors = [model.training_step(labels, seeded()) for model, labels in zip(models, (plain, hidden))]
-    assert errors[0] == errors[1]
+@pytest.mark.parametrize("dims", [2, 3])
+def test_patches_with_the_ignore_label_are_left_out(dims):
+    labels = torch.zeros(2, *(16,) * dims, dtype=torch.long)
+    labels[(slice(None), *(slice(4, 12),) * dims)] = 1
+    labels[1] = labels[1].roll(2, 0)
+    unsure = labels[:1].clone()
+    unsure[(0, *(slice(6, 8),) * dims)] = unsure[0, 10] = 2  # a hole, and two pieces
+    plain, joined, alone = (ShapeVAE(1, labels.shape[1:], seed=0, device=CPU) for _ in range(3))
+    values = plain.training_step(labels, seeded())
+    assert plain.bounds.most.tolist() == [[1, 0]]
+    found = joined.training_step(torch.cat([labels, unsure]), seeded())
+    assert torch.equal(joined.bounds.most, plain.bounds.most)
+    torch.testing.assert_close(found, values)
+    before = [weight.clone() for weight in alone.network.parameters()]
+    values = alone.training_step(unsure, seeded())
+    assert values["shape_vae"] == values["shape_vae_kl"] == 0 and values["finite"]
+    assert all(torch.equal(old, new) for old, new in zip(before, alone.network.parameters(), strict=True))
+    assert alone.bounds.most.tolist() == [[-1, -1]], "as before the first patch"
 
 
 @pytest.mark.parametrize("spatial", [(1, 1), (2, 5), (3, 33), (1, 8, 8), (2, 3, 40)])

@@ -131,7 +131,7 @@ class ShapeNetwork(nn.Module):
 
 
 def balanced_error(found: Tensor, distances: Tensor) -> Tensor:
-    """Mean squared error of (B, classes, *grid) distances; inside and outside of a class weigh the same.
+    """(B,) mean squared errors of (B, classes, *grid) distances; inside and outside of a class weigh the same.
 
     Else a small structure would be learnt last: it is a few grid points, which could be outside at little cost.
     """
@@ -139,7 +139,7 @@ def balanced_error(found: Tensor, distances: Tensor) -> Tensor:
     inside = distances > 0
     share = inside.float().mean(dim=spatial, keepdim=True)
     weight = torch.where(inside, 0.5 / share, 0.5 / (1 - share)).masked_fill((share == 0) | (share == 1), 1.0)
-    return (weight * (found - distances).square()).mean()
+    return (weight * (found - distances).square()).flatten(1).mean(dim=1)
 
 
 @MASK_SOURCES.register("shape_vae")
@@ -174,16 +174,21 @@ class ShapeVAE:
     def training_step(self, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """One optimisation step on the masks of real patches, (B, *spatial) int64.
 
+        Patches that hold the ignore label are left out: it hides a part of their structures, or makes holes in them.
+
         Returns:
             0-d tensors: `shape_vae`, the error of the distances, `shape_vae_kl`, and `finite`, whether all gradients were.
         """
+        whole = (labels <= self.foreground).flatten(1).all(dim=1)
         if self.steps % OBSERVING == 0:
-            self.bounds.observe(labels)
+            self.bounds.observe(labels * per_patch(whole, labels))  # a patch without structures is within any bounds
         _, present, distances = self._framed(labels)
         mean, log_variance = self.network.encode(distances)
         noise = torch.randn(mean.shape, generator=rng, device=rng.device)
         found = self.network.decode(mean + (0.5 * log_variance).exp() * noise, present)
-        error, nats = balanced_error(found, distances), divergence(mean, log_variance).mean()
+        weight = whole / whole.sum().clamp(min=1)
+        error = (weight * balanced_error(found, distances)).sum()
+        nats = (weight * divergence(mean, log_variance)).sum()
         finite = optimiser_step(self.optimizer, PRECISION * error + nats, list(self.network.parameters()), self.synchronise)
         self._update_average()
         return {"shape_vae": error.detach(), "shape_vae_kl": nats.detach(), "finite": finite}
