@@ -19,7 +19,7 @@ from nnunetv2_genseg.synthesis.pair_description import PairDescription
 from nnunetv2_genseg.synthesis.sampler import PairSampler
 from nnunetv2_genseg.trainers.planning import image_kind, label_codec, network_plan
 from nnunetv2_genseg.trainers.raw_cases import Line
-from nnunetv2_genseg.trainers.trained_generator import identity_of_fold, newest_state, settings_of
+from nnunetv2_genseg.trainers.trained_generator import identity_of_fold, newest_state, require_form, settings_of
 
 
 def describe_pairs(plans: Any, configuration: Any, description: dict[str, Any], settings: dict[str, Any]) -> PairDescription:
@@ -97,9 +97,7 @@ def _restore(sampler: PairSampler, there: dict[str, Any]) -> None:
     if missing:
         raise ValueError(f"the training had no source {' and '.join(sorted(missing))}; leave it out of mixing.sources")
     chosen = {**there, "sources": {name: there["sources"][name] for name in sampler.sources}}
-    place = checkpoint.first_difference(sampler.state_dict(), chosen)
-    if place is not None:
-        raise ValueError(f"{place or 'it'} has another form; leave the generator's settings as they were in the training")
+    require_form(sampler.state_dict(), chosen)
     sampler.load_state_dict(chosen)
 
 

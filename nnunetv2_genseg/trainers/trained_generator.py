@@ -125,11 +125,16 @@ def _restore(source: RedrawSource, state: dict[str, Any], path: Path) -> None:
         if there is None:
             raise ValueError("the training had no source `redraw`")
         kept = source.masks.state_dict()  # of a mask source only what draws images is needed
-        place = checkpoint.first_difference(source.generator.state_dict(), there["generator"])
-        if place is not None:
-            raise ValueError(f"{place or 'it'} has another form; leave the generator's settings as they were in the training")
+        require_form(source.generator.state_dict(), there["generator"])
         source.load_state_dict({**there, "masks": kept})
         source.context.policy.load_state_dict(sampler["policy"])
+
+
+def require_form(own: Any, there: Any) -> None:
+    """Raises ValueError, for `explained`, if a learned state has another form than that of what loads it."""
+    place = checkpoint.first_difference(own, there)
+    if place is not None:
+        raise ValueError(f"{place or 'it'} has another form; leave the generator's settings as they were in the training")
 
 
 def digest(generator: Generator) -> str | None:
