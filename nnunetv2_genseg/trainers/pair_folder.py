@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.config.reading import in_form, read_json
+from nnunetv2_genseg.config.reading import in_form
 from nnunetv2_genseg.trainers.folds import cases_of_fold
 from nnunetv2_genseg.trainers.preflight import first_of
-from nnunetv2_genseg.trainers.provenance import FILE_NAME, FORMAT
+from nnunetv2_genseg.trainers.provenance import FILE_NAME, read_record
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,13 @@ class PairFolder:
         path = folder / FILE_NAME
         if not path.is_file():
             raise GenSegError(f"{path} is missing; name a folder that `genseg generate` wrote")
-        content = read_json(path, dict[str, Any], "a mapping")
-        if content.get("format") != FORMAT or not {"origin", "pairs"} <= content.keys():
-            raise GenSegError(f"{path} is not a record of `genseg generate` of this version; generate the pairs again")
-        origin = in_form(content["origin"], dict[str, Any], "a mapping", f"`origin` in {path}")
+        origin, pairs = read_record(path, "generate the pairs again")
         for name, own in (("dataset", dataset), ("fold", fold)):
             if own is not None and origin.get(name) != own:
                 raise GenSegError(
                     f"the pairs in {folder} were made from {name} {origin.get(name)}, not from {own}; name the {name} that they "
                     "were made from"
                 )
-        pairs = in_form(content["pairs"], dict[str, dict[str, Any]], "a mapping of pairs", f"`pairs` in {path}")
         chosen = {name: pairs[name] for name in sorted(pairs)[:most]}
         if not chosen:
             raise GenSegError(f"{folder} holds no complete pair; start `genseg generate` again")

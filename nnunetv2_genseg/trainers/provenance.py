@@ -33,6 +33,23 @@ def versions(*packages: str) -> dict[str, str]:
     return own | {package: version(package) for package in packages}
 
 
+def read_record(path: Path, remedy: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What all pairs have in common, and what is known of each pair.
+
+    Args:
+        path: of the record.
+        remedy: what to do with the record of another version.
+
+    Raises:
+        GenSegError: it is of another version, or damaged.
+    """
+    content = read_json(path, dict[str, Any], "a mapping")
+    if content.get("format") != FORMAT or not {"origin", "pairs"} <= content.keys():
+        raise GenSegError(f"{path} is not a record of `genseg generate` of this version; {remedy}")
+    origin = in_form(content["origin"], dict[str, Any], "a mapping", f"`origin` in {path}")
+    return origin, in_form(content["pairs"], dict[str, dict[str, Any]], "a mapping of pairs", f"`pairs` in {path}")
+
+
 class Provenance:
     """The record of a folder of pairs.
 
@@ -54,12 +71,8 @@ class Provenance:
         if not path.is_file():
             require_own(folder)
             return
-        content = read_json(path, dict[str, Any], "a mapping")
-        if content.get("format") != FORMAT or not {"origin", "pairs"} <= content.keys():
-            raise GenSegError(f"{path} is not a record of `genseg generate` of this version; choose another folder")
-        parts = dict[str, dict[str, Any]]
-        self._require_same(in_form(content["origin"], dict[str, Any], "a mapping", f"`origin` in {path}"))
-        pairs = in_form(content["pairs"], parts, "a mapping of pairs", f"`pairs` in {path}")
+        there, pairs = read_record(path, "choose another folder")
+        self._require_same(there)
         self.pairs = {name: pair for name, pair in pairs.items() if self._is_whole(pair)}
 
     def _require_same(self, there: dict[str, Any]) -> None:
