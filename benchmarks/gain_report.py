@@ -33,6 +33,7 @@ SHOWN = {
 }
 """Arms in the order of the figure's legend, and their names there."""
 STEPS = {
+    "deformation": ("genseg_deformation", STOCK),
     "pasting": ("genseg_random_without_redraw", "genseg_deformation"),
     "generator": ("genseg_random", "genseg_random_without_redraw"),
     "feedback": ("genseg", "genseg_random"),
@@ -58,11 +59,11 @@ def setting_of(result: Result) -> Setting:
     return (*(result[key] for key in keys), result.get("planned_for", 0))
 
 
-def is_compared(result: Result) -> bool:
-    """Whether a result is of the comparison that the figure shows: small 2D images, usual budget and length."""
-    dataset, budget, configuration, scale, iterations, planned_for = setting_of(result)
-    usual = "2d", BUDGET.get(dataset), length(dataset, configuration, scale), 0
-    return scale in SIZES and (configuration, budget, iterations, planned_for) == usual
+def is_compared(result: Result, budget: int = 0) -> bool:
+    """Whether a result is of the comparison: small 2D images, usual length, and the usual number of labelled cases or another."""
+    dataset, cases, configuration, scale, iterations, planned_for = setting_of(result)
+    usual = "2d", budget or BUDGET.get(dataset), length(dataset, configuration, scale), 0
+    return scale in SIZES and (configuration, cases, iterations, planned_for) == usual
 
 
 def case_dice(result: Result, part: str) -> dict[str, float]:
@@ -122,12 +123,12 @@ def by_setting(results: list[Result], part: str) -> dict[Setting, dict[str, list
     return groups
 
 
-def compared(results: list[Result], part: str) -> dict[str, dict[str, list[Result]]]:
+def compared(results: list[Result], part: str, budget: int = 0) -> dict[str, dict[str, list[Result]]]:
     """Results of the comparison by dataset and arm, for datasets that have stock and another arm; each scale is one."""
-    groups = by_setting(list(filter(is_compared, results)), part)
+    groups = by_setting([result for result in results if is_compared(result, budget)], part)
     return {
-        f"{NAMES[dataset]}, N = {budget}{SIZES[scale]}": arms
-        for (dataset, budget, _, scale, *_), arms in groups.items()
+        f"{NAMES[dataset]}, N = {cases}{SIZES[scale]}": arms
+        for (dataset, cases, _, scale, *_), arms in groups.items()
         if STOCK in arms and len(arms) > 1
     }
 
@@ -137,17 +138,16 @@ def summary(results: list[Result], part: str) -> str:
 
     An arm that lacks a dataset has no mean.
     """
-    return _differences(results, part, "arm", {name: (arm, STOCK) for arm, name in SHOWN.items()})
+    return _differences(compared(results, part), part, "arm", {name: (arm, STOCK) for arm, name in SHOWN.items()})
 
 
-def steps(results: list[Result], part: str) -> str:
-    """The same for what each part of GenSeg gives."""
-    return _differences(results, part, "part", STEPS)
+def steps(results: list[Result], part: str, budget: int = 0) -> str:
+    """The same for what each part of GenSeg gives, with the usual number of labelled cases or another."""
+    return _differences(compared(results, part, budget), part, "part", STEPS)
 
 
-def _differences(results: list[Result], part: str, title: str, rows: dict[str, tuple[str, str]]) -> str:
+def _differences(groups: dict[str, dict[str, list[Result]]], part: str, title: str, rows: dict[str, tuple[str, str]]) -> str:
     """Markdown: an arm less a rival, a line each; those that no dataset has are left out."""
-    groups = compared(results, part)
     head = [title, *groups, "mean"]
     lines = [head, ["---"] * len(head)]
     for name, (arm, rival) in rows.items():

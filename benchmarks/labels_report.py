@@ -27,7 +27,7 @@ def curves(results: list[Result], part: str) -> Curves:
     for result in results:
         dataset, budget, usual = result["dataset"], result["budget"], BUDGET[result["dataset"]]
         planned_for = usual if budget > usual else 0
-        alike = result["scale"] == "mini" and is_compared(result | {"budget": usual, "planned_for": 0})
+        alike = result["scale"] == "mini" and is_compared(result | {"planned_for": 0}, budget)
         if alike and result["arm"] in ARMS and part in result["parts"] and result.get("planned_for", 0) == planned_for:
             found[dataset][result["arm"]][budget].append(result)
     return {dataset: arms for dataset, arms in sorted(found.items()) if len(arms["genseg"]) > 1}

@@ -46,6 +46,9 @@ def test_what_a_part_gives_is_the_arm_with_it_less_the_arm_without():
     runs += [result("stock", 0, [0.4])]
     (line,) = gain_report.steps(runs, "test").splitlines()[2:]
     assert line == "| feedback | **+3.0 ± 0.0** (2) | **+3.0 ± 0.0** |"
+    (same,) = gain_report.steps([run | {"budget": 5} for run in runs], "test", 5).splitlines()[2:]
+    assert same == line
+    assert len(gain_report.steps(runs, "test", 5).splitlines()) == 2, "no dataset has results"
 
 
 def test_every_arm_is_a_valid_configuration_and_every_cell_has_its_own_name():
