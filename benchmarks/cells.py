@@ -209,7 +209,7 @@ def with_unlabelled_images() -> list[Cell]:
 def fewer_labels() -> list[Cell]:
     """Stock and GenSeg, with the pool's other images and without, with 5 and 10 labelled cases; without its parts with 5."""
     usual = comparison("stock genseg genseg_unlabelled", scale="mini", seeds=range(3))
-    parts = comparison("genseg_deformation genseg_random_without_redraw genseg_random", "102", seeds=range(3))
+    parts = comparison("genseg_deformation genseg_random_without_redraw genseg_random", "102 101", scale="mini", seeds=range(3))
     return [
         *(replace(cell, budget=5) for cell in usual + parts),
         *(replace(cell, budget=10) for cell in usual if cell.budget > 10),

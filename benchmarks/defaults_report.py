@@ -48,7 +48,7 @@ EVIDENCE = {
     "generator.pretrained": "not measured",
     "generator.diffusion.sampling_steps": "not measured for the segmentation network; chosen by cost",
     "feedback.enabled": "with it (`genseg`) 0.5 ± 0.8 above without (`genseg_random`) on 102, with 5 cases 2.3 ± 0.5 above "
-    "(three seeds); on 101 with 5 cases 3.5 ± 1.4 below (two seeds)",
+    "(three seeds); on 101 with 5 cases 2.2 ± 1.5 below (three seeds)",
     "feedback.parameters": "archived: 104, one seed: 0.782, weights 0.788, policy 0.767, within chance; the choice of the paper",
     "feedback.start": "not measured",
     "feedback.interval": "not measured",
