@@ -201,8 +201,8 @@ def headroom(results: list[Result], part: str) -> str:
                 more[result["budget"]].append(result)
         if not more or not stock:
             continue
-        cells = [f"{dataset} {NAMES[dataset]}, N = {budget}{size}", _mean_dice(stock, part)]
-        cells += [_mean_dice(more[cases], part) for cases in (2 * budget, 4 * budget, POOL)]
+        cells = [f"{dataset} {NAMES[dataset]}, N = {budget}{size}", mean_dice(stock, part)]
+        cells += [mean_dice(more[cases], part) for cases in (2 * budget, 4 * budget, POOL)]
         gap, error, _ = gain_over_seeds(more[4 * budget], stock, part)
         gain, _, _ = gain_over_seeds([result for result in of_comparison if result["arm"] == "genseg"], stock, part)
         cells.append("" if np.isnan(gap) else f"{100 * gap:.1f}")
@@ -212,7 +212,8 @@ def headroom(results: list[Result], part: str) -> str:
     return head + "".join(lines) if lines else ""
 
 
-def _mean_dice(runs: list[Result], part: str) -> str:
+def mean_dice(runs: list[Result], part: str) -> str:
+    """Text of the mean Dice of some trainings and of their number; empty without any."""
     return f"{np.mean([run['parts'][part]['dice'] for run in runs]):.3f} ({len(runs)})" if runs else ""
 
 

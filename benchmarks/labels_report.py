@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from cells import BUDGET
-from gain_report import NAMES, SHOWN, STOCK, Result, gain_over_seeds, is_compared, points
+from gain_report import NAMES, SHOWN, STOCK, Result, case_dice, gain_over_seeds, is_compared, mean_dice, points
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -57,15 +57,15 @@ def labels_table(results: list[Result], part: str) -> str:
     rows = []
     for dataset, arms in curves(results, part).items():
         for budget, stock in sorted(arms[STOCK].items()):
-            cells = [f"{dataset} {NAMES[dataset]}", f"{budget}", f"{_dice(stock, part):.3f} ({len(stock)})"]
+            cells = [f"{dataset} {NAMES[dataset]}", f"{budget}", mean_dice(stock, part)]
             for arm in list(ARMS)[1:]:
                 runs = arms[arm].get(budget, [])
                 cells.append(points(*gain_over_seeds(runs, stock, part)) if runs else "")
             ours = [run for run in arms["genseg"].get(budget, []) if run["seed"] in {one["seed"] for one in stock}]
             equal = equal_cases(arms[STOCK], _dice(ours, part), part) if ours else float("nan")
-            rows.append([*cells, "" if np.isnan(equal) else f"{equal:.0f}"])
-    head = ["dataset", "labelled cases", "stock nnU-Net", SHOWN["genseg"], SHOWN["genseg_unlabelled"]]
-    head.append("cases that stock nnU-Net needs for the default's Dice")
+            rows.append([*cells, "" if np.isnan(equal) else f"{equal:.0f}", f"{100 * _missed(stock, part):.0f} %"])
+    head = ["dataset", "labelled cases", *ARMS.values(), "cases that stock nnU-Net needs for the default's Dice"]
+    head.append("test cases that stock nnU-Net misses whole")
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows)) if rows else ""
 
 
@@ -90,6 +90,11 @@ def labels_figure(results: list[Result], part: str, path: Path) -> None:
     if found:
         picture.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     picture.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def _missed(runs: list[Result], part: str) -> float:
+    """Fraction of the cases with a Dice of 0."""
+    return float(np.mean([dice == 0 for run in runs for dice in case_dice(run, part).values()]))
 
 
 def _dice(runs: list[Result], part: str) -> float:
