@@ -8,12 +8,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from cells import Cell
+import SimpleITK
+from cells import COARSE, Cell
 from skimage.io import imread, imsave
 from skimage.transform import resize
 
 SIDES = {"mini": 64, "small": 128}
-"""Longer side of 2D images by scale, pixels; at `full` they are as they are."""
+"""Longer side of 2D images by scale, pixels; at the other scales they are as they are."""
 GROUPS = "groups.json"
 """Beside the images and labels of a part: the group of each case, where there are groups."""
 VALIDATION_RANKS = range(40, 100)
@@ -54,7 +55,7 @@ def unlabelled_images(source: Path, budget: int, scale: str, validated: bool, in
     Args:
         source: the dataset.
         budget: N.
-        scale: as in `SIDES`.
+        scale: as in `SIDES`, or `cells.COARSE`.
         validated: whether the images of the validation part are left out.
         into: where the folder is made.
     """
@@ -93,7 +94,7 @@ def part_of(cell: Cell, part: str, raw: Path, into: Path) -> tuple[Path, Path]:
 
 
 def copy_cases(source: Path, suffix: str, cases: list[str], images: Path, labels: Path, scale: str) -> None:
-    """Copies cases of one part of a dataset, 2D images resampled to the scale's side; `labels` appears last and whole."""
+    """Copies cases of one part of a dataset, resampled as the scale asks; `labels` appears last and whole."""
     ending = json.loads((source / "dataset.json").read_text())["file_ending"]
     unfinished = labels.with_name(f"{labels.name}_unfinished")
     for folder in (images, unfinished):
@@ -107,13 +108,29 @@ def copy_cases(source: Path, suffix: str, cases: list[str], images: Path, labels
 
 
 def copy_image(path: Path, folder: Path, scale: str, order: int) -> None:
-    """Copies an image, or resamples a PNG to the scale's side: order 1 for images, smoothed before, 0 for labels."""
-    if scale not in SIDES or path.suffix != ".png":
+    """Copies an image, resampled as the scale asks: order 1 for images, smoothed before, 0 for labels."""
+    if scale in SIDES and path.suffix == ".png":
+        copy_smaller(path, folder, SIDES[scale], order)
+    elif scale == COARSE and path.suffix != ".png":
+        copy_coarser(path, folder, order)
+    else:
         shutil.copy(path, folder)
-        return
+
+
+def copy_smaller(path: Path, folder: Path, side: int, order: int) -> None:
+    """Copies a PNG whose longer side then has `side` pixels."""
     image = imread(path)
     height, width = image.shape[:2]
-    factor = SIDES[scale] / max(height, width)
+    factor = side / max(height, width)
     shape = (max(1, round(height * factor)), max(1, round(width * factor)), *image.shape[2:])
     small = resize(image, shape, order=order, anti_aliasing=order > 0, preserve_range=True)
     imsave(folder / path.name, np.rint(small).astype(image.dtype), check_contrast=False)
+
+
+def copy_coarser(path: Path, folder: Path, order: int) -> None:
+    """Copies a volume with voxels twice as long: means of 2 x 2 x 2 voxels, or the label that has most of their surrounding."""
+    volume = SimpleITK.ReadImage(str(path))
+    coarse = SimpleITK.BinShrink(volume, [2, 2, 2])
+    if order == 0:
+        coarse = SimpleITK.Resample(volume, coarse, SimpleITK.Transform(), SimpleITK.sitkLabelGaussian, 0, volume.GetPixelID())
+    SimpleITK.WriteImage(coarse, str(folder / path.name), useCompression=True)

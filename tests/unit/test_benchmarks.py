@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import SimpleITK
 from PIL import Image
 from skimage.io import imread, imsave
 
@@ -285,6 +286,34 @@ def test_images_and_labels_are_resampled_alike_and_labels_stay_labels(tmp_path, 
     assert (bright != (small_label == 1)).mean() < 0.02
     raw_datasets.copy_image(tmp_path / "label.png", out, "full", order=0)
     assert (out / "label.png").read_bytes() == (tmp_path / "label.png").read_bytes()
+
+
+def test_volumes_become_coarser_in_place_and_labels_stay_labels(tmp_path):
+    import cells
+    import raw_datasets
+
+    values = np.zeros((20, 31, 24), np.float32)
+    values[4:12, 7:23, 5:19] = 100
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, kind in (("image.nii.gz", np.float32), ("label.nii.gz", np.uint8)):
+        volume = SimpleITK.GetImageFromArray((values / (1 if kind is np.float32 else 50)).astype(kind))
+        volume.SetSpacing((1.0, 2.0, 3.0))
+        SimpleITK.WriteImage(volume, tmp_path / name)
+        raw_datasets.copy_image(tmp_path / name, out, cells.COARSE, order=int(kind is np.float32))
+    fine = SimpleITK.ReadImage(tmp_path / "image.nii.gz")
+    image, label = (SimpleITK.ReadImage(out / name) for name in ("image.nii.gz", "label.nii.gz"))
+    assert label.GetSpacing() == image.GetSpacing() == (2.0, 4.0, 6.0)
+    assert label.GetOrigin() == image.GetOrigin()
+    shape, mask = SimpleITK.GetArrayFromImage(image), SimpleITK.GetArrayFromImage(label)
+    assert shape.shape == mask.shape == (10, 15, 12)
+    assert set(np.unique(mask)) == {0, 2}
+    assert ((shape > 50) != (mask == 2)).mean() < 0.06
+
+    def middle(volume, inside):
+        return volume.TransformContinuousIndexToPhysicalPoint(np.argwhere(inside).mean(0)[::-1].tolist())
+
+    assert np.allclose(middle(label, mask == 2), middle(fine, values > 0), atol=(1, 2, 3))
 
 
 def test_a_training_costs_the_mean_of_its_stages_weighed_by_the_schedule():
