@@ -28,6 +28,7 @@ SHOWN = {
     "genseg_deformation": "deformation alone",
     "stock_pseudo_labels": "stock, trained again with predictions",
     "stock_mean_teacher": "stock, mean teacher",
+    "stock_da5": "nnUNetTrainerDA5",
     "stock_ema": "stock, averaged weights",
     "stock_doubled_batch_and_rate": "stock, batch and learning rate doubled",
 }
