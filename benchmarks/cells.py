@@ -20,6 +20,8 @@ FULL = 25_000
 SCALE = {"101": "small", "102": "mini", "103": "mini", "104": "mini", "105": "small"}
 """What each dataset is compared at in 2D. At 64 pixels a third of the foot ulcers and four tenths of the polyps are missed
 whole."""
+POOL_IMAGES, HOSPITAL = "pool", "montgomery"
+"""Where images without labels come from. The second is also a part that trainings are judged on."""
 COARSE = "coarse"
 """The scale at which volumes have half of the voxels along each axis, for `3d_fullres` on a CPU; at the others they are as they
 are."""
@@ -40,8 +42,9 @@ class Arm:
     rate_factor: int = 1
     averaged: bool = False
     """Whether a moving average of the weights is judged."""
-    unlabelled: bool = False
-    """Whether the pool's other images are given without their labels; without those of the validation part if that is judged."""
+    unlabelled: str = ""
+    """Images that are given without labels: `pool`, the pool's other ones, without those of the validation part if that is
+    judged; `montgomery`, every second one of the other hospital, which is then judged on the others; empty: none."""
     chosen_by: str = ""
     """What pairs are chosen by, as in `choosing.py`: `validation` or `training` patches; empty: they are not chosen."""
     rival: str = ""
@@ -53,9 +56,9 @@ def genseg(**sections: Settings) -> Arm:
     return Arm("GenSegTrainerShort", sections)
 
 
-def unlabelled(**sections: Settings) -> Arm:
-    """GenSeg with some settings changed and the pool's other images."""
-    return Arm("GenSegTrainerShort", sections, unlabelled=True)
+def unlabelled(images: str = POOL_IMAGES, **sections: Settings) -> Arm:
+    """GenSeg with some settings changed and images without labels."""
+    return Arm("GenSegTrainerShort", sections, unlabelled=images)
 
 
 OFF: Settings = {"enabled": False}
@@ -74,12 +77,13 @@ ARMS: dict[str, Arm] = {
     "genseg_more": genseg(mixing={"share": 0.75}, paste={"probability": 1.0}),
     "genseg_fast": genseg(feedback={"learning_rate": 0.1}),
     "genseg_unlabelled": unlabelled(),
+    "genseg_unlabelled_montgomery": unlabelled(HOSPITAL),
     "genseg_unlabelled_sure": unlabelled(unlabelled={"confidence": 0.95}),
     "genseg_unlabelled_without_deformation": unlabelled(mixing={"sources": {"redraw": 1.0}}),
     "genseg_unlabelled_without_paste": unlabelled(paste={"probability": 0.0}),
     "genseg_unlabelled_without_redraw": unlabelled(mixing=DEFORMATION, feedback=OFF),
-    "stock_pseudo_labels": Arm("nnUNetTrainerShort", unlabelled=True, rival="pseudo_labels"),
-    "stock_mean_teacher": Arm("nnUNetTrainerShort", unlabelled=True, rival="mean_teacher"),
+    "stock_pseudo_labels": Arm("nnUNetTrainerShort", unlabelled=POOL_IMAGES, rival="pseudo_labels"),
+    "stock_mean_teacher": Arm("nnUNetTrainerShort", unlabelled=POOL_IMAGES, rival="mean_teacher"),
     "genseg_carve": genseg(mixing=DEFORMATION, paste={"kinds": {"carve": 1.0}}, feedback=OFF),
     "genseg_lesion": genseg(mixing=DEFORMATION, paste={"kinds": {"lesion": 1.0}}, feedback=OFF),
 }
@@ -87,8 +91,9 @@ ARMS: dict[str, Arm] = {
 feedback, `genseg_random_without_redraw` that without generator, `genseg_deformation` that without parts of other cases;
 `genseg_oracle` is `genseg_random` with pairs chosen by labels that no training may see, `genseg_agreeing` the same by training
 patches. `genseg_more` has more pairs, all of them with parts of other cases; `genseg_fast` is the default whose feedback moves
-the architecture further; `genseg_unlabelled` is the default with the pool's other images, `genseg_unlabelled_sure` that with
-labels of a higher confidence alone. Without redraw there is nothing that feedback tunes."""
+the architecture further; `genseg_unlabelled` is the default with the pool's other images, `genseg_unlabelled_montgomery` that
+with the other hospital's, `genseg_unlabelled_sure` that with labels of a higher confidence alone. Without redraw there is
+nothing that feedback tunes."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ def cell_of(
     Final figures are judged on the test part, those of the chest X-rays also on the other hospital's.
     """
     scale = scale or SCALE[dataset]
-    parts = parts or (("test", "montgomery") if dataset == "103" else ("test",))
+    parts = parts or (("test", HOSPITAL) if dataset == "103" else ("test",))
     return Cell(dataset, BUDGET[dataset], plan, arm, seed, iterations or length(dataset, plan, scale), parts, scale)
 
 
@@ -203,9 +208,11 @@ def with_unlabelled_images() -> list[Cell]:
     """
     usual = comparison(f"stock genseg {WITH_IMAGES}", "102 104 101 103 105", scale="mini", seeds=range(3))
     parts = "genseg_unlabelled_without_deformation genseg_unlabelled_without_paste genseg_unlabelled_without_redraw"
+    hospital = comparison("genseg_unlabelled_montgomery", "103", scale="mini", seeds=range(3))
     volumes = comparison("stock genseg genseg_unlabelled", "104", "3d_fullres", COARSE, seeds=range(3))
     return [
         *usual,
+        *hospital,
         *comparison(f"{parts} genseg_unlabelled_sure", "102 104", scale="mini", seeds=range(3)),
         *volumes,
     ]

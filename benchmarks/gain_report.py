@@ -22,6 +22,7 @@ NAMES = {"101": "foot ulcer", "102": "breast ultrasound", "103": "chest X-ray", 
 SHOWN = {
     "genseg": "GenSeg (default)",
     "genseg_unlabelled": "with unlabelled images",
+    "genseg_unlabelled_montgomery": "with the other hospital's images",
     "genseg_fast": "feedback with a rate of 0.1",
     "genseg_random": "GenSeg without feedback",
     "genseg_random_without_redraw": "without generator",

@@ -69,8 +69,7 @@ def plan_and_preprocess(folder: Path, cell: Cell) -> None:
 
 def images_of(cell: Cell, place: Place) -> Path:
     """The images that a cell is given without labels; `prepare` makes them."""
-    validated = "validation" in cell.parts
-    return unlabelled_images(source_of(cell.dataset, place.raw), cell.budget, cell.scale, validated, place.dataset(cell))
+    return unlabelled_images(source_of(cell.dataset, place.raw), cell, place.dataset(cell))
 
 
 def run_nnunet(folder: Path, program: str, *options: str) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from cells import COARSE, Cell
+from cells import ARMS, COARSE, HOSPITAL, Cell
 from skimage.io import imread, imsave
 from skimage.transform import resize
 
 SIDES = {"mini": 64, "small": 128}
 """Longer side of 2D images by scale, pixels; at the other scales they are as they are."""
+SUFFIXES = {"validation": "Tr", "test": "Ts", HOSPITAL: "Ts_montgomery"}
+"""Of the folders of images and labels, by part."""
 GROUPS = "groups.json"
 """Beside the images and labels of a part: the group of each case, where there are groups."""
 VALIDATION_RANKS = range(40, 100)
@@ -49,59 +51,80 @@ def budgeted_dataset(source: Path, budget: int, scale: str, into: Path) -> None:
     (target / "dataset.json").write_text(json.dumps(description | {"numTraining": len(chosen)}))
 
 
-def unlabelled_images(source: Path, budget: int, scale: str, validated: bool, into: Path) -> Path:
-    """Folder of the pool's images after the first N, without labels, made if it is not there.
+def unlabelled_images(source: Path, cell: Cell, into: Path) -> Path:
+    """Folder of the images that a cell is given without labels, in `into`, made if it is not there.
 
     Args:
         source: the dataset.
-        budget: N.
-        scale: as in `SIDES`, or `cells.COARSE`.
-        validated: whether the images of the validation part are left out.
+        cell: whose arm says where they come from.
         into: where the folder is made.
     """
-    target = into / ("unlabelled_but_validation" if validated else "unlabelled")
+    origin, validated = ARMS[cell.arm].unlabelled, "validation" in cell.parts
+    target = into / (f"unlabelled_{origin}" + "_but_validation" * validated)
     if target.is_dir():
         return target
-    ending = json.loads((source / "dataset.json").read_text())["file_ending"]
     unfinished = target.with_name(f"{target.name}_unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    for rank, case in enumerate(ranked_cases(source)):
-        if rank >= budget and not (validated and rank in VALIDATION_RANKS):
-            for path in source.glob(f"imagesTr/{case}_[0-9][0-9][0-9][0-9]{ending}"):
-                copy_image(path, unfinished, scale, order=1)
+    if origin == HOSPITAL:
+        folder, cases = f"images{SUFFIXES[HOSPITAL]}", labelled_cases(source, HOSPITAL)[::2]
+    else:
+        left_out = {*range(cell.budget), *(VALIDATION_RANKS if validated else ())}
+        folder, cases = "imagesTr", [case for rank, case in enumerate(ranked_cases(source)) if rank not in left_out]
+    for case in cases:
+        for path in images_of_case(source / folder, case):
+            copy_image(path, unfinished, cell.scale, order=1)
     unfinished.rename(target)
     return target
 
 
+def file_ending(source: Path) -> str:
+    """Of the files of a dataset."""
+    return str(json.loads((source / "dataset.json").read_text())["file_ending"])
+
+
+def images_of_case(folder: Path, case: str) -> list[Path]:
+    """The files of all channels of a case."""
+    return sorted(folder.glob(f"{case}_[0-9][0-9][0-9][0-9]{file_ending(folder.parent)}"))
+
+
+def labelled_cases(source: Path, part: str) -> list[str]:
+    """The cases of a part, by name."""
+    ending = file_ending(source)
+    return sorted(path.name.removesuffix(ending) for path in (source / f"labels{SUFFIXES[part]}").glob(f"*{ending}"))
+
+
 def part_of(cell: Cell, part: str, raw: Path, into: Path) -> tuple[Path, Path]:
-    """Folders of the images and labels of `validation`, `test` or `montgomery`, made out of `raw` if they are not there."""
-    made = next(into.glob(f"Dataset{cell.dataset}_*/{part}/labels"), None)
+    """Folders of the images and labels of `validation`, `test` or `montgomery`, made out of `raw` if they are not there.
+
+    Without the cases whose images the cell is given without labels.
+    """
+    halved = part == HOSPITAL == ARMS[cell.arm].unlabelled
+    name = f"{part}_half" if halved else part
+    made = next(into.glob(f"Dataset{cell.dataset}_*/{name}/labels"), None)
     if made is not None:
         return made.with_name("images"), made
     source = source_of(cell.dataset, raw)
-    images, labels = into / source.name / part / "images", into / source.name / part / "labels"
-    suffix = {"validation": "Tr", "test": "Ts", "montgomery": "Ts_montgomery"}[part]
-    ending = json.loads((source / "dataset.json").read_text())["file_ending"]
-    cases = sorted(path.name.removesuffix(ending) for path in (source / f"labels{suffix}").glob(f"*{ending}"))
+    images, labels = into / source.name / name / "images", into / source.name / name / "labels"
+    cases = labelled_cases(source, part)[1 if halved else 0 :: 2 if halved else 1]
     if part == "validation":
         ranked = ranked_cases(source)
         cases = [ranked[rank] for rank in VALIDATION_RANKS]
     labels.parent.mkdir(parents=True, exist_ok=True)
     (labels.parent / GROUPS).write_text(json.dumps(groups_of(source, cases)))
-    copy_cases(source, suffix, cases, images, labels, cell.scale)
+    copy_cases(source, SUFFIXES[part], cases, images, labels, cell.scale)
     return images, labels
 
 
 def copy_cases(source: Path, suffix: str, cases: list[str], images: Path, labels: Path, scale: str) -> None:
     """Copies cases of one part of a dataset, resampled as the scale asks; `labels` appears last and whole."""
-    ending = json.loads((source / "dataset.json").read_text())["file_ending"]
+    ending = file_ending(source)
     unfinished = labels.with_name(f"{labels.name}_unfinished")
     for folder in (images, unfinished):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     for case in cases:
-        for path in source.glob(f"images{suffix}/{case}_[0-9][0-9][0-9][0-9]{ending}"):
+        for path in images_of_case(source / f"images{suffix}", case):
             copy_image(path, images, scale, order=1)
         copy_image(source / f"labels{suffix}" / f"{case}{ending}", unfinished, scale, order=0)
     unfinished.rename(labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cells import ARMS
+from cells import ARMS, HOSPITAL
 from defaults_report import defaults
 from gain_report import Result, compared, figure, headroom, load, steps, summary, table
 from generators_report import merged
@@ -84,7 +84,7 @@ Stock nnU-Net with more labels, and the batch, patch and network that are planne
 cases, which gains by itself.
 
 """
-HOSPITAL = """
+ELSEWHERE = """
 ## Chest X-ray, the other hospital
 
 Trained in Shenzhen, tested in Montgomery.
@@ -117,7 +117,8 @@ def arm_lines() -> str:
         special = "averaged weights" if arm.averaged else arm.rival.replace("_", " ")
         special = f"pairs chosen by {arm.chosen_by} patches" if arm.chosen_by else special
         trainer = arm.trainer.replace("Short", "") + (f" ({special})" if special else "")
-        trainer += ", with unlabelled images" if arm.unlabelled else ""
+        if arm.unlabelled:
+            trainer += ", with unlabelled images" + (" of the other hospital" if arm.unlabelled == HOSPITAL else "")
         settings = f"`{json.dumps(arm.settings)}`" if arm.settings else ""
         batch = f"× {arm.batch_factor}" + (f", learning rate × {arm.rate_factor}" if arm.rate_factor != 1 else "")
         lines.append(f"| {name} | {trainer} | {batch} | {settings} |\n")
@@ -148,8 +149,8 @@ def benchmarks_page(results: Path) -> str:
     more_labels = headroom(final, "test")
     if more_labels:
         page += HEADROOM + more_labels
-    if any("montgomery" in result["parts"] for result in final):
-        page += HOSPITAL + summary(final, "montgomery") + "\n" + table(final, "montgomery")
+    if any(HOSPITAL in result["parts"] for result in final):
+        page += ELSEWHERE + summary(final, HOSPITAL) + "\n" + table(final, HOSPITAL)
     if (results / "speed.json").is_file():
         page += speed(json.loads((results / "speed.json").read_text(encoding="utf-8")))
     if (results / "pairs.json").is_file():

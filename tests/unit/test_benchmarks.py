@@ -288,6 +288,36 @@ def test_images_and_labels_are_resampled_alike_and_labels_stay_labels(tmp_path, 
     assert (out / "label.png").read_bytes() == (tmp_path / "label.png").read_bytes()
 
 
+def test_images_that_are_given_without_labels_are_neither_trained_nor_judged_with_labels(tmp_path):
+    import cells
+    import raw_datasets
+
+    source = tmp_path / "raw" / "Dataset103_Lungs"
+    for name in ("Tr", "Ts", "Ts_montgomery"):
+        for kind, ending in (("images", "_0000.png"), ("labels", ".png")):
+            (source / f"{kind}{name}").mkdir(parents=True)
+            for case in range(25 if name == "Tr" else 5):
+                imsave(source / f"{kind}{name}" / f"{name}{case:02}{ending}", np.zeros((8, 8), np.uint8), check_contrast=False)
+    (source / "dataset.json").write_text(json.dumps({"file_ending": ".png"}))
+    lines = [f"Tr{case:02},Tr,{24 - case}" for case in range(25)]
+    (source / "cases.csv").write_text("\n".join(["case,part,rank", *lines]))
+
+    def given_and_judged(arm):
+        cell = cells.cell_of("103", arm, 0, scale="mini")
+        images = raw_datasets.unlabelled_images(source, cell, tmp_path / "given")
+        parts = [raw_datasets.part_of(cell, part, tmp_path / "raw", tmp_path / "parts") for part in cell.parts]
+        return [{path.name[:-9] for path in images.iterdir()}, *({path.stem for path in labels.iterdir()} for _, labels in parts)]
+
+    everywhere = {f"Ts_montgomery{case:02}" for case in range(5)}
+    given, test, elsewhere = given_and_judged("genseg_unlabelled")
+    assert given == {f"Tr{case:02}" for case in range(5)}, "the first 20 by rank have labels"
+    assert len(test) == 5
+    assert elsewhere == everywhere
+    given, test, elsewhere = given_and_judged("genseg_unlabelled_montgomery")
+    assert len(test) == 5
+    assert given and elsewhere and given | elsewhere == everywhere and not given & elsewhere
+
+
 def test_volumes_become_coarser_in_place_and_labels_stay_labels(tmp_path):
     import cells
     import raw_datasets
