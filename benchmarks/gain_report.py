@@ -13,6 +13,8 @@ from cells import BUDGET, POOL, length
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nnunetv2_genseg.generators.networks import MIXED_KERNELS
+
 Result = dict[str, Any]
 Setting = tuple[str, int, str, str, int, int]
 """dataset, budget, configuration, scale, iterations, budget of the plans if another"""
@@ -45,6 +47,11 @@ STEPS = {
     "all, over averaged weights": ("genseg", "stock_ema"),
 }
 """What a part gives: an arm that has it, and the one that it is compared with."""
+SHARE = "largest_kernel_share"
+MOVED = """
+How far feedback moved the generator: the largest share of a kernel in any mixture, {start:.3f} at the start, was {low:.3f} to
+{high:.3f} at the end of {trainings} trainings of the default.
+"""
 SIZES = {"mini": "", "small": ", 128 px"}
 """What a column says of the longer side of 2D images by scale; without a word 64 pixels."""
 BOOTSTRAPS = 5000
@@ -146,6 +153,18 @@ def summary(results: list[Result], part: str) -> str:
 def steps(results: list[Result], part: str, budget: int = 0) -> str:
     """The same for what each part of GenSeg gives, with the usual number of labelled cases or another."""
     return _differences(compared(results, part, budget), part, "part", STEPS)
+
+
+def moved(results: list[Result]) -> str:
+    """Text: how far feedback moved the kernel mixture of the generator; empty without trainings that tell."""
+    shares: list[float] = []
+    for result in results:
+        told = [epoch[SHARE] for epoch in result.get("progress", []) if SHARE in epoch]
+        if result["arm"] == "genseg" and told:
+            shares.append(told[-1])
+    if not shares:
+        return ""
+    return MOVED.format(trainings=len(shares), low=min(shares), high=max(shares), start=1 / len(MIXED_KERNELS))
 
 
 def _differences(groups: dict[str, dict[str, list[Result]]], part: str, title: str, rows: dict[str, tuple[str, str]]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cells import ARMS, HOSPITAL
 from defaults_report import defaults
-from gain_report import Result, compared, figure, headroom, load, steps, summary, table
+from gain_report import Result, compared, figure, headroom, load, moved, steps, summary, table
 from generators_report import merged
 from generators_report import page as generators_page
 from labels_report import labels_figure, labels_table
@@ -143,6 +143,7 @@ def benchmarks_page(results: Path) -> str:
     page += STEPS + steps(final, "test")
     if compared(final, "test", 5):
         page += FIVE + steps(final, "test", 5)
+    page += moved(final)
     fewer = labels_table(final, "test")
     if fewer:
         page += LABELS + fewer

@@ -40,6 +40,17 @@ def test_every_module_can_be_imported(name):
     importlib.import_module(name)
 
 
+def test_how_far_feedback_moved_the_generator_is_read_at_the_end_of_the_defaults_trainings():
+    import gain_report
+
+    progress = {"progress": [{"epoch": 0.0}, {"largest_kernel_share": 0.4}, {"largest_kernel_share": 0.35}, {"epoch": 3.0}]}
+    runs = [result("genseg", seed, [0.5]) | progress for seed in (0, 1)]
+    other = result("genseg_fast", 0, [0.5]) | {"progress": [{"largest_kernel_share": 0.9}]}
+    text = " ".join(gain_report.moved([*runs, result("genseg", 2, [0.5]), other]).split())
+    assert "0.333 at the start, was 0.350 to 0.350 at the end of 2 trainings" in text
+    assert gain_report.moved([other]) == ""
+
+
 def test_what_a_part_gives_is_the_arm_with_it_less_the_arm_without():
     import gain_report
 
