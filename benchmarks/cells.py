@@ -69,6 +69,7 @@ ARMS: dict[str, Arm] = {
     "stock_doubled_batch_and_rate": Arm("nnUNetTrainerShort", batch_factor=2, rate_factor=2),
     "stock_da5": Arm("nnUNetTrainerDA5Short"),
     "genseg": genseg(),
+    "genseg_da5": Arm("GenSegTrainerDA5Short"),
     "genseg_deformation": genseg(mixing=DEFORMATION, paste={"probability": 0.0}, feedback=OFF),
     "genseg_random_without_redraw": genseg(mixing=DEFORMATION, feedback=OFF),
     "genseg_random": genseg(feedback=OFF),
@@ -88,13 +89,14 @@ ARMS: dict[str, Arm] = {
     "genseg_carve": genseg(mixing=DEFORMATION, paste={"kinds": {"carve": 1.0}}, feedback=OFF),
     "genseg_lesion": genseg(mixing=DEFORMATION, paste={"kinds": {"lesion": 1.0}}, feedback=OFF),
 }
-"""`stock_da5` is nnU-Net with its own stronger augmentation. `genseg` is the default, `genseg_random` the default without
-feedback, `genseg_random_without_redraw` that without generator, `genseg_deformation` that without parts of other cases;
-`genseg_oracle` is `genseg_random` with pairs chosen by labels that no training may see, `genseg_agreeing` the same by training
-patches. `genseg_more` has more pairs, all of them with parts of other cases; `genseg_still` is the default whose feedback
-moves nothing, though it holds cases out; `genseg_fast` is that whose feedback moves the architecture further;
-`genseg_unlabelled` is the default with the pool's other images, `genseg_unlabelled_montgomery` that with the other hospital's,
-`genseg_unlabelled_sure` that with labels of a higher confidence alone. Without redraw there is nothing that feedback tunes."""
+"""`stock_da5` is nnU-Net with its own stronger augmentation, `genseg_da5` GenSeg added to that. `genseg` is the default,
+`genseg_random` the default without feedback, `genseg_random_without_redraw` that without generator, `genseg_deformation` that
+without parts of other cases; `genseg_oracle` is `genseg_random` with pairs chosen by labels that no training may see,
+`genseg_agreeing` the same by training patches. `genseg_more` has more pairs, all of them with parts of other cases;
+`genseg_still` is the default whose feedback moves nothing, though it holds cases out; `genseg_fast` is that whose feedback
+moves the architecture further; `genseg_unlabelled` is the default with the pool's other images, `genseg_unlabelled_montgomery`
+that with the other hospital's, `genseg_unlabelled_sure` that with labels of a higher confidence alone. Without redraw there is
+nothing that feedback tunes."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def with_unlabelled_images() -> list[Cell]:
 def fewer_labels() -> list[Cell]:
     """Stock and GenSeg, with the pool's other images and without, with 5 and 10 labelled cases; with 5 its parts, too."""
     usual = comparison("stock genseg genseg_unlabelled", scale="mini", seeds=range(3))
-    arms = "stock_da5 genseg_still genseg_deformation genseg_random_without_redraw genseg_random"
+    arms = "stock_da5 genseg_da5 genseg_still genseg_deformation genseg_random_without_redraw genseg_random"
     parts = comparison(arms, "102 101", scale="mini", seeds=range(3))
     return [
         *(replace(cell, budget=5) for cell in usual + parts),
@@ -235,7 +237,7 @@ GRIDS: dict[str, list[Cell]] = {
     "long": comparison(COMPARED, "102 104 101 103", scale="mini", seeds=range(3)),
     "yardstick": comparison(COMPARED),
     "headroom": headroom(),
-    "rivals": comparison("stock_ema stock_da5 stock_doubled_batch_and_rate genseg_random"),
+    "rivals": comparison("stock_ema stock_da5 genseg_da5 stock_doubled_batch_and_rate genseg_random"),
     "feedback": comparison("genseg genseg_fast genseg_random", "102", seeds=range(3)),
     "paste": comparison("genseg_carve genseg_lesion", "102 101 105"),
     "choosing": comparison("genseg_random genseg_agreeing genseg_oracle", "102", seeds=range(3)),

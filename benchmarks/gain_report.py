@@ -25,6 +25,7 @@ SHOWN = {
     "genseg": "GenSeg (default)",
     "genseg_unlabelled": "with unlabelled images",
     "genseg_unlabelled_montgomery": "with the other hospital's images",
+    "genseg_da5": "GenSeg on nnUNetTrainerDA5",
     "genseg_still": "feedback that moves nothing",
     "genseg_fast": "feedback with a rate of 0.1",
     "genseg_random": "GenSeg without feedback",
@@ -47,6 +48,8 @@ STEPS = {
     "unlabelled images": ("genseg_unlabelled", "genseg"),
     "choice by training patches": ("genseg_agreeing", "genseg_random"),
     "choice by validation patches": ("genseg_oracle", "genseg_random"),
+    "all, over nnUNetTrainerDA5": ("genseg", "stock_da5"),
+    "all, added to nnUNetTrainerDA5": ("genseg_da5", "stock_da5"),
     "all, over averaged weights": ("genseg", "stock_ema"),
 }
 """What a part gives: an arm that has it, and the one that it is compared with."""

@@ -17,10 +17,11 @@ if Version(Version(version("nnunetv2")).base_version) < Version(OLDEST_NNUNET):
         "run: pip install --upgrade nnunetv2"
     )
 
-from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer  # noqa: E402
+from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer, GenSegTrainerDA5  # noqa: E402
 from nnunetv2_genseg.trainers.mixin import GenSegMixin  # noqa: E402
 from nnunetv2_genseg.trainers.presets import *  # noqa: E402, F403
 from nnunetv2_genseg.trainers.presets import __all__ as _presets  # noqa: E402
-from nnunetv2_genseg.trainers.short import GenSegTrainerShort, nnUNetTrainerDA5Short, nnUNetTrainerShort  # noqa: E402
+from nnunetv2_genseg.trainers.short import *  # noqa: E402, F403
+from nnunetv2_genseg.trainers.short import __all__ as _short  # noqa: E402
 
-__all__ = ["GenSegMixin", "GenSegTrainer", "GenSegTrainerShort", "nnUNetTrainerDA5Short", "nnUNetTrainerShort", *_presets]
+__all__ = ["GenSegMixin", "GenSegTrainer", "GenSegTrainerDA5", *_presets, *_short]

@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.environment import LENGTH
-from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer
+from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer, GenSegTrainerDA5
 
 
 class ShortTraining(nnUNetTrainer):
@@ -50,4 +50,8 @@ class GenSegTrainerShort(ShortTraining, GenSegTrainer):
     """GenSegTrainer for as long as `nnUNet_genseg_short` says."""
 
 
-__all__ = ["GenSegTrainerShort", "nnUNetTrainerDA5Short", "nnUNetTrainerShort"]
+class GenSegTrainerDA5Short(ShortTraining, GenSegTrainerDA5):
+    """GenSegTrainerDA5 for as long as `nnUNet_genseg_short` says."""
+
+
+__all__ = ["GenSegTrainerDA5Short", "GenSegTrainerShort", "nnUNetTrainerDA5Short", "nnUNetTrainerShort"]
