@@ -223,6 +223,7 @@ def test_feedback_is_in_float32_where_the_network_trains_in_float16(phantom, fol
 
 PRESETS: dict[str, dict[str, Any]] = {
     "GenSegTrainer": {},
+    "GenSegTrainerDA5": {},
     "GenSegTrainerDiffusion": {"generator.name": "diffusion"},
     "GenSegTrainerGMM": {"generator.name": "gmm", "redraw.mode": "tissue", "feedback.parameters": "policy"},
     "GenSegTrainerNoFeedback": {"feedback.enabled": False},
@@ -233,7 +234,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What a preset sets; without a number of epochs it has nnU-Net's 1000."""
 
 
-@pytest.mark.parametrize("name", ["GenSegTrainer", *presets.__all__])
+@pytest.mark.parametrize("name", ["GenSegTrainer", "GenSegTrainerDA5", *presets.__all__])
 def test_nnunet_finds_every_preset_and_it_sets_what_its_name_says(phantom, monkeypatch, name):
     monkeypatch.delenv("nnUNet_genseg_config")
     monkeypatch.setenv("nnUNet_extTrainer", external_trainers())
