@@ -79,6 +79,7 @@ ARMS: dict[str, Arm] = {
     "genseg_still": genseg(feedback={"learning_rate": 1e-12}),
     "genseg_fast": genseg(feedback={"learning_rate": 0.1}),
     "genseg_unlabelled": unlabelled(),
+    "genseg_da5_unlabelled": Arm("GenSegTrainerDA5Short", unlabelled=POOL_IMAGES),
     "genseg_unlabelled_montgomery": unlabelled(HOSPITAL),
     "genseg_unlabelled_sure": unlabelled(unlabelled={"confidence": 0.95}),
     "genseg_unlabelled_without_deformation": unlabelled(mixing={"sources": {"redraw": 1.0}}),
@@ -95,8 +96,8 @@ without parts of other cases; `genseg_oracle` is `genseg_random` with pairs chos
 `genseg_agreeing` the same by training patches. `genseg_more` has more pairs, all of them with parts of other cases;
 `genseg_still` is the default whose feedback moves nothing, though it holds cases out; `genseg_fast` is that whose feedback
 moves the architecture further; `genseg_unlabelled` is the default with the pool's other images, `genseg_unlabelled_montgomery`
-that with the other hospital's, `genseg_unlabelled_sure` that with labels of a higher confidence alone. Without redraw there is
-nothing that feedback tunes."""
+that with the other hospital's, `genseg_da5_unlabelled` that on the stronger augmentation, `genseg_unlabelled_sure` that with
+labels of a higher confidence alone. Without redraw there is nothing that feedback tunes."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def with_unlabelled_images() -> list[Cell]:
 def fewer_labels() -> list[Cell]:
     """Stock and GenSeg, with the pool's other images and without, with 5 and 10 labelled cases; with 5 its parts, too."""
     usual = comparison("stock genseg genseg_unlabelled", scale="mini", seeds=range(3))
-    arms = "stock_da5 genseg_da5 genseg_still genseg_deformation genseg_random_without_redraw genseg_random"
+    arms = "stock_da5 genseg_da5 genseg_da5_unlabelled genseg_still genseg_deformation genseg_random_without_redraw genseg_random"
     parts = comparison(arms, "102 101", scale="mini", seeds=range(3))
     return [
         *(replace(cell, budget=5) for cell in usual + parts),

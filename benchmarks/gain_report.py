@@ -26,6 +26,7 @@ SHOWN = {
     "genseg_unlabelled": "with unlabelled images",
     "genseg_unlabelled_montgomery": "with the other hospital's images",
     "genseg_da5": "GenSeg on nnUNetTrainerDA5",
+    "genseg_da5_unlabelled": "on nnUNetTrainerDA5, with unlabelled images",
     "genseg_still": "feedback that moves nothing",
     "genseg_fast": "feedback with a rate of 0.1",
     "genseg_random": "GenSeg without feedback",
