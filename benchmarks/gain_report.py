@@ -38,7 +38,9 @@ SHOWN = {
     "stock_ema": "stock, averaged weights",
     "stock_doubled_batch_and_rate": "stock, batch and learning rate doubled",
 }
-"""Arms in the order of the figure's legend, and their names there."""
+"""Arms in the order of the tables, and their names there."""
+IN_FIGURE = ("genseg", "genseg_unlabelled", "stock_da5", "genseg_da5", "genseg_deformation")
+"""Those that the figure shows."""
 STEPS = {
     "deformation": ("genseg_deformation", STOCK),
     "pasting": ("genseg_random_without_redraw", "genseg_deformation"),
@@ -51,6 +53,7 @@ STEPS = {
     "choice by validation patches": ("genseg_oracle", "genseg_random"),
     "all, over nnUNetTrainerDA5": ("genseg", "stock_da5"),
     "all, added to nnUNetTrainerDA5": ("genseg_da5", "stock_da5"),
+    "unlabelled images, added to both": ("genseg_da5_unlabelled", "genseg_da5"),
     "all, over averaged weights": ("genseg", "stock_ema"),
 }
 """What a part gives: an arm that has it, and the one that it is compared with."""
@@ -270,22 +273,22 @@ def figure(results: list[Result], part: str, path: Path) -> None:
     picture = Figure(figsize=(8, 4.2), layout="constrained")
     FigureCanvasAgg(picture)
     axis = picture.subplots()
-    step = 0.8 / len(SHOWN)
-    for i, (arm, label) in enumerate(SHOWN.items()):
+    step = 0.8 / len(IN_FIGURE)
+    for i, arm in enumerate(IN_FIGURE):
         gains = {
             dataset: list(seed_differences(arms[arm], arms[STOCK], part).values())
             for dataset, arms in groups.items()
             if arm in arms
         }
         gains = {dataset: values for dataset, values in gains.items() if values}
-        offset, colour = step * (i - (len(SHOWN) - 1) / 2), f"C{i}"
+        offset, colour = step * (i - (len(IN_FIGURE) - 1) / 2), f"C{i}"
         for dataset, values in gains.items():
             place = list(groups).index(dataset) + offset
             axis.bar(place, 100 * np.mean(values), width=0.9 * step, color=colour, alpha=0.4)
             axis.plot([place] * len(values), [100 * value for value in values], ".", color=colour)
         if not gains:
             continue
-        axis.bar(0, 0, color=colour, label=label)
+        axis.bar(0, 0, color=colour, label=SHOWN[arm])
         if gains.keys() == groups.keys():
             mean = 100 * np.mean([np.mean(values) for values in gains.values()])
             axis.bar(len(groups) + offset, mean, width=0.9 * step, color=colour)

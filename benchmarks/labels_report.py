@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-ARMS = {STOCK: "stock nnU-Net", **{arm: SHOWN[arm] for arm in ("genseg", "genseg_unlabelled")}}
+ARMS = {STOCK: "stock nnU-Net", **{arm: SHOWN[arm] for arm in ("genseg", "genseg_unlabelled", "stock_da5")}}
 """What is shown, and its name."""
 Curves = dict[str, dict[str, dict[int, list[Result]]]]
 """Results by dataset, arm and number of labelled cases."""
@@ -88,7 +88,7 @@ def labels_figure(results: list[Result], part: str, path: Path) -> None:
         axis.set_xlabel("labelled cases")
         axis.set_ylabel("Dice")
     if found:
-        picture.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+        picture.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     picture.savefig(path, dpi=100, metadata={"Software": None})
 
 

@@ -49,7 +49,7 @@ python benchmarks/report.py
 ## Every comparison
 
 The interval is a bootstrap over the test cases, or their sequences where there are some; **it does not hold the spread between
-trainings**, which the seeds show. Scales: `mini`, 64 pixels, `small`, 128 pixels.
+trainings**, which the seeds show. Scales: `mini`, 64 pixels, `small`, 128 pixels, `coarse`, volumes with voxels twice as long.
 
 {table}
 Results of older code are in [benchmarks/results/archive](../benchmarks/results/archive/README.md).
@@ -70,7 +70,9 @@ STEPS = """
 ## What each part gives
 
 Points between an arm with the part and one without it, ± standard error over the seeds that both have (their number).
-Deformation: over stock nnU-Net. All, over averaged weights: the default less stock nnU-Net with averaged weights.
+Deformation: over stock nnU-Net. Feedback is taken apart into the cases that it holds out and what it moves. All: the default less
+nnUNetTrainerDA5, nnU-Net's own stronger augmentation, or stock nnU-Net with averaged weights; added to nnUNetTrainerDA5:
+GenSegTrainerDA5 less nnUNetTrainerDA5.
 
 """
 FIVE = """

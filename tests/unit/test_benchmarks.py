@@ -182,20 +182,21 @@ def at(budgets, arm="stock", **others):
 def test_a_gain_is_shown_for_each_number_of_labelled_cases_and_as_the_cases_that_stock_needs():
     import labels_report
 
-    every = at({20: 0.6}) + at({80: 0.7}, planned_for=20) + at({20: 0.8}, "genseg")
+    every = at({20: 0.6}) + at({80: 0.7}, planned_for=20) + at({20: 0.8}, "genseg") + at({20: 0.65}, "stock_da5")
     two_cases = (("stock", [0.8, 0.0]), ("genseg", [0.9, 0.1]))
     every += [result(arm, seed, dice, "102") | {"budget": 5} for arm, dice in two_cases for seed in range(2)]
     every += at({5: 0.9}, iterations=16_000) + at({80: 0.1}) + at({40: 0.1}, scale="small") + at({5: 0.9}, "genseg_oracle")
     rows = labels_report.labels_table(every, "test").splitlines()[2:]
     lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert lines[1][5] == "**+5.0 ± 0.0** (2)", "nnU-Net's stronger augmentation"
     assert [line[1:4] for line in lines] == [
         ["5", "0.400 (2)", "**+10.0 ± 0.0** (2)"],
         ["20", "0.600 (2)", "**+20.0 ± 0.0** (2)"],
         ["80", "0.700 (2)", ""],
     ]
-    assert lines[0][5] == "10", "halfway between 5 and 20 on a logarithmic scale"
-    assert [line[6] for line in lines] == ["50 %", "0 %", "0 %"], "one case of each two is missed whole"
-    assert not lines[1][5], "stock never had this Dice, and nothing is said of it"
+    assert lines[0][6] == "10", "halfway between 5 and 20 on a logarithmic scale"
+    assert [line[7] for line in lines] == ["50 %", "0 %", "0 %"], "one case of each two is missed whole"
+    assert not lines[1][6], "stock never had this Dice, and nothing is said of it"
     assert not labels_report.labels_table(at({5: 0.4, 20: 0.6}) + at({5: 0.5}, "genseg"), "test")
 
 
