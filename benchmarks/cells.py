@@ -20,11 +20,13 @@ FULL = 25_000
 SCALE = {"101": "small", "102": "mini", "103": "mini", "104": "mini", "105": "small"}
 """What each dataset is compared at in 2D. At 64 pixels a third of the foot ulcers and four tenths of the polyps are missed
 whole."""
-POOL_IMAGES, HOSPITAL = "pool", "montgomery"
-"""Where images without labels come from. The second is also a part that trainings are judged on."""
+FROM_POOL = "pool"
+"""Where images without labels come from: the pool's other images."""
+MONTGOMERY = "montgomery"
+"""The other hospital of the chest X-rays: a part that trainings are judged on, and where images without labels come from."""
 COARSE = "coarse"
-"""The scale at which volumes have half of the voxels along each axis, for `3d_fullres` on a CPU; at the others they are as they
-are."""
+"""The scale at which volumes have half of the voxels along each axis, for `3d_fullres` on a CPU; at the others they are not
+resampled."""
 SEEDS = {"101": range(3), "102": range(5), "103": range(3), "104": range(3), "105": range(3)}
 ORDER = "102 104 101 105 103"
 """Datasets in the order in which they are run: those that tell most come first."""
@@ -56,7 +58,7 @@ def genseg(**sections: Settings) -> Arm:
     return Arm("GenSegTrainerShort", sections)
 
 
-def unlabelled(images: str = POOL_IMAGES, **sections: Settings) -> Arm:
+def unlabelled(images: str = FROM_POOL, **sections: Settings) -> Arm:
     """GenSeg with some settings changed and images without labels."""
     return Arm("GenSegTrainerShort", sections, unlabelled=images)
 
@@ -79,25 +81,29 @@ ARMS: dict[str, Arm] = {
     "genseg_still": genseg(feedback={"learning_rate": 1e-12}),
     "genseg_fast": genseg(feedback={"learning_rate": 0.1}),
     "genseg_unlabelled": unlabelled(),
-    "genseg_da5_unlabelled": Arm("GenSegTrainerDA5Short", unlabelled=POOL_IMAGES),
-    "genseg_unlabelled_montgomery": unlabelled(HOSPITAL),
+    "genseg_da5_unlabelled": Arm("GenSegTrainerDA5Short", unlabelled=FROM_POOL),
+    "genseg_unlabelled_montgomery": unlabelled(MONTGOMERY),
     "genseg_unlabelled_sure": unlabelled(unlabelled={"confidence": 0.95}),
     "genseg_unlabelled_without_deformation": unlabelled(mixing={"sources": {"redraw": 1.0}}),
     "genseg_unlabelled_without_paste": unlabelled(paste={"probability": 0.0}),
     "genseg_unlabelled_without_redraw": unlabelled(mixing=DEFORMATION, feedback=OFF),
-    "stock_pseudo_labels": Arm("nnUNetTrainerShort", unlabelled=POOL_IMAGES, rival="pseudo_labels"),
-    "stock_mean_teacher": Arm("nnUNetTrainerShort", unlabelled=POOL_IMAGES, rival="mean_teacher"),
+    "stock_pseudo_labels": Arm("nnUNetTrainerShort", unlabelled=FROM_POOL, rival="pseudo_labels"),
+    "stock_mean_teacher": Arm("nnUNetTrainerShort", unlabelled=FROM_POOL, rival="mean_teacher"),
     "genseg_carve": genseg(mixing=DEFORMATION, paste={"kinds": {"carve": 1.0}}, feedback=OFF),
     "genseg_lesion": genseg(mixing=DEFORMATION, paste={"kinds": {"lesion": 1.0}}, feedback=OFF),
 }
-"""`stock_da5` is nnU-Net with its own stronger augmentation, `genseg_da5` GenSeg added to that. `genseg` is the default,
-`genseg_random` the default without feedback, `genseg_random_without_redraw` that without generator, `genseg_deformation` that
-without parts of other cases; `genseg_oracle` is `genseg_random` with pairs chosen by labels that no training may see,
-`genseg_agreeing` the same by training patches. `genseg_more` has more pairs, all of them with parts of other cases;
-`genseg_still` is the default whose feedback moves nothing, though it holds cases out; `genseg_fast` is that whose feedback
-moves the architecture further; `genseg_unlabelled` is the default with the pool's other images, `genseg_unlabelled_montgomery`
-that with the other hospital's, `genseg_da5_unlabelled` that on the stronger augmentation, `genseg_unlabelled_sure` that with
-labels of a higher confidence alone. Without redraw there is nothing that feedback tunes."""
+"""Trainers and settings that are compared.
+
+- `stock_da5`: nnU-Net with its own stronger augmentation; `genseg_da5`: GenSeg added to it; `genseg_da5_unlabelled`: with the
+  pool's other images as well.
+- `genseg`: the default. `genseg_random`: without feedback. `genseg_random_without_redraw`: without generator as well, so
+  there is nothing that feedback tunes. `genseg_deformation`: without parts of other cases as well.
+- `genseg_oracle`: `genseg_random` with pairs chosen by labels that no training may see; `genseg_agreeing`: by training patches.
+- `genseg_more`: the default with more pairs, all of them with parts of other cases.
+- `genseg_still`: the default whose feedback holds cases out, but moves nothing; `genseg_fast`: whose feedback moves further.
+- `genseg_unlabelled`: the default with the pool's other images; `genseg_unlabelled_montgomery`: with those of the other hospital;
+  `genseg_unlabelled_sure`: with labels of a higher confidence alone.
+"""
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,11 @@ class Cell:
         """The inverse of `json.dumps(asdict(cell))`."""
         values: dict[str, Any] = json.loads(text)
         return cls(**values | {"parts": tuple(values["parts"])})
+
+    @property
+    def unlabelled(self) -> str:
+        """As in `Arm`; empty if the cell's arm is none of `ARMS`."""
+        return ARMS[self.arm].unlabelled if self.arm in ARMS else ""
 
     @property
     def training(self) -> str:
@@ -162,7 +173,7 @@ def cell_of(
     Final figures are judged on the test part, those of the chest X-rays also on the other hospital's.
     """
     scale = scale or SCALE[dataset]
-    parts = parts or (("test", HOSPITAL) if dataset == "103" else ("test",))
+    parts = parts or (("test", MONTGOMERY) if dataset == "103" else ("test",))
     return Cell(dataset, BUDGET[dataset], plan, arm, seed, iterations or length(dataset, plan, scale), parts, scale)
 
 
@@ -233,13 +244,16 @@ def fewer_labels() -> list[Cell]:
     ]
 
 
+EVERYWHERE = " ".join(name for name, arm in ARMS.items() if arm.unlabelled != MONTGOMERY)
+"""Arms that every dataset can have."""
 GRIDS: dict[str, list[Cell]] = {
     # final figures
     "long": comparison(COMPARED, "102 104 101 103", scale="mini", seeds=range(3)),
     "yardstick": comparison(COMPARED),
     "headroom": headroom(),
-    "rivals": comparison("stock_ema stock_da5 genseg_da5 stock_doubled_batch_and_rate genseg_random"),
-    "feedback": comparison("genseg genseg_fast genseg_random", "102", seeds=range(3)),
+    "rivals": comparison("stock_ema stock_doubled_batch_and_rate genseg_random"),
+    "augmentation": comparison("stock stock_da5 genseg genseg_da5", scale="mini", seeds=range(3)),
+    "feedback": comparison("genseg genseg_still genseg_fast genseg_random", "102", seeds=range(3)),
     "paste": comparison("genseg_carve genseg_lesion", "102 101 105"),
     "choosing": comparison("genseg_random genseg_agreeing genseg_oracle", "102", seeds=range(3)),
     "more": comparison("genseg genseg_more", "102", seeds=range(3)),
@@ -248,8 +262,9 @@ GRIDS: dict[str, list[Cell]] = {
     "unlabelled": with_unlabelled_images(),
     "fewer": fewer_labels(),
     "full": [
-        *comparison(" ".join(ARMS), scale="full"),
-        *comparison(" ".join(ARMS), "104", "3d_fullres", scale="full"),
+        *comparison(EVERYWHERE, scale="full"),
+        *comparison(EVERYWHERE, "104", "3d_fullres", scale="full"),
+        *comparison("genseg_unlabelled_montgomery", "103", scale="full"),
     ],
     # what settings are chosen by
     "screening": comparison("stock genseg genseg_deformation genseg_random", seeds=range(1), parts=("validation",)),

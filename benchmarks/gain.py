@@ -8,8 +8,8 @@ nothing else happen. Prediction and evaluation are nnU-Net's own, without test-t
 `validation` is a part of the training pool (ranks from 40 on), and settings are chosen by it; `test` is for final figures. A
 finished cell is never run again; one that was interrupted starts again.
 
-Scales: `mini` and `small` for CPU, 2D images resampled to a longer side of 64 and 128 pixels, 3D images as they are; `full` for
-a GPU, everything as it is.
+Scales: `mini` and `small` for CPU, 2D images resampled to a longer side of 64 and 128 pixels, volumes as they are; `coarse` for
+CPU, every second voxel of volumes along each axis; `full` for a GPU, everything as it is.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ SHOWN = {
     "genseg_unlabelled": "with unlabelled images",
     "genseg_unlabelled_montgomery": "with the other hospital's images",
     "genseg_da5": "GenSeg on nnUNetTrainerDA5",
-    "genseg_da5_unlabelled": "on nnUNetTrainerDA5, with unlabelled images",
-    "genseg_still": "feedback that moves nothing",
-    "genseg_fast": "feedback with a rate of 0.1",
+    "genseg_da5_unlabelled": "GenSeg on nnUNetTrainerDA5, with unlabelled images",
+    "genseg_still": "GenSeg, feedback that moves nothing",
+    "genseg_fast": "GenSeg, feedback with a rate of 0.1",
     "genseg_random": "GenSeg without feedback",
     "genseg_random_without_redraw": "without generator",
     "genseg_deformation": "deformation alone",
@@ -40,27 +40,29 @@ SHOWN = {
 }
 """Arms in the order of the tables, and their names there."""
 IN_FIGURE = ("genseg", "genseg_unlabelled", "stock_da5", "genseg_da5", "genseg_deformation")
-"""Those that the figure shows."""
+"""Those that the figures show."""
+COLOURS = {arm: f"C{i}" for i, arm in enumerate((STOCK, *IN_FIGURE))}
 STEPS = {
     "deformation": ("genseg_deformation", STOCK),
     "pasting": ("genseg_random_without_redraw", "genseg_deformation"),
     "generator": ("genseg_random", "genseg_random_without_redraw"),
     "feedback": ("genseg", "genseg_random"),
     "feedback: cases held out": ("genseg_still", "genseg_random"),
-    "feedback: what it moves": ("genseg", "genseg_still"),
+    "feedback: moving the generator": ("genseg", "genseg_still"),
     "unlabelled images": ("genseg_unlabelled", "genseg"),
     "choice by training patches": ("genseg_agreeing", "genseg_random"),
     "choice by validation patches": ("genseg_oracle", "genseg_random"),
     "all, over nnUNetTrainerDA5": ("genseg", "stock_da5"),
     "all, added to nnUNetTrainerDA5": ("genseg_da5", "stock_da5"),
-    "unlabelled images, added to both": ("genseg_da5_unlabelled", "genseg_da5"),
+    "unlabelled images, added to GenSeg on nnUNetTrainerDA5": ("genseg_da5_unlabelled", "genseg_da5"),
+    "unlabelled images of the other hospital": ("genseg_unlabelled_montgomery", "genseg"),
     "all, over averaged weights": ("genseg", "stock_ema"),
 }
 """What a part gives: an arm that has it, and the one that it is compared with."""
 SHARE = "largest_kernel_share"
 MOVED = """
-How far feedback moved the generator: the largest share of a kernel in any mixture, {start:.3f} at the start, was {low:.3f} to
-{high:.3f} at the end of {trainings} trainings of the default.
+The default's feedback moved the generator little. The largest share of a kernel in any mixture is {start:.3f} at the start.
+At the end of {trainings} trainings it was {low:.3f} to {high:.3f}.
 """
 SIZES = {"mini": "", "small": ", 128 px"}
 """What a column says of the longer side of 2D images by scale; without a word 64 pixels."""
@@ -93,6 +95,23 @@ def case_dice(result: Result, part: str) -> dict[str, float]:
         if values:
             means[case] = float(np.mean(values))
     return means
+
+
+def on_the_same_cases(results: list[Result], part: str) -> list[Result]:
+    """The results that were judged on a part, on the cases of the part that all of them were judged on."""
+    judged = [result for result in results if part in result["parts"]]
+    common = set.intersection(*(set(result["parts"][part]["cases"]) for result in judged)) if judged else set()
+    found = []
+    for result in judged:
+        cases = {case: classes for case, classes in result["parts"][part]["cases"].items() if case in common}
+        of_classes = defaultdict(list)
+        for classes in cases.values():
+            for name, metrics in classes.items():
+                if metrics["Dice"] is not None:
+                    of_classes[name].append(metrics["Dice"])
+        dice = float(np.mean([np.mean(values) for values in of_classes.values()]))
+        found.append(result | {"parts": {part: {"cases": cases, "dice": dice}}})
+    return found
 
 
 def paired_difference(arm: list[Result], rival: list[Result], part: str) -> tuple[float, float, float] | None:
@@ -166,9 +185,9 @@ def steps(results: list[Result], part: str, budget: int = 0) -> str:
 
 
 def moved(results: list[Result]) -> str:
-    """Text: how far feedback moved the kernel mixture of the generator; empty without trainings that tell."""
+    """Text: how far feedback moved the kernel mixture in trainings of the comparison; empty without any that tells."""
     shares: list[float] = []
-    for result in results:
+    for result in filter(is_compared, results):
         told = [epoch[SHARE] for epoch in result.get("progress", []) if SHARE in epoch]
         if result["arm"] == "genseg" and told:
             shares.append(told[-1])
@@ -281,7 +300,7 @@ def figure(results: list[Result], part: str, path: Path) -> None:
             if arm in arms
         }
         gains = {dataset: values for dataset, values in gains.items() if values}
-        offset, colour = step * (i - (len(IN_FIGURE) - 1) / 2), f"C{i}"
+        offset, colour = step * (i - (len(IN_FIGURE) - 1) / 2), COLOURS[arm]
         for dataset, values in gains.items():
             place = list(groups).index(dataset) + offset
             axis.bar(place, 100 * np.mean(values), width=0.9 * step, color=colour, alpha=0.4)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from cells import BUDGET
-from gain_report import NAMES, SHOWN, STOCK, Result, case_dice, gain_over_seeds, is_compared, mean_dice, points
+from gain_report import COLOURS, NAMES, SHOWN, STOCK, Result, case_dice, gain_over_seeds, is_compared, mean_dice, points
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-ARMS = {STOCK: "stock nnU-Net", **{arm: SHOWN[arm] for arm in ("genseg", "genseg_unlabelled", "stock_da5")}}
+ARMS = {STOCK: "stock nnU-Net", **{arm: SHOWN[arm] for arm in ("genseg", "genseg_unlabelled", "stock_da5", "genseg_da5")}}
 """What is shown, and its name."""
 Curves = dict[str, dict[str, dict[int, list[Result]]]]
 """Results by dataset, arm and number of labelled cases."""
@@ -75,12 +75,12 @@ def labels_figure(results: list[Result], part: str, path: Path) -> None:
     picture = Figure(figsize=(2 + 4 * max(1, len(found)), 3.4), layout="constrained")
     FigureCanvasAgg(picture)
     for axis, (dataset, arms) in zip(np.atleast_1d(picture.subplots(1, max(1, len(found)))), found.items(), strict=False):
-        for i, (arm, name) in enumerate(ARMS.items()):
+        for arm, name in ARMS.items():
             budgets = sorted(arms[arm])
-            axis.plot(budgets, [_dice(arms[arm][budget], part) for budget in budgets], color=f"C{i}", label=name)
+            axis.plot(budgets, [_dice(arms[arm][budget], part) for budget in budgets], color=COLOURS[arm], label=name)
             for budget in budgets:
                 dice = [run["parts"][part]["dice"] for run in arms[arm][budget]]
-                axis.plot([budget] * len(dice), dice, ".", color=f"C{i}")
+                axis.plot([budget] * len(dice), dice, ".", color=COLOURS[arm])
         axis.set_title(NAMES[dataset])
         axis.set_xscale("log")
         axis.xaxis.set_minor_locator(NullLocator())
@@ -88,7 +88,7 @@ def labels_figure(results: list[Result], part: str, path: Path) -> None:
         axis.set_xlabel("labelled cases")
         axis.set_ylabel("Dice")
     if found:
-        picture.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+        picture.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     picture.savefig(path, dpi=100, metadata={"Software": None})
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from building import nnunet_folders
-from cells import ARMS, Cell
+from cells import Cell
 from raw_datasets import budgeted_dataset, part_of, source_of, unlabelled_images
 
 from nnunetv2_genseg.folder_lock import alone_in
@@ -46,7 +46,7 @@ def prepare(cell: Cell, place: Place) -> None:
             make_dataset(replace(cell, budget=budget, planned_for=0), place)
         for part in cell.parts:
             part_of(cell, part, place.raw, place.work / cell.scale / "parts")
-        if ARMS[cell.arm].unlabelled:
+        if cell.unlabelled:
             images_of(cell, place)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from cells import ARMS, COARSE, HOSPITAL, Cell
+from cells import COARSE, MONTGOMERY, Cell
 from skimage.io import imread, imsave
 from skimage.transform import resize
 
 SIDES = {"mini": 64, "small": 128}
 """Longer side of 2D images by scale, pixels; at the other scales they are as they are."""
-SUFFIXES = {"validation": "Tr", "test": "Ts", HOSPITAL: "Ts_montgomery"}
+SUFFIXES = {"validation": "Tr", "test": "Ts", MONTGOMERY: "Ts_montgomery"}
 """Of the folders of images and labels, by part."""
 GROUPS = "groups.json"
 """Beside the images and labels of a part: the group of each case, where there are groups."""
@@ -58,19 +58,24 @@ def unlabelled_images(source: Path, cell: Cell, into: Path) -> Path:
         source: the dataset.
         cell: whose arm says where they come from.
         into: where the folder is made.
+
+    Raises:
+        ValueError: the dataset has no such images.
     """
-    origin, validated = ARMS[cell.arm].unlabelled, "validation" in cell.parts
-    target = into / (f"unlabelled_{origin}" + "_but_validation" * validated)
+    validated = "validation" in cell.parts
+    target = into / (f"unlabelled_{cell.unlabelled}" + "_but_validation" * validated)
     if target.is_dir():
         return target
     unfinished = target.with_name(f"{target.name}_unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    if origin == HOSPITAL:
-        folder, cases = f"images{SUFFIXES[HOSPITAL]}", labelled_cases(source, HOSPITAL)[::2]
+    if cell.unlabelled == MONTGOMERY:
+        folder, (cases, _) = f"images{SUFFIXES[MONTGOMERY]}", halves(source)
     else:
         left_out = {*range(cell.budget), *(VALIDATION_RANKS if validated else ())}
         folder, cases = "imagesTr", [case for rank, case in enumerate(ranked_cases(source)) if rank not in left_out]
+    if not cases:
+        raise ValueError(f"{source.name} has no images of {cell.unlabelled} without labels")
     for case in cases:
         for path in images_of_case(source / folder, case):
             copy_image(path, unfinished, cell.scale, order=1)
@@ -94,22 +99,29 @@ def labelled_cases(source: Path, part: str) -> list[str]:
     return sorted(path.name.removesuffix(ending) for path in (source / f"labels{SUFFIXES[part]}").glob(f"*{ending}"))
 
 
+def halves(source: Path) -> tuple[list[str], list[str]]:
+    """The cases of the other hospital: those that are given without labels, and those that are then judged."""
+    cases = labelled_cases(source, MONTGOMERY)
+    return cases[::2], cases[1::2]
+
+
 def part_of(cell: Cell, part: str, raw: Path, into: Path) -> tuple[Path, Path]:
     """Folders of the images and labels of `validation`, `test` or `montgomery`, made out of `raw` if they are not there.
 
     Without the cases whose images the cell is given without labels.
     """
-    halved = part == HOSPITAL == ARMS[cell.arm].unlabelled
+    halved = part == MONTGOMERY and cell.unlabelled == MONTGOMERY
     name = f"{part}_half" if halved else part
     made = next(into.glob(f"Dataset{cell.dataset}_*/{name}/labels"), None)
     if made is not None:
         return made.with_name("images"), made
     source = source_of(cell.dataset, raw)
     images, labels = into / source.name / name / "images", into / source.name / name / "labels"
-    cases = labelled_cases(source, part)[1 if halved else 0 :: 2 if halved else 1]
     if part == "validation":
         ranked = ranked_cases(source)
         cases = [ranked[rank] for rank in VALIDATION_RANKS]
+    else:
+        cases = halves(source)[1] if halved else labelled_cases(source, part)
     labels.parent.mkdir(parents=True, exist_ok=True)
     (labels.parent / GROUPS).write_text(json.dumps(groups_of(source, cases)))
     copy_cases(source, SUFFIXES[part], cases, images, labels, cell.scale)

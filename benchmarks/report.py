@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cells import ARMS, HOSPITAL
+from cells import ARMS, MONTGOMERY
 from defaults_report import defaults
-from gain_report import Result, compared, figure, headroom, load, moved, steps, summary, table
+from gain_report import Result, compared, figure, headroom, load, moved, on_the_same_cases, steps, summary, table
 from generators_report import merged
 from generators_report import page as generators_page
 from labels_report import labels_figure, labels_table
@@ -26,7 +26,7 @@ You see how many Dice points GenSeg gains over stock nnU-Net, what it costs, and
 ![Dice points over stock nnU-Net](images/gain.png)
 
 *Dice points over stock nnU-Net with equal cases, plans and iterations. Dots: trainings that differ by their seed alone. Bars:
-their mean.*
+their mean. The table has more arms.*
 
 {summary}
 Points over stock ± standard error over the seeds (their number). Bold: at least two standard errors, which chance alone reaches
@@ -49,7 +49,8 @@ python benchmarks/report.py
 ## Every comparison
 
 The interval is a bootstrap over the test cases, or their sequences where there are some; **it does not hold the spread between
-trainings**, which the seeds show. Scales: `mini`, 64 pixels, `small`, 128 pixels, `coarse`, volumes with voxels twice as long.
+trainings**, which the seeds show. Scales: `mini`, 64 pixels, `small`, 128 pixels, `coarse`, every second
+voxel of volumes and labels along each axis.
 
 {table}
 Results of older code are in [benchmarks/results/archive](../benchmarks/results/archive/README.md).
@@ -70,9 +71,9 @@ STEPS = """
 ## What each part gives
 
 Points between an arm with the part and one without it, ± standard error over the seeds that both have (their number).
-Deformation: over stock nnU-Net. Feedback is taken apart into the cases that it holds out and what it moves. All: the default less
-nnUNetTrainerDA5, nnU-Net's own stronger augmentation, or stock nnU-Net with averaged weights; added to nnUNetTrainerDA5:
-GenSegTrainerDA5 less nnUNetTrainerDA5.
+Deformation is compared with stock nnU-Net. *Feedback: cases held out* is the default whose feedback moves nothing, compared with
+the default without feedback. *All, over* something: the default, compared with it. *All, added to* something: it with GenSeg,
+compared with it alone. nnUNetTrainerDA5 is nnU-Net's own trainer with stronger augmentation.
 
 """
 FIVE = """
@@ -89,7 +90,8 @@ cases, which gains by itself.
 ELSEWHERE = """
 ## Chest X-ray, the other hospital
 
-Trained in Shenzhen, tested in Montgomery.
+Trained in Shenzhen, tested on {cases} cases of Montgomery: those that every arm was judged on. `genseg_unlabelled_montgomery`
+is given the other images of that hospital, without labels.
 
 """
 SCREENING = """
@@ -120,7 +122,7 @@ def arm_lines() -> str:
         special = f"pairs chosen by {arm.chosen_by} patches" if arm.chosen_by else special
         trainer = arm.trainer.replace("Short", "") + (f" ({special})" if special else "")
         if arm.unlabelled:
-            trainer += ", with unlabelled images" + (" of the other hospital" if arm.unlabelled == HOSPITAL else "")
+            trainer += ", with unlabelled images" + (" of the other hospital" if arm.unlabelled == MONTGOMERY else "")
         settings = f"`{json.dumps(arm.settings)}`" if arm.settings else ""
         batch = f"× {arm.batch_factor}" + (f", learning rate × {arm.rate_factor}" if arm.rate_factor != 1 else "")
         lines.append(f"| {name} | {trainer} | {batch} | {settings} |\n")
@@ -142,18 +144,19 @@ def benchmarks_page(results: Path) -> str:
     """
     final, screened = load(results / "gain"), load(results / "gain" / "screening")
     page = HEAD.format(summary=summary(final, "test"), table=table(final, "test"), arms=arm_lines())
-    page += STEPS + steps(final, "test")
+    page += STEPS + steps(final, "test") + moved(final)
     if compared(final, "test", 5):
         page += FIVE + steps(final, "test", 5)
-    page += moved(final)
     fewer = labels_table(final, "test")
     if fewer:
         page += LABELS + fewer
     more_labels = headroom(final, "test")
     if more_labels:
         page += HEADROOM + more_labels
-    if any(HOSPITAL in result["parts"] for result in final):
-        page += ELSEWHERE + summary(final, HOSPITAL) + "\n" + table(final, HOSPITAL)
+    elsewhere = on_the_same_cases(final, MONTGOMERY)
+    if elsewhere:
+        page += ELSEWHERE.format(cases=len(elsewhere[0]["parts"][MONTGOMERY]["cases"]))
+        page += "\n".join(made(elsewhere, MONTGOMERY) for made in (summary, steps, table))
     if (results / "speed.json").is_file():
         page += speed(json.loads((results / "speed.json").read_text(encoding="utf-8")))
     if (results / "pairs.json").is_file():

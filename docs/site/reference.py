@@ -156,7 +156,7 @@ def trainers_page() -> str:
 
 Choose one by `-tr NAME` in `genseg train` or `nnUNetv2_train`. Each is a subclass of nnU-Net's `nnUNetTrainer`.
 
-{trainer_rows(["GenSegTrainer", *presets])}
+{trainer_rows(["GenSegTrainer", "GenSegTrainerDA5", *presets])}
 ## Trainings of any length
 
 For tests and demonstrations: the environment variable `nnUNet_genseg_short` gives the length.

@@ -21,7 +21,20 @@ from nnunetv2_genseg.trainers.genseg_trainer import GenSegTrainer, GenSegTrainer
 from nnunetv2_genseg.trainers.mixin import GenSegMixin  # noqa: E402
 from nnunetv2_genseg.trainers.presets import *  # noqa: E402, F403
 from nnunetv2_genseg.trainers.presets import __all__ as _presets  # noqa: E402
-from nnunetv2_genseg.trainers.short import *  # noqa: E402, F403
-from nnunetv2_genseg.trainers.short import __all__ as _short  # noqa: E402
+from nnunetv2_genseg.trainers.short import (  # noqa: E402
+    GenSegTrainerDA5Short,
+    GenSegTrainerShort,
+    nnUNetTrainerDA5Short,
+    nnUNetTrainerShort,
+)
 
-__all__ = ["GenSegMixin", "GenSegTrainer", "GenSegTrainerDA5", *_presets, *_short]
+__all__ = [
+    "GenSegMixin",
+    "GenSegTrainer",
+    "GenSegTrainerDA5",
+    "GenSegTrainerDA5Short",
+    "GenSegTrainerShort",
+    "nnUNetTrainerDA5Short",
+    "nnUNetTrainerShort",
+    *_presets,
+]

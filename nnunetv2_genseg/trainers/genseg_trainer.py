@@ -11,4 +11,4 @@ class GenSegTrainer(GenSegMixin, nnUNetTrainer):
 
 
 class GenSegTrainerDA5(GenSegMixin, nnUNetTrainerDA5):
-    """nnU-Net's trainer with its strongest augmentation, and GenSeg."""
+    """nnU-Net's trainer with its stronger augmentation, and GenSeg."""

@@ -43,7 +43,7 @@ class nnUNetTrainerShort(ShortTraining):  # noqa: N801
 
 
 class nnUNetTrainerDA5Short(ShortTraining, nnUNetTrainerDA5):  # noqa: N801
-    """nnU-Net's trainer with its strongest augmentation for as long as `nnUNet_genseg_short` says."""
+    """nnU-Net's trainer with its stronger augmentation for as long as `nnUNet_genseg_short` says."""
 
 
 class GenSegTrainerShort(ShortTraining, GenSegTrainer):

@@ -18,7 +18,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch._dynamo import OptimizedModule
 
 from nnunetv2_genseg.cli import external_trainers
-from nnunetv2_genseg.trainers import GenSegTrainerShort, presets
+from nnunetv2_genseg.trainers import GenSegMixin, GenSegTrainerShort, presets
+from nnunetv2_genseg.trainers.saving import host_trainer
 
 from .conftest import DATASET_ID, make_trainer
 from .datasets import Kind, plan
@@ -243,4 +244,5 @@ def test_nnunet_finds_every_preset_and_it_sets_what_its_name_says(phantom, monke
     expected = {"num_epochs": 1000, **PRESETS[name]}
     found = {key: attrgetter(key)(trainer if key == "num_epochs" else trainer.genseg) for key in expected}
     assert found == expected
+    assert host_trainer(type(trainer), GenSegMixin) == ("nnUNetTrainerDA5" if name.endswith("DA5") else "nnUNetTrainer")
     assert trainer.output_folder_base.endswith(f"{name}__nnUNetPlans__2d")

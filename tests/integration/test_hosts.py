@@ -342,7 +342,7 @@ def test_nnunet_finds_the_documentation_s_own_trainer(tmp_path, monkeypatch):
     text = (Path(__file__).parents[2] / "docs" / "how-to" / "other-trainer.md").read_text()
     (tmp_path / "my_trainers.py").write_text(text.split("```python\n")[1].split("```")[0])
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([external_trainers(), str(tmp_path)]))
-    found = recursive_find_trainer_class_by_name("GenSegTrainerNoMirroring")
+    found = recursive_find_trainer_class_by_name("GenSegTrainerTopk10")
     assert found is not None
-    assert issubclass(found, nnUNetTrainerNoMirroring)
+    assert issubclass(found, nnUNetTrainerTopk10Loss)
     assert issubclass(found, GenSegMixin)

@@ -43,12 +43,19 @@ def test_every_module_can_be_imported(name):
 def test_how_far_feedback_moved_the_generator_is_read_at_the_end_of_the_defaults_trainings():
     import gain_report
 
-    progress = {"progress": [{"epoch": 0.0}, {"largest_kernel_share": 0.4}, {"largest_kernel_share": 0.35}, {"epoch": 3.0}]}
-    runs = [result("genseg", seed, [0.5]) | progress for seed in (0, 1)]
-    other = result("genseg_fast", 0, [0.5]) | {"progress": [{"largest_kernel_share": 0.9}]}
-    text = " ".join(gain_report.moved([*runs, result("genseg", 2, [0.5]), other]).split())
-    assert "0.333 at the start, was 0.350 to 0.350 at the end of 2 trainings" in text
-    assert gain_report.moved([other]) == ""
+    def told(arm, seed, *shares):
+        progress = [{"epoch": 0.0}, *({"largest_kernel_share": share} for share in shares), {"epoch": 3.0}]
+        return result(arm, seed, [0.5]) | {"progress": progress}
+
+    ours = [told("genseg", 0, 0.4, 0.35), told("genseg", 1, 0.36), told("genseg", 2)]
+    others = [
+        told("genseg_fast", 0, 0.9),
+        told("genseg", 2, 0.1) | {"budget": 5},
+        told("genseg", 3, 0.8) | {"iterations": 16_000},
+    ]
+    text = " ".join(gain_report.moved(ours + others).split())
+    assert "is 0.333 at the start. At the end of 2 trainings it was 0.350 to 0.360." in text
+    assert gain_report.moved(others) == ""
 
 
 def test_what_a_part_gives_is_the_arm_with_it_less_the_arm_without():
@@ -71,6 +78,7 @@ def test_every_arm_is_a_valid_configuration_and_every_cell_has_its_own_name():
     every = {cell for grid in cells.GRIDS.values() for cell in grid}
     assert len({cell.name for cell in every}) == len(every)
     assert all(cell.arm in cells.ARMS for cell in every)
+    assert all(cells.MONTGOMERY in cell.parts for cell in every if cell.unlabelled == cells.MONTGOMERY)
     assert all(cells.Cell.from_json(json.dumps(asdict(cell))) == cell for cell in every)
     for_choices = [cell for cell in every if "screening" in str(cell.result(Path()))]
     assert for_choices
@@ -110,6 +118,17 @@ def test_the_difference_is_paired_by_case_and_seed():
     mean, low, high = gain_report.paired_difference(better, stock, "test")
     assert np.allclose([mean, low, high], 0.1)
     assert gain_report.paired_difference([result("ours", 7, [0.5])], stock, "test") is None
+
+
+def test_arms_are_compared_on_the_cases_that_all_were_judged_on():
+    import gain_report
+
+    half = result("genseg", 0, [0.7])
+    half["parts"]["test"]["cases"] = {"case1": half["parts"]["test"]["cases"]["case0"]}
+    first, second = gain_report.on_the_same_cases([result("stock", 0, [0.9, 0.5]), half], "test")
+    assert (first["parts"]["test"]["dice"], second["parts"]["test"]["dice"]) == (0.5, 0.7)
+    assert list(first["parts"]["test"]["cases"]) == ["case1"]
+    assert gain_report.on_the_same_cases([half], "montgomery") == []
 
 
 def test_the_interval_widens_with_the_spread_over_cases():
@@ -194,9 +213,9 @@ def test_a_gain_is_shown_for_each_number_of_labelled_cases_and_as_the_cases_that
         ["20", "0.600 (2)", "**+20.0 ± 0.0** (2)"],
         ["80", "0.700 (2)", ""],
     ]
-    assert lines[0][6] == "10", "halfway between 5 and 20 on a logarithmic scale"
-    assert [line[7] for line in lines] == ["50 %", "0 %", "0 %"], "one case of each two is missed whole"
-    assert not lines[1][6], "stock never had this Dice, and nothing is said of it"
+    assert lines[0][7] == "10", "halfway between 5 and 20 on a logarithmic scale"
+    assert [line[8] for line in lines] == ["50 %", "0 %", "0 %"], "one case of each two is missed whole"
+    assert not lines[1][7], "stock never had this Dice, and nothing is said of it"
     assert not labels_report.labels_table(at({5: 0.4, 20: 0.6}) + at({5: 0.5}, "genseg"), "test")
 
 
@@ -239,9 +258,9 @@ def test_the_figure_shows_a_bar_and_a_dot_a_seed_for_every_arm(tmp_path):
     gain_report.figure(every, "test", tmp_path / "gain.png")
     gain_report.figure(every[::2], "test", tmp_path / "stock.png")  # stock alone
     shown, empty = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("gain.png", "stock.png"))
-    blue = (shown[..., 2] > shown[..., 0].astype(int) + 60).sum()
-    assert blue > 5000
-    assert (empty[..., 2] > empty[..., 0].astype(int) + 60).sum() == 0
+    orange = (shown[..., 0] > shown[..., 2].astype(int) + 60).sum()
+    assert orange > 5000
+    assert (empty[..., 0] > empty[..., 2].astype(int) + 60).sum() == 0
 
 
 def test_pages_are_made_of_the_results_that_are_there():
@@ -308,25 +327,28 @@ def test_images_that_are_given_without_labels_are_neither_trained_nor_judged_wit
     for name in ("Tr", "Ts", "Ts_montgomery"):
         for kind, ending in (("images", "_0000.png"), ("labels", ".png")):
             (source / f"{kind}{name}").mkdir(parents=True)
-            for case in range(25 if name == "Tr" else 5):
+            for case in range(102 if name == "Tr" else 5):
                 imsave(source / f"{kind}{name}" / f"{name}{case:02}{ending}", np.zeros((8, 8), np.uint8), check_contrast=False)
     (source / "dataset.json").write_text(json.dumps({"file_ending": ".png"}))
-    lines = [f"Tr{case:02},Tr,{24 - case}" for case in range(25)]
+    lines = [f"Tr{case:02},Tr,{101 - case}" for case in range(102)]
     (source / "cases.csv").write_text("\n".join(["case,part,rank", *lines]))
 
-    def given_and_judged(arm):
-        cell = cells.cell_of("103", arm, 0, scale="mini")
+    def given_and_judged(arm, parts=()):
+        cell = cells.cell_of("103", arm, 0, scale="mini", parts=parts)
         images = raw_datasets.unlabelled_images(source, cell, tmp_path / "given")
         parts = [raw_datasets.part_of(cell, part, tmp_path / "raw", tmp_path / "parts") for part in cell.parts]
         return [{path.name[:-9] for path in images.iterdir()}, *({path.stem for path in labels.iterdir()} for _, labels in parts)]
 
     everywhere = {f"Ts_montgomery{case:02}" for case in range(5)}
     given, test, elsewhere = given_and_judged("genseg_unlabelled")
-    assert given == {f"Tr{case:02}" for case in range(5)}, "the first 20 by rank have labels"
-    assert len(test) == 5
+    assert given == {f"Tr{case:02}" for case in range(82)}, "the first 20 by rank have labels"
+    assert test == {f"Ts{case:02}" for case in range(5)}
     assert elsewhere == everywhere
+    given, validated = given_and_judged("genseg_unlabelled", ("validation",))
+    assert len(validated) == 60
+    assert given == {f"Tr{case:02}" for case in range(82)} - validated
     given, test, elsewhere = given_and_judged("genseg_unlabelled_montgomery")
-    assert len(test) == 5
+    assert test == {f"Ts{case:02}" for case in range(5)}
     assert given and elsewhere and given | elsewhere == everywhere and not given & elsewhere
 
 
