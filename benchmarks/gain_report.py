@@ -171,12 +171,12 @@ def compared(results: list[Result], part: str, budget: int = 0) -> dict[str, dic
     }
 
 
-def summary(results: list[Result], part: str) -> str:
+def summary(results: list[Result], part: str, budget: int = 0) -> str:
     """Markdown: points over stock ± standard error over the seeds, a line an arm and a column a dataset of the comparison.
 
     An arm that lacks a dataset has no mean.
     """
-    return _differences(compared(results, part), part, "arm", {name: (arm, STOCK) for arm, name in SHOWN.items()})
+    return _differences(compared(results, part, budget), part, "arm", {name: (arm, STOCK) for arm, name in SHOWN.items()})
 
 
 def steps(results: list[Result], part: str, budget: int = 0) -> str:

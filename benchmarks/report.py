@@ -146,7 +146,7 @@ def benchmarks_page(results: Path) -> str:
     page = HEAD.format(summary=summary(final, "test"), table=table(final, "test"), arms=arm_lines())
     page += STEPS + steps(final, "test") + moved(final)
     if compared(final, "test", 5):
-        page += FIVE + steps(final, "test", 5)
+        page += FIVE + summary(final, "test", 5) + "\n" + steps(final, "test", 5)
     fewer = labels_table(final, "test")
     if fewer:
         page += LABELS + fewer
