@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import BUDGET, POOL, length
+from cells import BUDGET, COARSE, POOL, length
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -176,7 +176,17 @@ def summary(results: list[Result], part: str, budget: int = 0) -> str:
 
     An arm that lacks a dataset has no mean.
     """
-    return _differences(compared(results, part, budget), part, "arm", {name: (arm, STOCK) for arm, name in SHOWN.items()})
+    return _over_stock(compared(results, part, budget), part)
+
+
+def volumes(results: list[Result], part: str) -> str:
+    """The same for volumes of every second voxel; empty if there are no such results."""
+    groups = {
+        f"{NAMES[dataset]}, N = {cases}": arms
+        for (dataset, cases, _, scale, *_), arms in by_setting(results, part).items()
+        if scale == COARSE and STOCK in arms and len(arms) > 1
+    }
+    return _over_stock(groups, part) if groups else ""
 
 
 def steps(results: list[Result], part: str, budget: int = 0) -> str:
@@ -194,6 +204,10 @@ def moved(results: list[Result]) -> str:
     if not shares:
         return ""
     return MOVED.format(trainings=len(shares), low=min(shares), high=max(shares), start=1 / len(MIXED_KERNELS))
+
+
+def _over_stock(groups: dict[str, dict[str, list[Result]]], part: str) -> str:
+    return _differences(groups, part, "arm", {name: (arm, STOCK) for arm, name in SHOWN.items()})
 
 
 def _differences(groups: dict[str, dict[str, list[Result]]], part: str, title: str, rows: dict[str, tuple[str, str]]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cells import ARMS, MONTGOMERY
 from defaults_report import defaults
-from gain_report import Result, compared, figure, headroom, load, moved, on_the_same_cases, steps, summary, table
+from gain_report import Result, compared, figure, headroom, load, moved, on_the_same_cases, steps, summary, table, volumes
 from generators_report import merged
 from generators_report import page as generators_page
 from labels_report import labels_figure, labels_table
@@ -80,6 +80,13 @@ FIVE = """
 With 5 labelled cases:
 
 """
+VOLUMES = """
+## In 3D
+
+Points over stock nnU-Net of `3d_fullres` on every second voxel along each axis, 1,600 iterations, ± standard error over the seeds
+(their number).
+
+"""
 HEADROOM = """
 ## Headroom
 
@@ -150,6 +157,9 @@ def benchmarks_page(results: Path) -> str:
     fewer = labels_table(final, "test")
     if fewer:
         page += LABELS + fewer
+    in_3d = volumes(final, "test")
+    if in_3d:
+        page += VOLUMES + in_3d
     more_labels = headroom(final, "test")
     if more_labels:
         page += HEADROOM + more_labels

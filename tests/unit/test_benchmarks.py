@@ -131,6 +131,19 @@ def test_arms_are_compared_on_the_cases_that_all_were_judged_on():
     assert gain_report.on_the_same_cases([half], "montgomery") == []
 
 
+def test_volumes_have_a_table_of_their_own():
+    import gain_report
+
+    every = [
+        result(arm, seed, [dice + seed / 100], "104") | {"configuration": "3d_fullres", "scale": "coarse", "iterations": 1600}
+        for arm, dice in (("stock", 0.8), ("genseg", 0.81))
+        for seed in range(2)
+    ]
+    (line,) = gain_report.volumes([*every, result("genseg", 0, [0.5], "104")], "test").splitlines()[2:]
+    assert line == "| GenSeg (default) | **+1.0 ± 0.0** (2) | **+1.0 ± 0.0** |"
+    assert gain_report.volumes([result("stock", 0, [0.5]), result("genseg", 0, [0.6])], "test") == ""
+
+
 def test_the_interval_widens_with_the_spread_over_cases():
     import gain_report
 
