@@ -66,9 +66,6 @@ def unlabelled_images(source: Path, cell: Cell, into: Path) -> Path:
     target = into / (f"unlabelled_{cell.unlabelled}" + "_but_validation" * validated)
     if target.is_dir():
         return target
-    unfinished = target.with_name(f"{target.name}_unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     if cell.unlabelled == MONTGOMERY:
         folder, (cases, _) = f"images{SUFFIXES[MONTGOMERY]}", halves(source)
     else:
@@ -76,8 +73,12 @@ def unlabelled_images(source: Path, cell: Cell, into: Path) -> Path:
         folder, cases = "imagesTr", [case for rank, case in enumerate(ranked_cases(source)) if rank not in left_out]
     if not cases:
         raise ValueError(f"{source.name} has no images of {cell.unlabelled} without labels")
+    unfinished = target.with_name(f"{target.name}_unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    ending = file_ending(source)
     for case in cases:
-        for path in images_of_case(source / folder, case):
+        for path in images_of_case(source / folder, case, ending):
             copy_image(path, unfinished, cell.scale, order=1)
     unfinished.rename(target)
     return target
@@ -88,9 +89,9 @@ def file_ending(source: Path) -> str:
     return str(json.loads((source / "dataset.json").read_text())["file_ending"])
 
 
-def images_of_case(folder: Path, case: str) -> list[Path]:
+def images_of_case(folder: Path, case: str, ending: str) -> list[Path]:
     """The files of all channels of a case."""
-    return sorted(folder.glob(f"{case}_[0-9][0-9][0-9][0-9]{file_ending(folder.parent)}"))
+    return sorted(folder.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))
 
 
 def labelled_cases(source: Path, part: str) -> list[str]:
@@ -136,7 +137,7 @@ def copy_cases(source: Path, suffix: str, cases: list[str], images: Path, labels
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     for case in cases:
-        for path in images_of_case(source / f"images{suffix}", case):
+        for path in images_of_case(source / f"images{suffix}", case, ending):
             copy_image(path, images, scale, order=1)
         copy_image(source / f"labels{suffix}" / f"{case}{ending}", unfinished, scale, order=0)
     unfinished.rename(labels)
