@@ -72,6 +72,8 @@ ARMS: dict[str, Arm] = {
     "stock_da5": Arm("nnUNetTrainerDA5Short"),
     "genseg": genseg(),
     "genseg_da5": Arm("GenSegTrainerDA5Short"),
+    "genseg_da5_random": Arm("GenSegTrainerDA5Short", {"feedback": OFF}),
+    "genseg_da5_random_without_redraw": Arm("GenSegTrainerDA5Short", {"mixing": DEFORMATION, "feedback": OFF}),
     "genseg_deformation": genseg(mixing=DEFORMATION, paste={"probability": 0.0}, feedback=OFF),
     "genseg_random_without_redraw": genseg(mixing=DEFORMATION, feedback=OFF),
     "genseg_random": genseg(feedback=OFF),
@@ -95,7 +97,7 @@ ARMS: dict[str, Arm] = {
 """Trainers and settings that are compared.
 
 - `stock_da5`: nnU-Net with its own stronger augmentation; `genseg_da5`: GenSeg added to it; `genseg_da5_unlabelled`: with the
-  pool's other images as well.
+  pool's other images as well; `genseg_da5_random`: without feedback; `genseg_da5_random_without_redraw`: without generator, too.
 - `genseg`: the default. `genseg_random`: without feedback. `genseg_random_without_redraw`: without generator as well, so
   there is nothing that feedback tunes. `genseg_deformation`: without parts of other cases as well.
 - `genseg_oracle`: `genseg_random` with pairs chosen by labels that no training may see; `genseg_agreeing`: by training patches.
@@ -252,7 +254,12 @@ GRIDS: dict[str, list[Cell]] = {
     "yardstick": comparison(COMPARED),
     "headroom": headroom(),
     "rivals": comparison("stock_ema stock_doubled_batch_and_rate genseg_random"),
-    "augmentation": comparison("stock stock_da5 genseg genseg_da5", scale="mini", seeds=range(3)),
+    "augmentation": [
+        *comparison("stock stock_da5 genseg genseg_da5", scale="mini", seeds=range(3)),
+        *comparison("stock_da5 genseg_da5", "104", "3d_fullres", COARSE, seeds=range(3)),
+        *comparison("stock_da5 genseg_da5", "102", seeds=range(2), iterations=16_000),
+        *comparison("genseg_da5_random genseg_da5_random_without_redraw", "105", scale="mini", seeds=range(3)),
+    ],
     "feedback": comparison("genseg genseg_still genseg_fast genseg_random", "102", seeds=range(3)),
     "paste": comparison("genseg_carve genseg_lesion", "102 101 105"),
     "choosing": comparison("genseg_random genseg_agreeing genseg_oracle", "102", seeds=range(3)),
