@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from cells import BUDGET
-from gain_report import COLOURS, NAMES, SHOWN, STOCK, Result, case_dice, gain_over_seeds, is_compared, mean_dice, points
+from gain_report import COLOURS, NAMES, SHOWN, STOCK, Result, gain_over_seeds, is_compared, mean_dice, missed_whole, points
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -63,7 +63,7 @@ def labels_table(results: list[Result], part: str) -> str:
                 cells.append(points(*gain_over_seeds(runs, stock, part)) if runs else "")
             ours = [run for run in arms["genseg"].get(budget, []) if run["seed"] in {one["seed"] for one in stock}]
             equal = equal_cases(arms[STOCK], _dice(ours, part), part) if ours else float("nan")
-            rows.append([*cells, "" if np.isnan(equal) else f"{equal:.0f}", f"{100 * _missed(stock, part):.0f} %"])
+            rows.append([*cells, "" if np.isnan(equal) else f"{equal:.0f}", f"{100 * missed_whole(stock, part):.0f} %"])
     head = ["dataset", "labelled cases", *ARMS.values(), "cases that stock nnU-Net needs for the default's Dice"]
     head.append("test cases that stock nnU-Net misses whole")
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows)) if rows else ""
@@ -90,11 +90,6 @@ def labels_figure(results: list[Result], part: str, path: Path) -> None:
     if found:
         picture.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     picture.savefig(path, dpi=100, metadata={"Software": None})
-
-
-def _missed(runs: list[Result], part: str) -> float:
-    """Fraction of the cases with a Dice of 0."""
-    return float(np.mean([dice == 0 for run in runs for dice in case_dice(run, part).values()]))
 
 
 def _dice(runs: list[Result], part: str) -> float:

@@ -49,8 +49,8 @@ python benchmarks/report.py
 ## Every comparison
 
 The interval is a bootstrap over the test cases, or their sequences where there are some; **it does not hold the spread between
-trainings**, which the seeds show. Scales: `mini`, 64 pixels; `small`, 128 pixels; `coarse`, every second voxel of volumes and
-labels along each axis.
+trainings**, which the seeds show. Missed whole: test cases with a Dice of 0. Scales: `mini`, 64 pixels; `small`, 128 pixels;
+`coarse`, every second voxel of volumes and labels along each axis.
 
 {table}
 Results of older code are in [benchmarks/results/archive](../benchmarks/results/archive/README.md).

@@ -158,9 +158,10 @@ def test_cases_without_any_foreground_are_left_out_and_an_arm_without_stock_has_
     import gain_report
 
     assert gain_report.case_dice(result("stock", 0, [0.5, None]), "test") == {"case0": 0.5}
+    assert " | 50 % | " in gain_report.table([result("stock", 0, [0.5, 0.0, None])], "test"), "one of two is missed whole"
     every = [result("genseg", 0, [0.5], "102"), result("stock", 0, [0.25]), result("genseg", 0, [0.5])]
     lines = [line.split(" | ") for line in gain_report.table(every, "test").splitlines()[2:]]
-    assert [(line[0][2:], line[5], line[7]) for line in lines] == [
+    assert [(line[0][2:], line[5], line[8]) for line in lines] == [
         ("101 foot ulcer", "stock", ""),
         ("101 foot ulcer", "genseg", "+25.0 [+25.0, +25.0]"),
         ("102 breast ultrasound", "genseg", ""),
@@ -173,9 +174,9 @@ def test_the_table_says_what_each_seed_differs_by_and_the_summary_the_mean_over_
     every = [result("stock", seed, [0.5], name) for seed in range(3) for name in ("102", "103")]
     every += [result("genseg", seed, [0.6 + seed / 20], "102") for seed in (0, 2, 5)] + [result("genseg", 1, [0.4], "103")]
     lines = [line.split(" | ") for line in gain_report.table(every, "test").splitlines()[2:]]
-    assert [line[6:9] for line in lines if line[5] == "genseg"] == [
-        ["0.717 ± 0.126 (3)", "+15.0 [+15.0, +15.0]", "+10.0, +20.0"],
-        ["0.400 (1)", "-10.0 [-10.0, -10.0]", "-10.0"],
+    assert [line[6:10] for line in lines if line[5] == "genseg"] == [
+        ["0.717 ± 0.126 (3)", "0 %", "+15.0 [+15.0, +15.0]", "+10.0, +20.0"],
+        ["0.400 (1)", "0 %", "-10.0 [-10.0, -10.0]", "-10.0"],
     ]
     head, _, line = gain_report.summary(every, "test").splitlines()
     assert head == "| arm | breast ultrasound, N = 20 | chest X-ray, N = 20 | mean |"
@@ -200,9 +201,9 @@ def test_the_headroom_is_that_of_the_same_plans_and_a_gain_is_its_share():
     every = [result("stock", seed, [0.5 + seed / 100], "102") for seed in range(2)]
     every += [result("stock", seed, [0.7 + seed / 100], "102") | {"budget": 80, "planned_for": 20} for seed in range(2)]
     every += [result("stock", 0, [0.9], "102") | {"budget": 80}]
-    every += [result("genseg", 0, [0.55], "102")]
+    every += [result("genseg", 0, [0.55], "102"), result("genseg_da5", 0, [0.6], "102")]
     line = gain_report.headroom(every, "test").splitlines()[2]
-    assert line == "| 102 breast ultrasound, N = 20 | 0.505 (2) |  | 0.705 (2) |  | 20.0 | 25 % |"
+    assert line == "| 102 breast ultrasound, N = 20 | 0.505 (2) |  | 0.705 (2) |  | 20.0 | 25 % |  | 50 % |"
     assert not gain_report.headroom(every[:2], "test")
 
 
@@ -255,7 +256,7 @@ def test_trainings_of_other_lengths_are_told_apart():
         for arm, dice in (("stock", 0.5), ("genseg", 0.5 + gain))
     ]
     lines = [line.split(" | ") for line in gain_report.table(every, "test").splitlines()[2:]]
-    assert [line[7][:5] for line in lines if line[5] == "genseg"] == ["+10.0", "+30.0"]
+    assert [line[8][:5] for line in lines if line[5] == "genseg"] == ["+10.0", "+30.0"]
     kept = list(filter(gain_report.is_compared, [*every, every[0] | {"budget": 40}, every[0] | {"configuration": "3d_fullres"}]))
     assert kept == every[:2]
 
