@@ -257,7 +257,6 @@ GRIDS: dict[str, list[Cell]] = {
     "augmentation": [
         *comparison("stock stock_da5 genseg genseg_da5", scale="mini", seeds=range(3)),
         *comparison("stock_da5 genseg_da5", "104", "3d_fullres", COARSE, seeds=range(3)),
-        *comparison("stock_da5 genseg_da5", "102", seeds=range(2), iterations=16_000),
         *comparison("genseg_da5_random genseg_da5_random_without_redraw", "105", scale="mini", seeds=range(3)),
     ],
     "feedback": comparison("genseg genseg_still genseg_fast genseg_random", "102", seeds=range(3)),
@@ -265,7 +264,10 @@ GRIDS: dict[str, list[Cell]] = {
     "choosing": comparison("genseg_random genseg_agreeing genseg_oracle", "102", seeds=range(3)),
     "more": comparison("genseg genseg_more", "102", seeds=range(3)),
     "volumes": comparison("stock genseg genseg_deformation", "104", "3d_fullres", COARSE),
-    "longer": comparison("stock genseg", "102", seeds=range(2), iterations=16_000),
+    "longer": [
+        *comparison("stock genseg stock_da5 genseg_da5", "102", seeds=range(2), iterations=16_000),
+        *(replace(cell, budget=5) for cell in comparison("stock genseg_da5", "101", "2d", "mini", range(2), 16_000)),
+    ],
     "unlabelled": with_unlabelled_images(),
     "fewer": fewer_labels(),
     "full": [

@@ -193,7 +193,26 @@ def volumes(results: list[Result], part: str) -> str:
         for (dataset, cases, _, scale, *_), arms in by_setting(results, part).items()
         if scale == COARSE and STOCK in arms and len(arms) > 1
     }
-    return _over_stock(groups, part) if groups else ""
+    return _over_stock(groups, part, mean=False) if groups else ""
+
+
+def longer(results: list[Result], part: str) -> str:
+    """The same for trainings that were longer, beside the usual length with the same seeds and arms, and below it what each
+    part gives; empty if there are no such results."""
+    groups: dict[str, dict[str, list[Result]]] = {}
+    settings = by_setting(results, part)
+    for (dataset, cases, configuration, scale, iterations, planned_for), arms in settings.items():
+        usual = length(dataset, configuration, scale)
+        if iterations <= usual or planned_for or STOCK not in arms:
+            continue
+        seeds = {result["seed"] for result in arms[STOCK]}
+        shorter = settings.get((dataset, cases, configuration, scale, usual, 0), {})
+        for count, found in ((usual, shorter), (iterations, arms)):
+            kept = {arm: [run for run in runs if run["seed"] in seeds] for arm, runs in found.items() if arm in arms}
+            groups[f"{NAMES[dataset]}, N = {cases}, {count:,}"] = {arm: runs for arm, runs in kept.items() if runs}
+    if not groups:
+        return ""
+    return _over_stock(groups, part, mean=False) + "\n" + _differences(groups, part, "part", STEPS, mean=False)
 
 
 def steps(results: list[Result], part: str, budget: int = 0) -> str:
@@ -213,13 +232,16 @@ def moved(results: list[Result]) -> str:
     return MOVED.format(trainings=len(shares), low=min(shares), high=max(shares), start=1 / len(MIXED_KERNELS))
 
 
-def _over_stock(groups: dict[str, dict[str, list[Result]]], part: str) -> str:
-    return _differences(groups, part, "arm", {name: (arm, STOCK) for arm, name in SHOWN.items()})
+def _over_stock(groups: dict[str, dict[str, list[Result]]], part: str, mean: bool = True) -> str:
+    return _differences(groups, part, "arm", {name: (arm, STOCK) for arm, name in SHOWN.items()}, mean)
 
 
-def _differences(groups: dict[str, dict[str, list[Result]]], part: str, title: str, rows: dict[str, tuple[str, str]]) -> str:
-    """Markdown: an arm less a rival, a line each; those that no dataset has are left out."""
-    head = [title, *groups, "mean"]
+def _differences(
+    groups: dict[str, dict[str, list[Result]]], part: str, title: str, rows: dict[str, tuple[str, str]], mean: bool = True
+) -> str:
+    """Markdown: an arm less a rival, a line each, with or without the mean over the groups; those that no group has are left
+    out."""
+    head = [title, *groups, *(["mean"] if mean else [])]
     lines = [head, ["---"] * len(head)]
     for name, (arm, rival) in rows.items():
         both = {dataset: arms for dataset, arms in groups.items() if arm in arms and rival in arms}
@@ -227,9 +249,11 @@ def _differences(groups: dict[str, dict[str, list[Result]]], part: str, title: s
             continue
         found = {dataset: gain_over_seeds(arms[arm], arms[rival], part) for dataset, arms in both.items()}
         cells = [points(*found[dataset]) if dataset in found else "" for dataset in groups]
-        means, errors, _ = zip(*found.values(), strict=True)
-        mean = points(float(np.mean(means)), float(np.sqrt(np.square(errors).sum()) / len(errors)))
-        lines.append([name, *cells, mean if len(found) == len(groups) else ""])
+        if mean:
+            means, errors, _ = zip(*found.values(), strict=True)
+            all_groups = points(float(np.mean(means)), float(np.sqrt(np.square(errors).sum()) / len(errors)))
+            cells.append(all_groups if len(found) == len(groups) else "")
+        lines.append([name, *cells])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

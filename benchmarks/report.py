@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cells import ARMS, MONTGOMERY
 from defaults_report import defaults
-from gain_report import Result, compared, figure, headroom, load, moved, on_the_same_cases, steps, summary, table, volumes
+from gain_report import Result, compared, figure, headroom, load, longer, moved, on_the_same_cases, steps, summary, table, volumes
 from generators_report import merged
 from generators_report import page as generators_page
 from labels_report import labels_figure, labels_table
@@ -87,6 +87,13 @@ Points over stock nnU-Net of `3d_fullres` on every second voxel along each axis,
 (their number).
 
 """
+LONGER = """
+## Longer trainings
+
+Points over stock nnU-Net of the same number of iterations ± standard error over the seeds (their number), beside the usual number
+with the same seeds. Below: points between arms, as in [what each part gives](#what-each-part-gives).
+
+"""
 HEADROOM = """
 ## Headroom
 
@@ -160,6 +167,9 @@ def benchmarks_page(results: Path) -> str:
     in_3d = volumes(final, "test")
     if in_3d:
         page += VOLUMES + in_3d
+    of_more_iterations = longer(final, "test")
+    if of_more_iterations:
+        page += LONGER + of_more_iterations
     more_labels = headroom(final, "test")
     if more_labels:
         page += HEADROOM + more_labels

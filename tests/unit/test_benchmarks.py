@@ -140,8 +140,24 @@ def test_volumes_have_a_table_of_their_own():
         for seed in range(2)
     ]
     (line,) = gain_report.volumes([*every, result("genseg", 0, [0.5], "104")], "test").splitlines()[2:]
-    assert line == "| GenSeg (default) | **+1.0 ± 0.0** (2) | **+1.0 ± 0.0** |"
+    assert line == "| GenSeg (default) | **+1.0 ± 0.0** (2) |"
     assert gain_report.volumes([result("stock", 0, [0.5]), result("genseg", 0, [0.6])], "test") == ""
+
+
+def test_longer_trainings_are_shown_beside_usual_ones_with_the_same_seeds_and_arms():
+    import gain_report
+
+    usual = [("stock", 0, 0.5), ("genseg", 0, 0.52), ("stock", 1, 0.1), ("genseg", 1, 0.9), ("genseg_random", 0, 0.6)]
+    usual += [("genseg_da5", 0, 0.6), ("stock_da5", 0, 0.55)]
+    more = [("stock", 0, 0.5), ("genseg", 0, 0.54), ("genseg_da5", 0, 0.65), ("stock_da5", 0, 0.5)]
+    every = [result(arm, seed, [dice], "102") for arm, seed, dice in usual]
+    assert gain_report.longer(every, "test") == ""
+    every += [result(arm, seed, [dice], "102") | {"iterations": 16_000} for arm, seed, dice in more]
+    lines = gain_report.longer(every, "test").splitlines()
+    assert lines[0] == "| arm | breast ultrasound, N = 20, 4,000 | breast ultrasound, N = 20, 16,000 |"
+    assert "| GenSeg (default) | +2.0 (1) | +4.0 (1) |" in lines, "seed 1 has no long training"
+    assert "| all, added to nnUNetTrainerDA5 | +5.0 (1) | +15.0 (1) |" in lines
+    assert not [line for line in lines if "without feedback" in line], "no long training"
 
 
 def test_the_interval_widens_with_the_spread_over_cases():
