@@ -305,7 +305,7 @@ def headroom(results: list[Result], part: str) -> str:
             gain, _, _ = gain_over_seeds([result for result in of_comparison if result["arm"] == arm], stock, part)
             cells.append(f"{100 * gain / gap:.0f} %" if gap > 2 * error and not np.isnan(gain) else "")
         lines.append(f"| {' | '.join(cells)} |\n")
-    head = ["dataset", "N", "2N", "4N", f"{POOL}", "points from N to 4N", *(f"closed by: {SHOWN[arm]}" for arm in CLOSING)]
+    head = ["dataset", "N", "2N", "4N", str(POOL), "points from N to 4N", *(f"closed by: {SHOWN[arm]}" for arm in CLOSING)]
     return f"| {' | '.join(head)} |\n" + "| --- " * len(head) + "|\n" + "".join(lines) if lines else ""
 
 
