@@ -13,13 +13,15 @@ BUDGET = {"101": 20, "102": 20, "103": 20, "104": 10, "105": 20}
 POOL = 100
 """Training cases of every dataset."""
 ITERATIONS = {"101": 4000, "102": 4000, "103": 4000, "104": 2400, "105": 4000}
-"""At the scales `mini` and `small`, configuration 2d."""
+"""In 2D, at the scales `mini` and `small`."""
 ITERATIONS_3D = 1600
 FULL = 25_000
 """At the scale `full`: a tenth of nnU-Net's default."""
-SCALE = {"101": "small", "102": "mini", "103": "mini", "104": "mini", "105": "small"}
-"""What each dataset is compared at in 2D. At 64 pixels a third of the foot ulcers and four tenths of the polyps are missed
-whole."""
+MINI = "mini"
+"""The scale of the comparison: 2D images with a longer side of 64 pixels. A third of the foot ulcers and four tenths of the
+polyps are missed whole there by stock nnU-Net."""
+SMALL = "small"
+"""The scale at which 2D images have a longer side of 128 pixels."""
 FROM_POOL = "pool"
 """Where images without labels come from: the pool's other images."""
 MONTGOMERY = "montgomery"
@@ -122,7 +124,7 @@ class Cell:
     iterations: int
     parts: tuple[str, ...]
     """`validation`, `test`, `montgomery`."""
-    scale: str = "mini"
+    scale: str = MINI
     planned_for: int = 0
     """Labelled cases of the plans that give batch, patch and network; 0: those of `budget`. nnU-Net plans larger batches for more
     cases, which gains by itself."""
@@ -166,15 +168,14 @@ def cell_of(
     arm: str,
     seed: int,
     plan: str = "2d",
-    scale: str = "",
+    scale: str = MINI,
     iterations: int = 0,
     parts: tuple[str, ...] = (),
 ) -> Cell:
-    """A cell with the usual budget, and with the dataset's own scale, length and parts where none are given.
+    """A cell with the usual budget, and with the usual length and the dataset's own parts where none are given.
 
     Final figures are judged on the test part, those of the chest X-rays also on the other hospital's.
     """
-    scale = scale or SCALE[dataset]
     parts = parts or (("test", MONTGOMERY) if dataset == "103" else ("test",))
     return Cell(dataset, BUDGET[dataset], plan, arm, seed, iterations or length(dataset, plan, scale), parts, scale)
 
@@ -183,7 +184,7 @@ def comparison(
     arms: str,
     datasets: str = ORDER,
     plan: str = "2d",
-    scale: str = "",
+    scale: str = MINI,
     seeds: range | None = None,
     iterations: int = 0,
     parts: tuple[str, ...] = (),
@@ -223,23 +224,23 @@ def with_unlabelled_images() -> list[Cell]:
 
     Those that are of the long grid as well are trained once.
     """
-    usual = comparison(f"stock genseg {WITH_IMAGES}", "102 104 101 103 105", scale="mini", seeds=range(3))
+    usual = comparison(f"stock genseg {WITH_IMAGES}", "102 104 101 103 105", seeds=range(3))
     parts = "genseg_unlabelled_without_deformation genseg_unlabelled_without_paste genseg_unlabelled_without_redraw"
-    hospital = comparison("genseg_unlabelled_montgomery", "103", scale="mini", seeds=range(3))
+    hospital = comparison("genseg_unlabelled_montgomery", "103", seeds=range(3))
     volumes = comparison("stock genseg genseg_unlabelled", "104", "3d_fullres", COARSE, seeds=range(3))
     return [
         *usual,
         *hospital,
-        *comparison(f"{parts} genseg_unlabelled_sure", "102 104", scale="mini", seeds=range(3)),
+        *comparison(f"{parts} genseg_unlabelled_sure", "102 104", seeds=range(3)),
         *volumes,
     ]
 
 
 def fewer_labels() -> list[Cell]:
     """Stock and GenSeg, with the pool's other images and without, with 5 and 10 labelled cases; with 5 its parts, too."""
-    usual = comparison("stock genseg genseg_unlabelled", scale="mini", seeds=range(3))
+    usual = comparison("stock genseg genseg_unlabelled", seeds=range(3))
     arms = "stock_da5 genseg_da5 genseg_da5_unlabelled genseg_still genseg_deformation genseg_random_without_redraw genseg_random"
-    parts = comparison(arms, "102 101", scale="mini", seeds=range(3))
+    parts = comparison(arms, "102 101", seeds=range(3))
     return [
         *(replace(cell, budget=5) for cell in usual + parts),
         *(replace(cell, budget=10) for cell in usual if cell.budget > 10),
@@ -250,23 +251,22 @@ EVERYWHERE = " ".join(name for name, arm in ARMS.items() if arm.unlabelled != MO
 """Arms that every dataset can have."""
 GRIDS: dict[str, list[Cell]] = {
     # final figures
-    "long": comparison(COMPARED, "102 104 101 103", scale="mini", seeds=range(3)),
-    "yardstick": comparison(COMPARED),
+    "long": comparison(COMPARED),
     "headroom": headroom(),
     "rivals": comparison("stock_ema stock_doubled_batch_and_rate genseg_random"),
     "augmentation": [
-        *comparison("stock stock_da5 genseg genseg_da5", scale="mini", seeds=range(3)),
-        *comparison("stock_da5 genseg_da5", "104", "3d_fullres", COARSE, seeds=range(3)),
-        *comparison("genseg_da5_random genseg_da5_random_without_redraw", "105", scale="mini", seeds=range(3)),
+        *comparison("stock stock_da5 genseg genseg_da5", seeds=range(3)),
+        *comparison("genseg_da5_random genseg_da5_random_without_redraw", "105", seeds=range(3)),
     ],
     "feedback": comparison("genseg genseg_still genseg_fast genseg_random", "102", seeds=range(3)),
     "paste": comparison("genseg_carve genseg_lesion", "102 101 105"),
     "choosing": comparison("genseg_random genseg_agreeing genseg_oracle", "102", seeds=range(3)),
     "more": comparison("genseg genseg_more", "102", seeds=range(3)),
-    "volumes": comparison("stock genseg genseg_deformation", "104", "3d_fullres", COARSE),
+    "volumes": comparison("stock genseg genseg_deformation stock_da5 genseg_da5", "104", "3d_fullres", COARSE),
+    "larger": comparison("stock genseg stock_da5 genseg_da5", "105", scale=SMALL, seeds=range(3)),
     "longer": [
         *comparison("stock genseg stock_da5 genseg_da5", "102", seeds=range(2), iterations=16_000),
-        *(replace(cell, budget=5) for cell in comparison("stock genseg_da5", "101", "2d", "mini", range(2), 16_000)),
+        *(replace(cell, budget=5) for cell in comparison("stock genseg_da5", "101", seeds=range(2), iterations=16_000)),
     ],
     "unlabelled": with_unlabelled_images(),
     "fewer": fewer_labels(),

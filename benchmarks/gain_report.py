@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import BUDGET, COARSE, POOL, length
+from cells import BUDGET, COARSE, MINI, POOL, length
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -71,8 +70,6 @@ MOVED = """
 The default's feedback moved the generator little. The largest share of a kernel in any mixture is {start:.3f} at the start.
 At the end of {trainings} trainings it was {low:.3f} to {high:.3f}.
 """
-SIZES = {"mini": "", "small": ", 128 px"}
-"""What a column says of the longer side of 2D images by scale; without a word 64 pixels."""
 BOOTSTRAPS = 5000
 
 
@@ -87,11 +84,12 @@ def setting_of(result: Result) -> Setting:
     return (*(result[key] for key in keys), result.get("planned_for", 0))
 
 
-def is_compared(result: Result, budget: int = 0) -> bool:
-    """Whether a result is of the comparison: small 2D images, usual length, and the usual number of labelled cases or another."""
-    dataset, cases, configuration, scale, iterations, planned_for = setting_of(result)
-    usual = "2d", budget or BUDGET.get(dataset), length(dataset, configuration, scale), 0
-    return scale in SIZES and (configuration, cases, iterations, planned_for) == usual
+def is_compared(result: Result, budget: int = 0, scale: str = MINI) -> bool:
+    """Whether a result is of the comparison at a scale: usual length, and the usual number of labelled cases or another."""
+    dataset = result["dataset"]
+    configuration = "3d_fullres" if scale == COARSE else "2d"
+    cases = budget or BUDGET.get(dataset, 0)
+    return setting_of(result) == (dataset, cases, configuration, scale, length(dataset, configuration, scale), 0)
 
 
 def case_dice(result: Result, part: str) -> dict[str, float]:
@@ -168,37 +166,32 @@ def by_setting(results: list[Result], part: str) -> dict[Setting, dict[str, list
     return groups
 
 
-def compared(results: list[Result], part: str, budget: int = 0) -> dict[str, dict[str, list[Result]]]:
-    """Results of the comparison by dataset and arm, for datasets that have stock and another arm; each scale is one."""
-    groups = by_setting([result for result in results if is_compared(result, budget)], part)
+def compared(results: list[Result], part: str, budget: int = 0, scale: str = MINI) -> dict[str, dict[str, list[Result]]]:
+    """Results of the comparison at a scale by dataset and arm, for datasets that have stock and another arm."""
+    groups = by_setting([result for result in results if is_compared(result, budget, scale)], part)
     return {
-        f"{NAMES[dataset]}, N = {cases}{SIZES[scale]}": arms
-        for (dataset, cases, _, scale, *_), arms in groups.items()
-        if STOCK in arms and len(arms) > 1
+        f"{NAMES[dataset]}, N = {cases}": arms for (dataset, cases, *_), arms in groups.items() if STOCK in arms and len(arms) > 1
     }
 
 
-def summary(results: list[Result], part: str, budget: int = 0) -> str:
+def summary(results: list[Result], part: str, budget: int = 0, scale: str = MINI) -> str:
     """Markdown: points over stock ± standard error over the seeds, a line an arm and a column a dataset of the comparison.
 
-    An arm that lacks a dataset has no mean.
+    The mean is left out for an arm that lacks a dataset, and for all if there is one dataset.
     """
-    return _over_stock(compared(results, part, budget), part)
+    return _over_stock(compared(results, part, budget, scale), part)
 
 
-def volumes(results: list[Result], part: str) -> str:
-    """The same for volumes of every second voxel; empty if there are no such results."""
-    groups = {
-        f"{NAMES[dataset]}, N = {cases}": arms
-        for (dataset, cases, _, scale, *_), arms in by_setting(results, part).items()
-        if scale == COARSE and STOCK in arms and len(arms) > 1
-    }
-    return _over_stock(groups, part, mean=False) if groups else ""
+def steps(results: list[Result], part: str, budget: int = 0, scale: str = MINI) -> str:
+    """The same for what each part of GenSeg gives."""
+    return _differences(compared(results, part, budget, scale), part, "part", STEPS)
 
 
 def longer(results: list[Result], part: str) -> str:
-    """The same for trainings that were longer, beside the usual length with the same seeds and arms, and below it what each
-    part gives; empty if there are no such results."""
+    """Markdown: points over stock for trainings that were longer, beside the usual length with the same seeds and arms.
+
+    Below it what each part gives; empty if there are no such results.
+    """
     groups: dict[str, dict[str, list[Result]]] = {}
     settings = by_setting(results, part)
     for (dataset, cases, configuration, scale, iterations, planned_for), arms in settings.items():
@@ -213,11 +206,6 @@ def longer(results: list[Result], part: str) -> str:
     if not groups:
         return ""
     return _over_stock(groups, part, mean=False) + "\n" + _differences(groups, part, "part", STEPS, mean=False)
-
-
-def steps(results: list[Result], part: str, budget: int = 0) -> str:
-    """The same for what each part of GenSeg gives, with the usual number of labelled cases or another."""
-    return _differences(compared(results, part, budget), part, "part", STEPS)
 
 
 def moved(results: list[Result]) -> str:
@@ -239,8 +227,9 @@ def _over_stock(groups: dict[str, dict[str, list[Result]]], part: str, mean: boo
 def _differences(
     groups: dict[str, dict[str, list[Result]]], part: str, title: str, rows: dict[str, tuple[str, str]], mean: bool = True
 ) -> str:
-    """Markdown: an arm less a rival, a line each, with or without the mean over the groups; those that no group has are left
-    out."""
+    """Markdown: an arm less a rival, a line each, with or without the mean over several groups; those that no group has are
+    left out."""
+    mean = mean and len(groups) > 1
     head = [title, *groups, *(["mean"] if mean else [])]
     lines = [head, ["---"] * len(head)]
     for name, (arm, rival) in rows.items():
@@ -287,8 +276,8 @@ def headroom(results: list[Result], part: str) -> str:
     Empty as long as no dataset of the comparison has results with more labels.
     """
     lines = []
-    for (dataset, budget), (scale, size) in product(BUDGET.items(), SIZES.items()):
-        own = [one for one in results if (one["dataset"], one["scale"]) == (dataset, scale) and part in one["parts"]]
+    for dataset, budget in BUDGET.items():
+        own = [one for one in results if (one["dataset"], one["scale"]) == (dataset, MINI) and part in one["parts"]]
         of_comparison = list(filter(is_compared, own))
         stock = [result for result in of_comparison if result["arm"] == STOCK]
         more = defaultdict(list)
@@ -297,7 +286,7 @@ def headroom(results: list[Result], part: str) -> str:
                 more[result["budget"]].append(result)
         if not more or not stock:
             continue
-        cells = [f"{dataset} {NAMES[dataset]}, N = {budget}{size}", mean_dice(stock, part)]
+        cells = [f"{dataset} {NAMES[dataset]}, N = {budget}", mean_dice(stock, part)]
         cells += [mean_dice(more[cases], part) for cases in (2 * budget, 4 * budget, POOL)]
         gap, error, _ = gain_over_seeds(more[4 * budget], stock, part)
         cells.append("" if np.isnan(gap) else f"{100 * gap:.1f}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from cells import BUDGET
-from gain_report import COLOURS, NAMES, SHOWN, STOCK, Result, gain_over_seeds, is_compared, mean_dice, missed_whole, points
+from gain_report import COLOURS, NAMES, SHOWN, STOCK, Result, gain_over_seeds, is_compared, mean_dice, points
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -27,7 +27,7 @@ def curves(results: list[Result], part: str) -> Curves:
     for result in results:
         dataset, budget, usual = result["dataset"], result["budget"], BUDGET[result["dataset"]]
         planned_for = usual if budget > usual else 0
-        alike = result["scale"] == "mini" and is_compared(result | {"planned_for": 0}, budget)
+        alike = is_compared(result | {"planned_for": 0}, budget)
         if alike and result["arm"] in ARMS and part in result["parts"] and result.get("planned_for", 0) == planned_for:
             found[dataset][result["arm"]][budget].append(result)
     return {dataset: arms for dataset, arms in sorted(found.items()) if len(arms["genseg"]) > 1}
@@ -63,9 +63,8 @@ def labels_table(results: list[Result], part: str) -> str:
                 cells.append(points(*gain_over_seeds(runs, stock, part)) if runs else "")
             ours = [run for run in arms["genseg"].get(budget, []) if run["seed"] in {one["seed"] for one in stock}]
             equal = equal_cases(arms[STOCK], _dice(ours, part), part) if ours else float("nan")
-            rows.append([*cells, "" if np.isnan(equal) else f"{equal:.0f}", f"{100 * missed_whole(stock, part):.0f} %"])
+            rows.append([*cells, "" if np.isnan(equal) else f"{equal:.0f}"])
     head = ["dataset", "labelled cases", *ARMS.values(), "cases that stock nnU-Net needs for the default's Dice"]
-    head.append("test cases that stock nnU-Net misses whole")
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows)) if rows else ""
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cells import ARMS, MONTGOMERY
+from cells import ARMS, COARSE, MONTGOMERY, SMALL
 from defaults_report import defaults
-from gain_report import Result, compared, figure, headroom, load, longer, moved, on_the_same_cases, steps, summary, table, volumes
+from gain_report import Result, compared, figure, headroom, load, longer, moved, on_the_same_cases, steps, summary, table
 from generators_report import merged
 from generators_report import page as generators_page
 from labels_report import labels_figure, labels_table
@@ -31,7 +31,7 @@ their mean. The table has more arms.*
 {summary}
 Points over stock ± standard error over the seeds (their number). Bold: at least two standard errors, which chance alone reaches
 in one of eleven comparisons of three seeds. The N cases are the same in all seeds. Dice is nnU-Net's own, on the test part,
-without test-time mirroring. 2D images are resampled to a longer side of 64 pixels, or of 128 where it is said. Every training
+without test-time mirroring. 2D images are resampled to a longer side of 64 pixels. Every training
 has the first N cases by rank and the plans that nnU-Net makes of them; GenSeg's held-out cases belong to the same N.
 
 | arm | trainer | batch | settings that are not the defaults |
@@ -64,7 +64,7 @@ LABELS = """
 
 Points over stock nnU-Net with the same cases ± standard error over the seeds (their number). More labelled cases than in the
 tables above are trained with the batch, patch and network of those. The cases that stock nnU-Net needs are read off its line
-in the figure. Missed whole: a Dice of 0.
+in the figure.
 
 """
 STEPS = """
@@ -80,11 +80,18 @@ FIVE = """
 With 5 labelled cases:
 
 """
+LARGER = """
+## Larger images
+
+Points over stock nnU-Net at a longer side of 128 pixels instead of 64, ± standard error over the seeds (their number). Below:
+points between arms, as in [what each part gives](#what-each-part-gives).
+
+"""
 VOLUMES = """
 ## In 3D
 
 Points over stock nnU-Net of `3d_fullres` on every second voxel along each axis, 1,600 iterations, ± standard error over the seeds
-(their number).
+(their number). Below: points between arms, as in [what each part gives](#what-each-part-gives).
 
 """
 LONGER = """
@@ -164,9 +171,9 @@ def benchmarks_page(results: Path) -> str:
     fewer = labels_table(final, "test")
     if fewer:
         page += LABELS + fewer
-    in_3d = volumes(final, "test")
-    if in_3d:
-        page += VOLUMES + in_3d
+    for scale, title in ((SMALL, LARGER), (COARSE, VOLUMES)):
+        if compared(final, "test", scale=scale):
+            page += title + summary(final, "test", scale=scale) + "\n" + steps(final, "test", scale=scale)
     of_more_iterations = longer(final, "test")
     if of_more_iterations:
         page += LONGER + of_more_iterations
