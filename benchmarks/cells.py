@@ -22,13 +22,13 @@ MINI = "mini"
 polyps are missed whole there by stock nnU-Net."""
 SMALL = "small"
 """The scale at which 2D images have a longer side of 128 pixels."""
+COARSE = "coarse"
+"""The scale at which volumes have half of the voxels along each axis, for `3d_fullres` on a CPU; at the others they are not
+resampled."""
 FROM_POOL = "pool"
 """Where images without labels come from: the pool's other images."""
 MONTGOMERY = "montgomery"
 """The other hospital of the chest X-rays: a part that trainings are judged on, and where images without labels come from."""
-COARSE = "coarse"
-"""The scale at which volumes have half of the voxels along each axis, for `3d_fullres` on a CPU; at the others they are not
-resampled."""
 SEEDS = {"101": range(3), "102": range(5), "103": range(3), "104": range(3), "105": range(3)}
 ORDER = "102 104 101 105 103"
 """Datasets in the order in which they are run: those that tell most come first."""

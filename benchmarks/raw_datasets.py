@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from cells import COARSE, MONTGOMERY, Cell
+from cells import COARSE, MINI, MONTGOMERY, SMALL, Cell
 from skimage.io import imread, imsave
 from skimage.transform import resize
 
-SIDES = {"mini": 64, "small": 128}
+SIDES = {MINI: 64, SMALL: 128}
 """Longer side of 2D images by scale, pixels; at the other scales they are as they are."""
 SUFFIXES = {"validation": "Tr", "test": "Ts", MONTGOMERY: "Ts_montgomery"}
 """Of the folders of images and labels, by part."""

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from building import nnunet_folders
+from cells import MINI
 from provenance import provenance
 from raw_datasets import budgeted_dataset, source_of
 
 RESULT = Path(__file__).parent / "results" / "sweep_grid.json"
-NUMBER, CASES, SCALE = "101", 10, "mini"
+NUMBER, CASES = "101", 10
 EPOCHS, BETWEEN_CHECKPOINTS = 4, 2
 LENGTH = f"{EPOCHS},5,1,{BETWEEN_CHECKPOINTS},0"
 GRID: dict[str, Any] = {
@@ -60,7 +61,7 @@ class Grid:
         self.environment |= {"nnUNet_n_proc_DA": "0"}
 
     def _plan(self, raw: Path) -> None:
-        budgeted_dataset(source_of(NUMBER, raw), CASES, SCALE, self.work / "raw")
+        budgeted_dataset(source_of(NUMBER, raw), CASES, MINI, self.work / "raw")
         options = ("-d", NUMBER, "-c", "2d", "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
         with open(self.work / "planning.txt", "w") as log:
             command = [str(PROGRAMS / "nnUNetv2_plan_and_preprocess"), *options]
