@@ -78,6 +78,23 @@ def load(folder: Path) -> list[Result]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
+def load_gain(folder: Path) -> list[Result]:
+    """All results of `gain.py` in a folder, with a Dice for every class of every case.
+
+    nnU-Net gives none where a class is neither in the mask nor predicted. Here it is 1 there. It is 0 where the class is
+    predicted but not in the mask.
+    """
+    results = load(folder)
+    for result in results:
+        for part in result["parts"].values():
+            for classes in part["cases"].values():
+                for metrics in classes.values():
+                    if metrics["Dice"] is None:
+                        metrics["Dice"] = 1.0
+            part["dice"] = mean_over_classes(part["cases"])
+    return results
+
+
 def setting_of(result: Result) -> Setting:
     """What two results must have in common to be compared."""
     keys = ("dataset", "budget", "configuration", "scale", "iterations")
@@ -93,13 +110,18 @@ def is_compared(result: Result, budget: int = 0, scale: str = MINI) -> bool:
 
 
 def case_dice(result: Result, part: str) -> dict[str, float]:
-    """Mean foreground Dice of every case; classes that are neither there nor predicted are left out."""
-    means = {}
-    for case, classes in result["parts"][part]["cases"].items():
-        values = [metrics["Dice"] for metrics in classes.values() if metrics["Dice"] is not None]
-        if values:
-            means[case] = float(np.mean(values))
-    return means
+    """Mean foreground Dice of every case."""
+    cases = result["parts"][part]["cases"]
+    return {case: float(np.mean([metrics["Dice"] for metrics in classes.values()])) for case, classes in cases.items()}
+
+
+def mean_over_classes(cases: dict[str, dict[str, dict[str, float]]]) -> float:
+    """The mean over the classes of their mean Dice."""
+    of_classes = defaultdict(list)
+    for classes in cases.values():
+        for name, metrics in classes.items():
+            of_classes[name].append(metrics["Dice"])
+    return float(np.mean([np.mean(values) for values in of_classes.values()]))
 
 
 def on_the_same_cases(results: list[Result], part: str) -> list[Result]:
@@ -109,13 +131,7 @@ def on_the_same_cases(results: list[Result], part: str) -> list[Result]:
     found = []
     for result in judged:
         cases = {case: classes for case, classes in result["parts"][part]["cases"].items() if case in common}
-        of_classes = defaultdict(list)
-        for classes in cases.values():
-            for name, metrics in classes.items():
-                if metrics["Dice"] is not None:
-                    of_classes[name].append(metrics["Dice"])
-        dice = float(np.mean([np.mean(values) for values in of_classes.values()]))
-        found.append(result | {"parts": {part: {"cases": cases, "dice": dice}}})
+        found.append(result | {"parts": {part: {"cases": cases, "dice": mean_over_classes(cases)}}})
     return found
 
 
@@ -256,7 +272,7 @@ def points(gain: float, error: float, seeds: int = 0) -> str:
 def table(results: list[Result], part: str) -> str:
     """Markdown: one line a setting and arm."""
     lines = [
-        "| dataset | N | plan | scale | iterations | arm | Dice (seeds) | missed whole | points over stock [95 %] "
+        "| dataset | N | plan | scale | iterations | arm | Dice (seeds) | Dice of 0 | points over stock [95 %] "
         "| seed by seed | HD95, mm |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -298,7 +314,7 @@ def headroom(results: list[Result], part: str) -> str:
     return f"| {' | '.join(head)} |\n" + "| --- " * len(head) + "|\n" + "".join(lines) if lines else ""
 
 
-def missed_whole(runs: list[Result], part: str) -> float:
+def of_zero(runs: list[Result], part: str) -> float:
     """Fraction of the cases with a Dice of 0."""
     return float(np.mean([dice == 0 for run in runs for dice in case_dice(run, part).values()]))
 
@@ -321,8 +337,8 @@ def _figures(runs: list[Result], stock: list[Result], found: tuple[float, float,
     each = ", ".join(f"{100 * value:+.1f}" for value in seed_differences(runs, stock, part).values())
     surface = [run["parts"][part]["hd95"] for run in runs if run["parts"][part].get("hd95") is not None]
     distance = f"{np.mean(surface):.2f}" if len(surface) == len(runs) else ""
-    missed = f"{100 * missed_whole(runs, part):.0f} %"
-    return f"{np.mean(dice):.3f}{spread} ({len(dice)}) | {missed} | {gain} | {each} | {distance}"
+    zero = f"{100 * of_zero(runs, part):.0f} %"
+    return f"{np.mean(dice):.3f}{spread} ({len(dice)}) | {zero} | {gain} | {each} | {distance}"
 
 
 def figure(results: list[Result], part: str, path: Path) -> None:

@@ -7,7 +7,21 @@ from pathlib import Path
 
 from cells import ARMS, COARSE, MONTGOMERY, SMALL
 from defaults_report import defaults
-from gain_report import Result, compared, figure, headroom, load, longer, moved, on_the_same_cases, steps, summary, table
+from gain_report import (
+    SHOWN,
+    Result,
+    compared,
+    figure,
+    headroom,
+    load,
+    load_gain,
+    longer,
+    moved,
+    on_the_same_cases,
+    steps,
+    summary,
+    table,
+)
 from generators_report import merged
 from generators_report import page as generators_page
 from labels_report import labels_figure, labels_table
@@ -29,13 +43,15 @@ You see how many Dice points GenSeg gains over stock nnU-Net, what it costs, and
 their mean. The table has more arms.*
 
 {summary}
-Points over stock ± standard error over the seeds (their number). Bold: at least two standard errors, which chance alone reaches
-in one of eleven comparisons of three seeds. The N cases are the same in all seeds. Dice is nnU-Net's own, on the test part,
-without test-time mirroring. 2D images are resampled to a longer side of 64 pixels. Every training
-has the first N cases by rank and the plans that nnU-Net makes of them; GenSeg's held-out cases belong to the same N.
+Points over stock ± standard error over the seeds (their number). Bold: above 0 by at least two standard errors, which chance
+alone reaches in one of eleven comparisons of three seeds, and in one of seven of two. The N cases are the same in all seeds.
+Dice is nnU-Net's own, on the test part, without test-time mirroring. Some foot ulcer images have no ulcer: nnU-Net leaves them
+out where nothing is predicted; here they count 1 then, as they count 0 where an ulcer is predicted. 2D images are resampled to a
+longer side of 64 pixels. Every training has the first N cases by rank and the plans that nnU-Net makes of them; GenSeg's
+held-out cases belong to the same N.
 
-| arm | trainer | batch | settings that are not the defaults |
-| --- | --- | --- | --- |
+| arm | in the tables above | trainer | batch | settings that are not the defaults |
+| --- | --- | --- | --- | --- |
 {arms}
 The files under `benchmarks/results/` hold the command, seed, versions, machine, the figures of every case and, but for some of
 stock nnU-Net, the commit. The page is made of them; do not edit it. The data are real and are not part of this repository.
@@ -49,7 +65,7 @@ python benchmarks/report.py
 ## Every comparison
 
 The interval is a bootstrap over the test cases, or their sequences where there are some; **it does not hold the spread between
-trainings**, which the seeds show. Missed whole: test cases with a Dice of 0. Scales: `mini`, 64 pixels; `small`, 128 pixels;
+trainings**, which the seeds show. Dice of 0: the share of such test cases. Scales: `mini`, 64 pixels; `small`, 128 pixels;
 `coarse`, every second voxel of volumes and labels along each axis.
 
 {table}
@@ -135,10 +151,11 @@ Command: `python benchmarks/real_data.py --raw PATH/TO/nnUNet_raw --work FOLDER`
 """
 
 
-def arm_lines() -> str:
-    """Markdown: one line an arm."""
+def arm_lines(results: list[Result]) -> str:
+    """Markdown: one line an arm that has results."""
     lines = []
-    for name, arm in ARMS.items():
+    measured = {result["arm"] for result in results}
+    for name, arm in ((name, arm) for name, arm in ARMS.items() if name in measured):
         special = "averaged weights" if arm.averaged else arm.rival.replace("_", " ")
         special = f"pairs chosen by {arm.chosen_by} patches" if arm.chosen_by else special
         trainer = arm.trainer.replace("Short", "") + (f" ({special})" if special else "")
@@ -146,7 +163,7 @@ def arm_lines() -> str:
             trainer += ", with unlabelled images" + (" of the other hospital" if arm.unlabelled == MONTGOMERY else "")
         settings = f"`{json.dumps(arm.settings)}`" if arm.settings else ""
         batch = f"× {arm.batch_factor}" + (f", learning rate × {arm.rate_factor}" if arm.rate_factor != 1 else "")
-        lines.append(f"| {name} | {trainer} | {batch} | {settings} |\n")
+        lines.append(f"| {name} | {SHOWN.get(name, '')} | {trainer} | {batch} | {settings} |\n")
     return "".join(lines)
 
 
@@ -163,8 +180,8 @@ def benchmarks_page(results: Path) -> str:
     Args:
         results: folder of all results; what is not there is left out of the page.
     """
-    final, screened = load(results / "gain"), load(results / "gain" / "screening")
-    page = HEAD.format(summary=summary(final, "test"), table=table(final, "test"), arms=arm_lines())
+    final, screened = load_gain(results / "gain"), load_gain(results / "gain" / "screening")
+    page = HEAD.format(summary=summary(final, "test"), table=table(final, "test"), arms=arm_lines(final))
     page += STEPS + steps(final, "test") + moved(final)
     if compared(final, "test", 5):
         page += FIVE + summary(final, "test", 5) + "\n" + steps(final, "test", 5)
@@ -213,7 +230,7 @@ def main() -> None:
     """Reads all results, writes the pages and the figure."""
     for name, text in pages(RESULTS).items():
         (ROOT / "docs" / name).write_text(text, encoding="utf-8")
-    gains = load(RESULTS / "gain")
+    gains = load_gain(RESULTS / "gain")
     figure(gains, "test", PICTURES / "gain.png")
     labels_figure(gains, "test", PICTURES / "labels.png")
 

@@ -154,7 +154,8 @@ def trainers_page() -> str:
     """reference/trainers.md."""
     return f"""# Trainers
 
-Choose one by `-tr NAME` in `genseg train` or `nnUNetv2_train`. Each is a subclass of nnU-Net's `nnUNetTrainer`.
+Choose one by `-tr NAME` in `genseg train` or `nnUNetv2_train`. Each is a subclass of nnU-Net's `nnUNetTrainer`. Before
+`nnUNetv2_train`, run `eval "$(genseg env)"`, so that nnU-Net finds them; `genseg train` and `nnUNetv2_predict` need nothing.
 
 {trainer_rows(["GenSegTrainer", "GenSegTrainerDA5", *presets])}
 ## Trainings of any length

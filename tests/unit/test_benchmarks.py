@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -174,11 +175,21 @@ def test_the_interval_widens_with_the_spread_over_cases():
     assert np.isclose(high - low, 2 * 1.96 * standard_error, rtol=0.15)
 
 
-def test_cases_without_any_foreground_are_left_out_and_an_arm_without_stock_has_no_difference():
+def test_a_case_without_foreground_counts_1_where_nothing_is_predicted(tmp_path):
     import gain_report
 
-    assert gain_report.case_dice(result("stock", 0, [0.5, None]), "test") == {"case0": 0.5}
-    assert " | 50 % | " in gain_report.table([result("stock", 0, [0.5, 0.0, None])], "test"), "one of two is missed whole"
+    for content in (result("stock", 0, [0.5, None, 0.0]), result("genseg", 0, [0.5, 0.0, 0.0])):
+        (tmp_path / f"{content['arm']}.json").write_text(json.dumps(content))
+    wrong, stock = gain_report.load_gain(tmp_path)
+    assert gain_report.case_dice(stock, "test") == {"case0": 0.5, "case1": 1.0, "case2": 0.0}
+    assert stock["parts"]["test"]["dice"] == 0.5
+    assert np.isclose(gain_report.paired_difference([wrong], [stock], "test")[0], -1 / 3), "a false positive costs"
+    assert " | 33 % | " in gain_report.table([stock], "test"), "one of three has a Dice of 0"
+
+
+def test_an_arm_without_stock_has_no_difference():
+    import gain_report
+
     every = [result("genseg", 0, [0.5], "102"), result("stock", 0, [0.25]), result("genseg", 0, [0.5])]
     lines = [line.split(" | ") for line in gain_report.table(every, "test").splitlines()[2:]]
     assert [(line[0][2:], line[5], line[8]) for line in lines] == [
@@ -694,3 +705,22 @@ def test_two_gpus_send_half_of_the_gradients_each_way_and_a_third_has_no_volume_
     assert three["one_training_gpus"] == 2
     assert three["loading_cores"] == 0.75
     assert three["checkpoint_megabytes_per_second"] == 0.003
+
+
+def test_every_figure_in_the_text_stands_in_a_measured_table():
+    from defaults_report import EVIDENCE
+
+    docs = FOLDER.parent / "docs"
+    page, _, _ = (docs / "benchmarks.md").read_text(encoding="utf-8").partition("## Defaults")
+    tables = [line for line in page.splitlines() if line.startswith("|")]
+    texts = {
+        str(path.relative_to(docs.parent)): path.read_text(encoding="utf-8")
+        for path in (docs.parent / "README.md", *docs.rglob("*.md"))
+    }
+    del texts["docs/benchmarks.md"]
+    texts |= {setting: evidence for setting, evidence in EVIDENCE.items() if "archived" not in evidence}
+    found = {
+        (name, " ".join(figure.split())) for name, text in texts.items() for figure in re.findall(r"\d\S*\s±\s+\d+\.\d", text)
+    }
+    assert len(found) > 100
+    assert not [(name, figure) for name, figure in sorted(found) if not any(figure in line for line in tables)]
