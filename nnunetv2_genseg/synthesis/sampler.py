@@ -18,7 +18,7 @@ from nnunetv2_genseg.synthesis.paster import Paster
 from nnunetv2_genseg.synthesis.pasting import PasteContext
 from nnunetv2_genseg.synthesis.policy import Policy
 from nnunetv2_genseg.synthesis.preference import Preference
-from nnunetv2_genseg.synthesis.sources import PAIR_SOURCES, PairSource, SourceContext
+from nnunetv2_genseg.synthesis.sources import PAIR_SOURCES, PairSource, SourceContext, merged_losses
 
 BRIGHTEST = 100.0
 """Largest intensity of synthetic images relative to the real ones: what is beyond could overflow the segmentation network."""
@@ -142,10 +142,7 @@ class PairSampler:
 
     def training_step(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """One step of everything that learns from real patches; the losses by name, and `finite` (see `PairSource`)."""
-        losses: dict[str, Tensor] = {}
-        for source in self.sources.values():
-            losses |= source.training_step(image, labels, rng)
-        return losses
+        return merged_losses(source.training_step(image, labels, rng) for source in self.sources.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Policy, bounds and sources."""

@@ -18,6 +18,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2_genseg.checkpoint import remove_partial, write_text_atomically
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
 from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.synthesis.intensity_variation import PATCHES
 from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
 from nnunetv2_genseg.trainers import standalone
 from nnunetv2_genseg.trainers.fold_network import FoldNetwork
@@ -181,7 +182,7 @@ class GeneratingMixin(standalone.StandaloneMixin):
             labels = whole.cases.classes(name, np.asarray(segmentation[:])[0])
             whole.observe(labels, (*spacing[: 3 - len(planned)], *planned))
             if unmeasured:
-                whole.measure(np.asarray(image[:]), labels)
+                whole.measure(np.asarray(image[:]), labels, max(1, PATCHES // len(names)))
 
     def _origin(
         self, settings: Generation, names: Sequence[str], generator: Origin | None, masks: GivenMasks | None

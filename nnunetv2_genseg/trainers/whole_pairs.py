@@ -64,16 +64,24 @@ class WholePairs:
         counts = torch.bincount(labels.flatten(), minlength=len(self.largest)).double()
         self.largest = torch.maximum(self.largest, counts * torch.tensor(spacing, dtype=torch.float64).prod())
 
-    def measure(self, image: Array, labels: Tensor) -> None:
-        """Measures how much a preprocessed case varies: only a training's state tells its generator.
+    def measure(self, image: Array, labels: Tensor, slices: int) -> None:
+        """Measures how much a preprocessed case varies, for a generator that no training of the fold has measured it for.
 
         Args:
             image: (C, *spatial).
             labels: (*spatial) int64 class map.
+            slices: with 2D plans so many of a volume are measured, evenly spread over those with foreground.
         """
+        batch = self._batch(torch.from_numpy(np.ascontiguousarray(image)).float())
+        masks = self._label_batch(labels)
+        kept = spread_slices(masks, slices)
         for source in self.sources.values():
-            if isinstance(source, RedrawSource):
-                source.observe(self._batch(torch.from_numpy(np.ascontiguousarray(image)).float()), self._label_batch(labels))
+            if not isinstance(source, RedrawSource):
+                continue
+            if source.generator.weights():
+                source.observe(batch[kept], masks[kept])
+            else:  # what it measures is all that it learns
+                source.learn(batch[kept], masks[kept], torch.Generator(self.device).manual_seed(0))
 
     def weights(self) -> dict[str, float]:
         """How likely each source is."""
@@ -147,6 +155,14 @@ class WholePairs:
         flattened = [as_volume(maps[:, None].cpu(), self.flat)[0] for maps in (masks, outside)]
         written = self.cases.original(case, drawn, flattened[0], flattened[1].bool())
         return *written, not torch.equal(masks, labels)
+
+
+def spread_slices(masks: Tensor, most: int) -> Tensor:
+    """The places of at most so many of (B, *spatial) class maps, evenly spread over those with foreground, or over all."""
+    shown = (masks > 0).flatten(1).any(dim=1).nonzero().flatten()
+    places = shown if len(shown) else torch.arange(len(masks), device=masks.device)
+    count = min(most, len(places))
+    return places[((torch.arange(count, device=places.device) + 0.5) * len(places) / count).long()]
 
 
 def resized_grid(grid: Tensor, spatial: tuple[int, ...]) -> Tensor:

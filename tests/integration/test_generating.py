@@ -285,6 +285,11 @@ def test_a_generator_draws_whole_images(name, mode, folder, generate):
             if file.startswith("labels"):
                 assert np.mean(there != own) < 0.02  # only where the image is 0, and nnU-Net crops
             else:
+                if mode == "tissue":
+                    mask = arrays(pairs / f"labelsTr/{pair_name}.png")[0] == 1
+                    inside = mask[:, 1:] & mask[:, :-1]
+                    drawn, real = (np.diff(values.astype(float), axis=1)[inside].std() for values in (there, own))
+                    assert 0.6 < drawn / real < 1.5, "the noise within a class is that of real cases"
                 changed = np.abs(there.astype(float) - own)[own != 0]
                 assert 0.002 * np.ptp(own) < changed.mean() < 0.5 * np.ptp(own)
                 if name != "photographs" and "_0001" in file:

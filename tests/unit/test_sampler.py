@@ -168,3 +168,14 @@ def test_everything_is_in_the_state():
 def test_names_that_are_not_registered_are_refused(sections, said):
     with pytest.raises(GenSegError, match=said):
         Setting(**sections, **OFF)
+
+
+@pytest.mark.parametrize("first", ["deformation", "redraw"])
+def test_a_gradient_of_any_source_that_is_not_finite_is_told(first, monkeypatch):
+    sampler = Setting(mixing=BOTH, **OFF).sampler
+    for name, source in sampler.sources.items():
+        flag = torch.tensor(name != first)
+        monkeypatch.setattr(source, "training_step", lambda *_, name=name, flag=flag: {name: torch.ones(()), "finite": flag})
+    losses = sampler.training_step(torch.zeros(1), torch.zeros(1), seeded())
+    assert losses.keys() == {"deformation", "redraw", "finite"}
+    assert losses["finite"] == 0

@@ -19,7 +19,7 @@ from nnunetv2_genseg.synthesis.sources import SourceContext
 from nnunetv2_genseg.synthesis.spatial import identity_grid
 from nnunetv2_genseg.synthesis.whole_images import WholeImageContext, WholeImageDeformer, as_batch, as_volume
 from nnunetv2_genseg.trainers.tiling import TiledGenerator, for_whole_images
-from nnunetv2_genseg.trainers.whole_pairs import resized_grid
+from nnunetv2_genseg.trainers.whole_pairs import resized_grid, spread_slices
 
 CODEC = CODECS["labels"]
 FAR = torch.full((CODEC.classes,), 1e9)
@@ -197,3 +197,13 @@ def test_the_positions_of_a_deformation_at_another_resolution():
     torch.testing.assert_close(fine[..., 0], expected[..., 0] + 0.25)
     torch.testing.assert_close(fine[..., 1], expected[..., 1])
     assert resized_grid(shifted, (8, 8)) is shifted
+
+
+def test_slices_are_taken_evenly_from_those_with_foreground():
+    masks = torch.zeros(100, 4, 4, dtype=torch.int64)
+    assert spread_slices(masks, 4).tolist() == [12, 37, 62, 87], "without any foreground, of all"
+    masks[:10] = -1  # ignored is no foreground
+    masks[20:60, 1, 1] = 2
+    assert spread_slices(masks, 4).tolist() == [25, 35, 45, 55]
+    assert spread_slices(masks, 1).tolist() == [40]
+    assert spread_slices(masks, 64).tolist() == list(range(20, 60))

@@ -87,4 +87,15 @@ class PairSource(Protocol):
         """The inverse of `state_dict`, whose tensors may come from another device."""
 
 
+def merged_losses(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The losses of several that learn, by name; `finite` is 0 if it is for one of them."""
+    losses: dict[str, Tensor] = {}
+    flags = []
+    for part in parts:
+        losses |= part
+        if "finite" in part:
+            flags.append(part["finite"].float())
+    return losses | ({"finite": torch.stack(flags).amin()} if flags else {})
+
+
 PAIR_SOURCES: Registry[Callable[[SourceContext], PairSource]] = Registry("mixing.sources", __package__ or "")

@@ -15,7 +15,7 @@ from nnunetv2_genseg.synthesis.mask_sources import MASK_SOURCES
 from nnunetv2_genseg.synthesis.masks import MaskChange
 from nnunetv2_genseg.synthesis.modes import MODES, Redrawing
 from nnunetv2_genseg.synthesis.pairs import Pairs
-from nnunetv2_genseg.synthesis.sources.base import PAIR_SOURCES, SourceContext
+from nnunetv2_genseg.synthesis.sources.base import PAIR_SOURCES, SourceContext, merged_losses
 from nnunetv2_genseg.synthesis.spatial import warp_labels
 
 
@@ -89,15 +89,15 @@ class RedrawSource:
 
     def training_step(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """A step of the generator and one of the mask source on real pairs; see `PairSource.training_step`."""
+        return merged_losses([self.learn(image, labels, rng), self.masks.training_step(labels, rng)])
+
+    def learn(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """A step of the generator alone, as `training_step`."""
         with torch.no_grad():
             image, scene, intensities = self.observe(image, labels)
             condition = conditioning.condition(scene, intensities, self.layout)
             style = self._style(image, rng)
-        losses = self.generator.training_step(condition, image, style)
-        of_masks = self.masks.training_step(labels, rng)
-        both_finite = [losses.pop("finite", None), of_masks.pop("finite", None)]
-        flags = [flag.float() for flag in both_finite if flag is not None]
-        return losses | of_masks | ({"finite": torch.stack(flags).amin()} if flags else {})
+        return self.generator.training_step(condition, image, style)
 
     def _scene(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, *spatial) classes and tissue classes of standardised images, and (B, classes, C) their mean intensities."""
