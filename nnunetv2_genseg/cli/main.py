@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nnunetv2_genseg.cli import demo, generate, pretrain, preview, quality, report, review, sweep, train
+from nnunetv2_genseg.cli.checks import PREPROCESSED, RAW, RESULTS
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
 from nnunetv2_genseg.config.errors import full_disks_told
@@ -87,17 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _is_the_users(error: Exception, arguments: Sequence[str]) -> bool:
     """Whether the user can correct an error: one of this package's own, one about a path in a folder that an argument or one of
-    nnU-Net's variables names, or one that a check of nnU-Net raised itself."""
+    nnU-Net's three variables names, or one that a check of nnU-Net raised itself."""
     if isinstance(error, GenSegError):
         return True
     if isinstance(error, OF_PATHS):
-        named = [
-            *arguments,
-            demo.FOLDER,
-            preview.FOLDER,
-            *(value for name, value in os.environ.items() if name.startswith("nnUNet_")),
-        ]
-        return any(Path(os.path.abspath(str(error.filename))).is_relative_to(os.path.abspath(folder)) for folder in named)
+        named = [*arguments, demo.FOLDER, preview.FOLDER, *(os.environ.get(name) for name in (RAW, PREPROCESSED, RESULTS))]
+        path = None if error.filename is None else Path(os.path.abspath(str(error.filename)))
+        return path is not None and any(path.is_relative_to(os.path.abspath(folder)) for folder in named if folder)
     raised = error.__traceback__
     while raised is not None and raised.tb_next is not None:
         raised = raised.tb_next

@@ -116,6 +116,8 @@ class GuardedTraining(nnUNetTrainer):
             yield
         except GenSegError as error:
             self.print_to_log_file(f"GenSeg: {error}", also_print_to_console=False)
+            if error.__cause__ is not None:
+                self.print_to_log_file("".join(traceback.format_exception(error.__cause__)), also_print_to_console=False)
             raise
         except (KeyboardInterrupt, SystemExit):
             self.print_to_log_file("GenSeg: ended by a signal; the same command with --c goes on")

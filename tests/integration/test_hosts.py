@@ -271,6 +271,8 @@ def test_a_loss_that_the_feedback_cannot_call_is_refused_before_the_first_step(p
     with pytest.raises(GenSegError, match=r"a loss of logits and target alone; with Mixed it ends with TypeError: .*'skeletons'"):
         trainer.run_training()
     assert not hasattr(trainer, "seen")
+    log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
+    assert "Traceback" in log and "TypeError" in log.partition("Traceback")[2], "what it ended with can be found"
 
 
 def trained(host: type[nnUNetTrainer], *arguments: Any) -> nnUNetTrainer:
