@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnunetv2_genseg.cli.checks import PREPROCESSED, RAW, RESULTS, require_device, require_fold, require_set
-from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES, external_trainers
+from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES, SETTINGS, external_trainers
 
 DEFAULT_TRAINER = "GenSegTrainer"
 
@@ -69,6 +69,7 @@ def prepared_fold(chosen: argparse.Namespace) -> dict[str, Any]:
         GenSegError: something that the user can correct.
     """
     chosen.set = []
+    os.environ.pop(SETTINGS, None)
     of_trainer = prepared(chosen)
     require_set(RAW, RESULTS)
     return of_trainer

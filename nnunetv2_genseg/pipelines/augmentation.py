@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,8 @@ class PairAugmentation:
         """Pairs as a training made them.
 
         Args:
-            folder: of a fold that GenSeg trained (`.../GenSegTrainer__nnUNetPlans__2d/fold_0`), whose newest checkpoint is taken:
-                final, else best, else latest. Or the folder that `genseg pretrain` wrote. The dataset is not needed.
+            folder: of a fold that GenSeg trained (`.../GenSegTrainer__nnUNetPlans__2d/fold_0`), whose newest checkpoint is
+                taken. Or the folder that `genseg pretrain` wrote. The dataset is not needed.
             device: where pairs are made.
             settings: those that shall differ from the training's, such as `{"deformation": {"rotation": 10.0}}`.
 
@@ -189,7 +189,7 @@ class PairAugmentation:
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
         """In float32 also within a loop's autocast, and one thread at a time: the networks change while they draw."""
-        with self._lock, torch.autocast(self.device.type, enabled=False):
+        with self._lock, nullcontext() if self.device.type == "mps" else torch.autocast(self.device.type, enabled=False):
             yield
 
     def _taken(self, image: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:

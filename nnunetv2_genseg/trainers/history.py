@@ -17,7 +17,7 @@ from nnunetv2_genseg.plots.progress import NORM, ProgressRecord
 from nnunetv2_genseg.trainers.exporting import SUMMARY
 from nnunetv2_genseg.trainers.resuming import CONFIG_FILE, STAMPS
 from nnunetv2_genseg.trainers.standalone import Standalone
-from nnunetv2_genseg.trainers.trained_generator import STEMS, fold_folder
+from nnunetv2_genseg.trainers.trained_generator import fold_folder, newest_state
 
 
 @dataclass(frozen=True)
@@ -74,28 +74,23 @@ def read_history(settings: Standalone) -> History:
         GenSegError: the fold was not trained by a GenSeg trainer, has no checkpoint yet, or a file is damaged.
     """
     folder = fold_folder(settings)
-    found = [] if folder is None else [path for stem in STEMS for path in folder.glob(f"{stem}.genseg-[0-9]*.pt")]
-    if folder is None or not found:
+    newest = newest_state(folder)
+    if folder is None or newest is None:
         raise GenSegError(
             f"nnUNet_results holds no checkpoint of fold {settings.fold} with trainer {settings.trainer}, plans {settings.plans} "
             f"and configuration {settings.configuration} that GenSeg wrote; train the fold (genseg train), or name the trainer "
             "of a trained one (-tr)"
         )
-    newest = max(found, key=_epoch)
-    checkpoint = folder / f"{newest.name.partition('.genseg-')[0]}.pth"
+    checkpoint, epoch = newest
     content = read_json(folder / CONFIG_FILE, dict[str, Any], "a mapping of settings")
     values = {key: value for key, value in content.items() if key not in STAMPS}
     progress = ProgressRecord()
     try:
         logged = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["logging"]
-        progress.load_state_dict(load_sibling({}, checkpoint, _epoch(newest))["progress"])
+        progress.load_state_dict(load_sibling({}, checkpoint, epoch)["progress"])
     except UNREADABLE as error:
         if isinstance(error, GenSegError):
             raise
         raise GenSegError(f"{checkpoint} cannot be read ({type(error).__name__}: {error}); restore it") from error
     config = checked(GenSegConfig, values, str(folder / CONFIG_FILE))
-    return History(folder, str(content.get(STAMPS[0])), config, checkpoint, _epoch(newest), logged, progress)
-
-
-def _epoch(sibling: Path) -> int:
-    return int(sibling.stem.rpartition("-")[2])
+    return History(folder, str(content.get(STAMPS[0])), config, checkpoint, epoch, logged, progress)

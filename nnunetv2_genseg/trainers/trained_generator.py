@@ -25,7 +25,7 @@ from nnunetv2_genseg.trainers.standalone import Standalone
 from nnunetv2_genseg.trainers.unlabelled_cases import FILE_NAME as UNLABELLED
 
 STEMS = ("checkpoint_final", "checkpoint_best", "checkpoint_latest")
-"""nnU-Net's checkpoints, in the order in which their generator is taken."""
+"""nnU-Net's checkpoints, in the order in which the generator is taken from those of the same epoch."""
 
 TRAIN_ONE = "train this fold (genseg train) or a generator alone (genseg pretrain, and --set generator.pretrained=FOLDER)"
 
@@ -91,13 +91,15 @@ def load_generator(trainer: Any, source: RedrawSource, folder: Path | None) -> O
 
 
 def newest_state(folder: Path | None) -> tuple[Path, int] | None:
-    """nnU-Net's checkpoint whose generator is taken, and its epoch."""
-    for stem in STEMS if folder is not None else ():
-        assert folder is not None
-        epochs = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{stem}.genseg-[0-9]*.pt")]
-        if epochs:
-            return folder / f"{stem}.pth", max(epochs)
-    return None
+    """nnU-Net's checkpoint of the last epoch that has a state of GenSeg, and this epoch; None if there is none."""
+    if folder is None:
+        return None
+    found = [
+        (folder / f"{stem}.pth", int(path.stem.rpartition("-")[2]))
+        for stem in STEMS
+        for path in folder.glob(f"{stem}.genseg-[0-9]*.pt")
+    ]
+    return max(found, key=lambda state: state[1], default=None)
 
 
 def identity_of_fold(plans: Any, configuration: str, fold: Any, description: dict[str, Any]) -> dict[str, Any]:

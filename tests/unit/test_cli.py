@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_genseg import cli
-from nnunetv2_genseg.cli import pretrain, train
-from nnunetv2_genseg.cli.main import WITH_OPTIONS, WITHOUT_OPTIONS
-from nnunetv2_genseg.cli.options import let_trainers_be_found
+from nnunetv2_genseg.cli import pretrain, report, train
+from nnunetv2_genseg.cli.main import WITH_OPTIONS, WITHOUT_OPTIONS, _is_the_users
+from nnunetv2_genseg.cli.options import let_trainers_be_found, prepared_fold
 from nnunetv2_genseg.config import GenSegConfig, resolve
-from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES
+from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES, SETTINGS
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +49,26 @@ def test_settings_of_one_call_do_not_reach_the_next():
     assert "\n" in os.environ[OVERRIDES]
     let_trainers_be_found([])
     assert resolve() == GenSegConfig()
+
+
+def test_a_file_that_no_named_folder_holds_is_no_mistake_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    monkeypatch.delenv("nnUNet_results", raising=False)
+    let_trainers_be_found([])
+    own = FileNotFoundError(2, "no such file", str(tmp_path / "raw" / "Dataset104" / "dataset.json"))
+    assert _is_the_users(own, ["train", ""])
+    for path in (Path("somewhere.json").absolute(), tmp_path / "other"):
+        assert not _is_the_users(FileNotFoundError(2, "no such file", str(path)), ["train", ""])
+    assert not _is_the_users(PermissionError("of no path"), ["train", ""])
+
+
+def test_a_fold_is_looked_at_with_the_settings_of_its_training(monkeypatch, tmp_path):
+    monkeypatch.setenv(SETTINGS, str(tmp_path / "other.yaml"))
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path))
+    prepared_fold(report.parser().parse_args(["104", "2d", "0", "-device", "cpu"]))
+    assert SETTINGS not in os.environ
+    assert not os.environ[OVERRIDES]
 
 
 @pytest.mark.parametrize(("command", "option"), [(pretrain, "images"), (train, "unlabelled")])
