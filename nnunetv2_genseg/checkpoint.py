@@ -29,7 +29,7 @@ from torch import Tensor
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
 from nnunetv2_genseg.config.errors import of_writing
 
-FORMAT = 9
+FORMAT = 10
 UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 """What reading a damaged file raises."""

@@ -257,6 +257,7 @@ class BilevelLoop:
             "learned": self._learned(),
             "preference": None if preference is None else preference.state_dict(),
             "paster": self.sampler.paster.state_dict(),
+            "rollback": self.rollback.state_dict(),
             "rng": self.rng.get_state(),
             "slot_rng": self.slot_rng.get_state(),
         }
@@ -267,7 +268,7 @@ class BilevelLoop:
         preference = state["preference"]
         self.sampler.preference = None if preference is None else Preference.from_state(preference, self.rng.device)
         self.sampler.paster.load_state_dict(state["paster"], self.rng.device)
-        self.rollback.keep()
+        self.rollback.load_state_dict(state["rollback"])
         for own, name in ((self.rng, "rng"), (self.slot_rng, "slot_rng")):
             own.set_state(state[name])
             if self.rank:

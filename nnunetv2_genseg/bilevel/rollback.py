@@ -49,6 +49,16 @@ class Rollback:
         else:
             self._finite_state()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Faults since the last finite state was taken, and that state if there are any: else it is the present one."""
+        return {"faults": self.faults, "good": self._good if self.faults else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`, after the present state was loaded."""
+        self.keep()
+        if state["faults"]:
+            self._good, self.faults = _on_cpu(state["good"]), state["faults"]
+
     def _finite_state(self) -> dict[str, Any]:
         state = self._state()
         finite = [torch.isfinite(tensor).all() for tensor in _tensors(state)]

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from toy import through_a_file
 
 from nnunetv2_genseg.bilevel.rollback import LIMIT, Rollback
 
@@ -84,3 +85,17 @@ def test_a_state_that_is_not_finite_is_noticed_after_a_fault_too(learner, rollba
     learner.weight = torch.tensor([0.0, float("nan")])
     with pytest.raises(FloatingPointError, match="state holds NaN or infinity"):
         rollback.end_epoch()
+
+
+@pytest.mark.parametrize("faults", [0, 2])
+def test_a_resumed_one_goes_on_as_it_would_have(learner, rollback, faults):
+    for _ in range(faults):
+        rollback.undo("a fault")
+    learner.weight += 1
+    rollback.end_epoch()
+    resumed = Rollback(learner.state_dict, learner.load_state_dict)
+    resumed.load_state_dict(through_a_file(rollback.state_dict()))
+    assert resumed.faults == rollback.faults == faults
+    learner.weight += 1
+    resumed.undo("a fault")
+    assert learner.weight.tolist() == ([1, 1] if not faults else [0, 0])
