@@ -106,7 +106,7 @@ def alignment(network: nn.Module, theta: Parameters, direction: Parameters, imag
     return torch.stack([(slopes[name] * part).sum() for name, part in direction.items()]).sum()
 
 
-def finite_norm(parts: Sequence[Tensor], what: str = "the hypergradient") -> float:
+def finite_norm(parts: Sequence[Tensor]) -> float:
     """The norm of a vector.
 
     Raises:
@@ -114,7 +114,7 @@ def finite_norm(parts: Sequence[Tensor], what: str = "the hypergradient") -> flo
     """
     norm = float(torch.stack([part.detach().norm() for part in parts]).cpu().double().norm())
     if not math.isfinite(norm):
-        raise FloatingPointError(f"feedback is not finite: {what} holds NaN or infinity")
+        raise FloatingPointError("feedback is not finite: the hypergradient holds NaN or infinity")
     return norm
 
 

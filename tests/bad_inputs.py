@@ -570,7 +570,7 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("preprocessed image corrupt", "tr_001", damage(garbage, case("tr_001.b2nd"))),
     BadInput("preprocessed properties corrupt", "tr_001", damage(garbage, case("tr_001.pkl"))),
     # continuing
-    BadInput("continued with other settings", "mixing.share: 0.5, there 0.2", settings({"mixing": {"share": 0.2}}), RESUME),
+    BadInput("continued with other settings", "mixing.share: 0.5 there, 0.2 now", settings({"mixing": {"share": 0.2}}), RESUME),
     BadInput(
         "continued without its settings", "was not trained by GenSeg", damage(Path.unlink, in_fold("genseg_config.json")), RESUME
     ),
@@ -586,7 +586,7 @@ TABLE: tuple[BadInput, ...] = (
         damage(lambda path: path.write_text("[1]"), in_fold("genseg_config.json")),
         RESUME,
     ),
-    BadInput("continued with another --set", "seed: 0, there 7", nothing, (*RESUME, "--set", "seed=7")),
+    BadInput("continued with another --set", "seed: 0 there, 7 now", nothing, (*RESUME, "--set", "seed=7")),
     BadInput("generator state missing", "checkpoint_latest.genseg-0004.pt is missing", damage(Path.unlink, SIBLING), RESUME),
     BadInput("generator state truncated", "checkpoint_latest.genseg-0004.pt is corrupt", damage(truncate, SIBLING), RESUME),
     BadInput(

@@ -5,6 +5,7 @@ Nothing has to be set. What each default rests on: docs/benchmarks.md, section D
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -24,8 +25,8 @@ class Section(BaseModel):
 
 def weights(chosen: dict[str, float]) -> dict[str, float]:
     """Checks how often names are drawn, and leaves out those that never are."""
-    if not chosen or any(weight < 0 for weight in chosen.values()) or not any(chosen.values()):
-        raise ValueError("every weight must be 0 or more, and at least one above 0")
+    if not chosen or not all(0 <= weight < math.inf for weight in chosen.values()) or not any(chosen.values()):
+        raise ValueError("every weight must be a number of 0 or more, and at least one above 0")
     return {name: weight for name, weight in chosen.items() if weight > 0}
 
 
@@ -275,10 +276,10 @@ class GenSegConfig(Section):
         return {key: value for key, value in self.flat().items() if key not in ADJUSTABLE}
 
     def differences(self, other: GenSegConfig) -> list[str]:
-        """`section.key: own value, other's value` for every lasting setting in which the two differ."""
+        """`section.key: own value there, other's value now` for every lasting setting in which the two differ."""
         mine, theirs = self.lasting(), other.lasting()
         keys = sorted({*mine, *theirs}, key=[*mine, *theirs].index)
-        return [f"{key}: {mine.get(key)!r}, there {theirs.get(key)!r}" for key in keys if mine.get(key) != theirs.get(key)]
+        return [f"{key}: {mine.get(key)!r} there, {theirs.get(key)!r} now" for key in keys if mine.get(key) != theirs.get(key)]
 
 
 def flattened(content: Mapping[str, Any], prefix: str = "") -> Settings:

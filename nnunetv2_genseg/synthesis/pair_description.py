@@ -58,8 +58,8 @@ class KeptPairs(PairDescription):
     """Standard deviation of each channel within them."""
     largest: tuple[float, ...]
     """Most voxels of each class in one of them."""
-    variation: dict[str, Any] | None = None
-    """State of the source's `IntensityVariation`, its tensors as lists; None in folders of earlier versions."""
+    variation: dict[str, Any]
+    """State of the source's `IntensityVariation`, its tensors as lists."""
 
     @staticmethod
     def of(description: PairDescription, sampler: PairSampler) -> KeptPairs:
@@ -106,17 +106,8 @@ def load_kept(folder: Path, device: torch.device, changed: Settings | None) -> t
     return kept, sampler
 
 
-def _restore_variation(source: RedrawSource, kept: dict[str, Any] | None, folder: Path) -> None:
-    """Without it intensities stay as they are. So a source whose mode cancels would only deform, and say nothing."""
+def _restore_variation(source: RedrawSource, kept: dict[str, Any], folder: Path) -> None:
     place = f"`{PAIRS}.variation` in {folder / CONFIG}"
-    if kept is None:
-        if source.mode.cancels and source.context.config.intensity.shift > 0:
-            mode = source.context.config.redraw.mode
-            raise GenSegError(
-                f"{place} is missing: the folder is of a version that did not keep how intensities vary, and without it "
-                f"redraw.mode {mode!r} changes none; write the generator again with `genseg pretrain`"
-            )
-        return
     state = {name: torch.tensor(value) if isinstance(value, list) else value for name, value in kept.items()}
     if first_difference(source.variation.state_dict(), state) is not None:
         raise GenSegError(f"{place} does not fit the generator; restore the file, or write it again with `genseg pretrain`")

@@ -30,7 +30,7 @@ def nearest(maps: Tensor, grid: Tensor) -> Tensor:
 
 def linear(maps: Tensor, grid: Tensor) -> Tensor:
     """Rule for weights, distances and other real numbers: no value beyond those of the neighbours."""
-    return functional.grid_sample(maps, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return functional.grid_sample(maps.to(grid), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def unchanged(maps: Tensor, grid: Tensor) -> Tensor:

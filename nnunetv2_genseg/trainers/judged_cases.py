@@ -52,14 +52,13 @@ class Judge:
     Args:
         network: of the fold.
         own_features: from `feature_function`; None: the network's.
-        seed: of the choice of voxels.
     """
 
-    def __init__(self, network: FoldNetwork, own_features: Callable[[Tensor, int], Tensor] | None = None, seed: int = 0) -> None:
+    def __init__(self, network: FoldNetwork, own_features: Callable[[Tensor, int], Tensor] | None = None) -> None:
         self.network = network
         self.has_features = own_features is not None or network.has_features
         self._own_features = own_features
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(0)
         self.channels = channel_names(network.description)
         self.classes = classes_of(network.description)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, network_input: Tensor) -> Tensor:
         """(B, channels, *spatial) input to (B, heads, *spatial) logits of full resolution."""
-        with torch.autocast(network_input.device.type, enabled=network_input.device.type == "cuda"):
+        with torch.autocast("cuda") if network_input.is_cuda else nullcontext():
             output = self.average(network_input)
         logits: Tensor = output[0] if isinstance(output, (list, tuple)) else output
         return logits

@@ -214,7 +214,7 @@ def test_resuming_with_another_configuration_is_refused_and_names_the_setting(nn
     length = "4,1,1,1,0"
     trained(make_trainer(GenSegTrainerShort, *PHANTOM_2D, length, plans_name=TINY), epochs=2)
     settings({"seed": 1, "mixing": {"share": 0.25}})
-    with pytest.raises(ValueError, match=r"another configuration[\s\S]*mixing.share: 0.5, there 0.25"):
+    with pytest.raises(ValueError, match=r"another configuration[\s\S]*mixing.share: 0.5 there, 0.25 now"):
         resume(GenSegTrainerShort, *PHANTOM_2D, length, plans_name=TINY).run_training()
 
 

@@ -228,6 +228,17 @@ def test_further_maps_with_a_rule_follow_the_deformation_of_their_patch(dims, ru
         assert not torch.equal(found["skeleton"][slot], before["skeleton"][slot])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.uint8])
+def test_maps_of_any_type_are_deformed(dtype, rules):
+    made, batch, replacement = case()
+    batch["weight"] = (255 * torch.rand(5, 1, *batch["data"].shape[2:], generator=seeded(1))).to(dtype)
+    rules["weight"] = linear
+    found = made.replaced(batch, made.parts(batch), replacement)["weight"]
+    slots = list(SLOTS)
+    expected = grid_sample(batch["weight"][slots].float(), replacement.pairs.grid, **LINEAR)
+    torch.testing.assert_close(found[slots], expected.to(dtype))
+
+
 @DIMS
 def test_entries_that_are_no_maps_are_handed_on(dims):
     made, batch, replacement = case(dims)

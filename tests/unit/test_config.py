@@ -72,6 +72,8 @@ def test_wrong_type_is_an_error_that_names_what_was_found(settings, message):
         ({"mixing": {"share": 0.0}}, r"mixing\.share: .*greater than 0.*found 0\.0"),
         ({"mixing": {"sources": {}}}, r"mixing\.sources: .*at least one above 0.*found \{\}"),
         ({"mixing": {"sources": {"redraw": -1.0}}}, r"mixing\.sources: .*0 or more.*found \{'redraw': -1\.0\}"),
+        ({"mixing": {"sources": {"redraw": float("inf")}}}, r"mixing\.sources: .*a number.*found \{'redraw': inf\}"),
+        ({"mixing": {"sources": {"redraw": float("nan")}}}, r"mixing\.sources: .*a number.*found \{'redraw': nan\}"),
         ({"deformation": {"displacement": 0.3}}, r"deformation\.displacement: .*less than or equal to 0\.2.*found 0\.3"),
         ({"deformation": {"scaling": 0.9}}, r"deformation\.scaling: .*less than 0\.9.*found 0\.9"),
         ({"redraw": {"tissue_classes": 1}}, r"redraw\.tissue_classes: .*greater than or equal to 2.*found 1"),
@@ -275,7 +277,7 @@ def test_named_cases_survive_a_json_file():
 def test_differences_name_the_settings_that_differ():
     first = resolve({"mixing": {"share": 0.2}}, {})
     second = resolve({"seed": 3}, {})
-    assert first.differences(second) == ["mixing.share: 0.2, there 0.5", "seed: 0, there 3"]
+    assert first.differences(second) == ["mixing.share: 0.2 there, 0.5 now", "seed: 0 there, 3 now"]
     assert first.differences(first) == []
 
 

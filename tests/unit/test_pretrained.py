@@ -257,7 +257,7 @@ def test_a_folder_of_another_format_is_refused_with_the_remedy(number, folder):
     described = json.loads((folder / "config.json").read_text())
     del described["format"]
     (folder / "config.json").write_text(json.dumps(described if number is None else described | {"format": number}))
-    with pytest.raises(GenSegError, match=rf"has format {number!r}, this version reads 3; train it again with `genseg pretrain`"):
+    with pytest.raises(GenSegError, match=rf"has format {number!r}, this version reads 4; train it again with `genseg pretrain`"):
         load_pretrained(generator, folder, own)
 
 
