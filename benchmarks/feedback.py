@@ -58,7 +58,7 @@ class Middle:
     def __init__(self, cell: Cell, place: Place) -> None:
         import torch
 
-        from nnunetv2_genseg.checkpoint import own_random_state
+        from nnunetv2_genseg.random_state import own_random_state
 
         model = place.work / "models" / f"feedback_{cell.dataset}_{cell.configuration}_s{cell.seed}"
         trainer = build_trainer(

@@ -12,7 +12,7 @@ from building import nnunet_folders
 from cells import Cell
 from raw_datasets import budgeted_dataset, part_of, source_of, unlabelled_images
 
-from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.files.lock import alone_in
 
 RESULTS = Path(__file__).parent / "results" / "gain"
 

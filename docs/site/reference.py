@@ -18,10 +18,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from nnunetv2_genseg import trainers
-from nnunetv2_genseg.checkpoint import PARTIAL, sibling
+from nnunetv2_genseg.checkpoint import sibling
 from nnunetv2_genseg.cli.main import WITH_OPTIONS, WITHOUT_OPTIONS
 from nnunetv2_genseg.config import GenSegConfig
 from nnunetv2_genseg.config.schema import ADJUSTABLE
+from nnunetv2_genseg.files.atomic import PARTIAL
 from nnunetv2_genseg.plots.values import MEANINGS
 from nnunetv2_genseg.trainers.presets import __all__ as presets
 from nnunetv2_genseg.trainers.short import __all__ as short

@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> None:
     if plan.engine == "local":
         require_device(plan.device, "device: cpu")
     let_trainers_be_found([])
-    from nnunetv2_genseg.folder_lock import alone_in
+    from nnunetv2_genseg.files.lock import alone_in
     from nnunetv2_genseg.sweep.engines import ENGINES, Resources
     from nnunetv2_genseg.sweep.report import Report
     from nnunetv2_genseg.sweep.running import State

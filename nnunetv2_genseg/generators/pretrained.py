@@ -16,9 +16,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from safetensors import SafetensorError
 
-from nnunetv2_genseg.checkpoint import replacing, write_text_atomically, writing
 from nnunetv2_genseg.config import GeneratorConfig, GenSegError
 from nnunetv2_genseg.config.reading import in_form, read_json
+from nnunetv2_genseg.files.atomic import replacing, write_text_atomically, writing
 from nnunetv2_genseg.generators.base import Generator
 from nnunetv2_genseg.generators.layout import ConditionLayout
 from nnunetv2_genseg.generators.networks import NetworkPlan

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nnunetv2_genseg.checkpoint import write_text_atomically
+from nnunetv2_genseg.files.atomic import write_text_atomically
 
 
 def data_uri(content: str | bytes, kind: str) -> str:

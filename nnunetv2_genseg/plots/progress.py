@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 
-from nnunetv2_genseg.checkpoint import replacing
+from nnunetv2_genseg.files.atomic import replacing
 from nnunetv2_genseg.plots import own_style
 
 EPOCH, SHARE = "epoch", "share"

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nnunetv2_genseg.checkpoint import replacing
+from nnunetv2_genseg.files.atomic import replacing
 from nnunetv2_genseg.plots import own_style
 
 COLUMNS = ("real image", "its mask", "new mask", "synthetic image", "synthetic, mask outlined")

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
+from nnunetv2_genseg.files.atomic import write_text_atomically
 
 DATABASE_FILE = "review.sqlite"
 """Holds all decisions, also those that were undone or replaced."""

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nnunetv2_genseg.checkpoint import write_text_atomically
+from nnunetv2_genseg.files.atomic import write_text_atomically
 from nnunetv2_genseg.sweep.running import Record, State
 
 COLOURS = {State.RUNNING: "cyan", State.DONE: "green", State.FAILED: "bold red", State.LEFT_OUT: "red"}

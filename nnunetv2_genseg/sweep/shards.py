@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.files.lock import alone_in
 from nnunetv2_genseg.sweep.engines import ENGINES, Resources
 from nnunetv2_genseg.sweep.running import Record, State, run
 from nnunetv2_genseg.sweep.task import Task, nnunets_environment, program

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.files.lock import alone_in
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 RESUME = "--c"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.loading import overrides
 from nnunetv2_genseg.config.reading import read_json
+from nnunetv2_genseg.files.atomic import write_text_atomically
 from nnunetv2_genseg.sweep.plan import Plan
 from nnunetv2_genseg.sweep.task import Task, nnunets_environment, program
 from nnunetv2_genseg.trainers.exporting import SUMMARY

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from nnunetv2_genseg.bilevel.loop import BilevelLoop
-from nnunetv2_genseg.checkpoint import own_random_state
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.random_state import own_random_state
 from nnunetv2_genseg.trainers.holdout import WITHOUT_FEEDBACK
 
 FULL = ("out of memory", "ALLOC_FAILED")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_genseg.checkpoint import partial_of, put_in_place, remove_partial
+from nnunetv2_genseg.files.atomic import partial_of, put_in_place, remove_partial
 
 SUMMARY = Path("validation") / "summary.json"
 """In the fold folder: nnU-Net's figures of the validation cases, by the final network."""

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-from nnunetv2_genseg.checkpoint import remove_partial, write_text_atomically
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
-from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.files.atomic import remove_partial, write_text_atomically
+from nnunetv2_genseg.files.lock import alone_in
 from nnunetv2_genseg.synthesis.intensity_variation import PATCHES
 from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
 from nnunetv2_genseg.trainers import standalone

@@ -19,7 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.errors import full_disks_told
-from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.files.lock import alone_in
 from nnunetv2_genseg.trainers.exporting import exported_whole
 
 

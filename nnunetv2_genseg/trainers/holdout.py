@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.files.atomic import write_text_atomically
 
 FILE_NAME = "genseg_split.json"
 """The training cases, those that are held out, and those of each rotation."""

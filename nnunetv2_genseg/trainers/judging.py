@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.files.atomic import write_text_atomically
 from nnunetv2_genseg.quality.feature_figures import distribution_figures, diversity_figures
 from nnunetv2_genseg.quality.figures import figure, summary
 from nnunetv2_genseg.quality.frechet_distance import INSTALL, SUFFICIENT

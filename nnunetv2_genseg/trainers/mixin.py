@@ -16,6 +16,7 @@ from nnunetv2_genseg.bilevel.feedback import Segmenter
 from nnunetv2_genseg.bilevel.schedule import Stage, stage_at
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, GenSegFileError, Settings, resolve
 from nnunetv2_genseg.generators.pretrained import Cases
+from nnunetv2_genseg.random_state import own_random_state
 from nnunetv2_genseg.trainers import preflight, resuming
 from nnunetv2_genseg.trainers.batches import Parts
 from nnunetv2_genseg.trainers.building import build_batch_codec, build_loop, start_anew
@@ -119,7 +120,7 @@ class GenSegMixin(HostAccess):
             self.print_to_log_file(f"GenSeg: training continues with these cases held out: {self._held_out.described()}")
 
     def _own_random_state(self) -> Any:
-        return checkpoint.own_random_state(self.genseg.seed + self._global_iteration() * 131 + self.local_rank)
+        return own_random_state(self.genseg.seed + self._global_iteration() * 131 + self.local_rank)
 
     # ------------------------------------------------------------------ training
 
@@ -261,7 +262,7 @@ class GenSegMixin(HostAccess):
         if self.genseg.feedback.enabled:
             held_out = self._held_out.next_batch()
             return held_out.network_input[:, : self._batches.image_channels], held_out.labels
-        with checkpoint.own_random_state(self.genseg.seed):
+        with own_random_state(self.genseg.seed):
             parts = self._batches.parts(next(self.dataloader_val))
         return parts.image, parts.labels
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nnunetv2_genseg.checkpoint import PARTIAL, put_in_place
 from nnunetv2_genseg.config import GenSegFileError
+from nnunetv2_genseg.files.atomic import PARTIAL, put_in_place
 from nnunetv2_genseg.trainers.gate import Gate
 from nnunetv2_genseg.trainers.given_masks import GivenMasks
 from nnunetv2_genseg.trainers.provenance import IMAGES, LABELS, Provenance

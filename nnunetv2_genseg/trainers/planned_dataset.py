@@ -16,9 +16,9 @@ from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.reading import read_json
+from nnunetv2_genseg.files.atomic import write_text_atomically
 from nnunetv2_genseg.trainers.preflight import PREPROCESS, require_cases
 
 

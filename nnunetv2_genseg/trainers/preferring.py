@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunetv2_genseg.checkpoint import own_random_state, write_text_atomically
 from nnunetv2_genseg.config.reading import read_json
+from nnunetv2_genseg.files.atomic import write_text_atomically
+from nnunetv2_genseg.random_state import own_random_state
 from nnunetv2_genseg.synthesis.pair_features import pair_features
 from nnunetv2_genseg.synthesis.preference import FEWEST, FEWEST_CASES, Evidence, learn
 from nnunetv2_genseg.trainers.loading import augmented

@@ -12,10 +12,10 @@ from typing import Any
 
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-from nnunetv2_genseg.checkpoint import PARTIAL, remove_partial
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.folder_lock import FILE_NAME as LOCK
-from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.files.atomic import PARTIAL, remove_partial
+from nnunetv2_genseg.files.lock import FILE_NAME as LOCK
+from nnunetv2_genseg.files.lock import alone_in
 from nnunetv2_genseg.generators.pretrained import strangers_in
 from nnunetv2_genseg.synthesis.modes import MODES
 from nnunetv2_genseg.synthesis.pair_description import KeptPairs

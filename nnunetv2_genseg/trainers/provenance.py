@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_genseg import __version__
-from nnunetv2_genseg.checkpoint import PARTIAL, write_text_atomically
 from nnunetv2_genseg.config import GenSegError, flattened
 from nnunetv2_genseg.config.reading import in_form, read_json
-from nnunetv2_genseg.folder_lock import FILE_NAME as LOCK
+from nnunetv2_genseg.files.atomic import PARTIAL, write_text_atomically
+from nnunetv2_genseg.files.lock import FILE_NAME as LOCK
 from nnunetv2_genseg.trainers.preflight import first_of
 
 FILE_NAME = "provenance.json"

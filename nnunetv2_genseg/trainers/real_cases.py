@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nnunetv2_genseg.checkpoint import PARTIAL, put_in_place
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
+from nnunetv2_genseg.files.atomic import PARTIAL, put_in_place
 from nnunetv2_genseg.trainers.preflight import first_of
 from nnunetv2_genseg.trainers.provenance import IMAGES, LABELS
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.reading import read_json
+from nnunetv2_genseg.files.atomic import write_text_atomically
 from nnunetv2_genseg.plots.report import Content, Table, page_of
 from nnunetv2_genseg.plots.slices import legend
 from nnunetv2_genseg.quality.table import headline, remarks, tables

@@ -10,6 +10,8 @@ from typing import Any
 from nnunetv2_genseg import __version__, checkpoint
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, checked
 from nnunetv2_genseg.config.reading import read_json
+from nnunetv2_genseg.files.atomic import remove_partial, write_text_atomically
+from nnunetv2_genseg.random_state import global_random_state, set_global_random_state
 from nnunetv2_genseg.trainers.preferring import warn_of_changes
 from nnunetv2_genseg.trainers.saving import save_with_trainer_name
 from nnunetv2_genseg.trainers.unlabelled_cases import FILE_NAME as UNLABELLED_FILE
@@ -24,8 +26,8 @@ def record(trainer: Any, resumed: bool) -> None:
     """Writes the configuration of a training into its fold folder, and at its start which cases are held out."""
     folder = Path(trainer.output_folder)
     settings = dict(zip(STAMPS, (__version__, type(trainer).__name__), strict=True)) | trainer.genseg.to_json()
-    checkpoint.remove_partial(folder)
-    checkpoint.write_text_atomically(json.dumps(settings, indent=2) + "\n", folder / CONFIG_FILE)
+    remove_partial(folder)
+    write_text_atomically(json.dumps(settings, indent=2) + "\n", folder / CONFIG_FILE)
     if not resumed:
         trainer._held_out.write(folder)
     if trainer._pseudo is not None:
@@ -85,7 +87,7 @@ def save(trainer: Any, path: Path, host_save: Callable[[str], None], trainer_nam
     state = {
         "loop": trainer.loop.state_dict(),
         "progress": trainer.recorder.progress.state_dict(),
-        "random": checkpoint.global_random_state(trainer.device),
+        "random": global_random_state(trainer.device),
     }
     if trainer._pseudo is not None:
         state["unlabelled"] = trainer._pseudo.state_dict()
@@ -118,7 +120,7 @@ def restore(trainer: Any, state: dict[str, Any], path: Path) -> None:
             trainer._pseudo.load_state_dict(state["unlabelled"])
         trainer.recorder.progress.load_state_dict(state["progress"])
         if trainer.local_rank == 0:
-            checkpoint.set_global_random_state(state["random"], trainer.device)
+            set_global_random_state(state["random"], trainer.device)
     warn_of_changes(trainer)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_genseg.checkpoint import partial_of, save_atomically, writing
+from nnunetv2_genseg.checkpoint import save_atomically
+from nnunetv2_genseg.files.atomic import partial_of, writing
 
 OWN_PACKAGE = __name__.split(".")[0]
 NETWORK = "build_network_architecture"

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
-from nnunetv2_genseg.checkpoint import put_in_place, write_text_atomically
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.files.atomic import put_in_place, write_text_atomically
+from nnunetv2_genseg.files.lock import alone_in
 from nnunetv2_genseg.trainers.planning import channel_names
 from nnunetv2_genseg.trainers.processes import by_processes
 from nnunetv2_genseg.trainers.progress_bar import ProgressBar

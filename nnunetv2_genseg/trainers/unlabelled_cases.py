@@ -11,8 +11,8 @@ from typing import Any
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import Tensor
 
-from nnunetv2_genseg.checkpoint import write_text_atomically
 from nnunetv2_genseg.config import GenSegError
+from nnunetv2_genseg.files.atomic import write_text_atomically
 from nnunetv2_genseg.trainers.loading import unaugmented
 from nnunetv2_genseg.trainers.preflight import first_of
 from nnunetv2_genseg.trainers.unlabelled import NAMED, preprocess_beside

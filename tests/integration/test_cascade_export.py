@@ -15,7 +15,7 @@ from nnunetv2.experiment_planning import plan_and_preprocess_api
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.files.lock import alone_in
 from nnunetv2_genseg.trainers import GenSegTrainerShort
 from nnunetv2_genseg.trainers.exporting import NEXT_STAGE, SUMMARY
 

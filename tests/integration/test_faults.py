@@ -16,7 +16,7 @@ from PIL import Image
 
 from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.checkpoint import FORMAT
-from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.files.lock import alone_in
 from nnunetv2_genseg.trainers.recording import PROGRESS_FILE, SAMPLES_FILE
 
 from .conftest import TINY, Workspace

@@ -1,6 +1,5 @@
 import os
 import pickle
-import random
 import subprocess
 import sys
 import textwrap
@@ -12,8 +11,8 @@ import torch
 
 from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
+from nnunetv2_genseg.files.atomic import replacing
 
-CPU = torch.device("cpu")
 IDENTITY = {"plans": "nnUNetPlans", "classes": 3, "config": {"seed": 0}}
 
 
@@ -129,7 +128,7 @@ def test_an_interruption_of_writing_is_no_error_of_writing(saved, interruption, 
         def flush(self):
             self.file.flush()
 
-    with pytest.raises(type(interruption)), checkpoint.replacing(path) as file:
+    with pytest.raises(type(interruption)), replacing(path) as file:
         torch.save({"weights": torch.zeros(1000)}, Interrupted(file))
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
@@ -280,56 +279,6 @@ def test_siblings_are_removed_but_for_the_one_kept(tmp_path):
     ]
     checkpoint.remove_siblings(best)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_latest.genseg-0020.pt", "checkpoint_latest.pth"]
-
-
-def draws():
-    python, numpy = [random.random(), random.gauss(0, 1)], [np.random.rand(), np.random.randn()]
-    return [*python, *numpy, float(torch.rand(())), float(torch.randn(()))]
-
-
-@pytest.fixture
-def global_states():
-    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    yield
-    random.setstate(kept[0])
-    np.random.set_state(kept[1])
-    torch.set_rng_state(kept[2])
-
-
-def test_global_random_states_continue_from_a_checkpoint(tmp_path, global_states):
-    random.gauss(0, 1)  # leaves a cached second value behind, as randn does
-    np.random.randn()
-    path = tmp_path / "checkpoint_latest.pth"
-    checkpoint.save_sibling({"random": checkpoint.global_random_state(CPU)}, {}, path, 1)
-    expected = draws()
-    assert draws() != expected
-    checkpoint.set_global_random_state(checkpoint.load_sibling({}, path, 1)["random"], CPU)
-    assert draws() == expected
-
-
-def test_own_random_state_is_seeded_and_leaves_the_outside_untouched(global_states):
-    before = checkpoint.global_random_state(CPU)
-    with checkpoint.own_random_state(11):
-        first = draws()
-    with checkpoint.own_random_state(11):
-        again = draws()
-    with checkpoint.own_random_state(12):
-        other = draws()
-    assert first == again
-    assert all(a != b for a, b in zip(first, other))
-    outside = draws()
-    checkpoint.set_global_random_state(before, CPU)
-    assert draws() == outside
-
-
-def test_own_random_state_is_left_also_by_an_error(global_states):
-    before = checkpoint.global_random_state(CPU)
-    with pytest.raises(KeyError), checkpoint.own_random_state(11):
-        draws()
-        raise KeyError
-    outside = draws()
-    checkpoint.set_global_random_state(before, CPU)
-    assert draws() == outside
 
 
 def test_lists_of_cases_that_differ_are_told_by_their_names(saved):

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from nnunetv2_genseg.bilevel.loop import BilevelLoop
-from nnunetv2_genseg.checkpoint import global_random_state
 from nnunetv2_genseg.config import GenSegConfig
 from nnunetv2_genseg.generators import NetworkPlan
+from nnunetv2_genseg.random_state import global_random_state
 from nnunetv2_genseg.synthesis.labels import LabelCodec
 from nnunetv2_genseg.trainers.dry_run import memory_is_full, restored_afterwards
 

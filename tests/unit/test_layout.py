@@ -14,7 +14,8 @@ import nnunetv2_genseg
 PACKAGE = Path(nnunetv2_genseg.__file__).parent
 LAYERS = [
     {"config"},
-    {"registry", "checkpoint", "folder_lock", "hypergradient", "phantoms"},
+    {"files", "random_state"},
+    {"registry", "checkpoint", "hypergradient", "phantoms"},
     {"generators"},
     {"synthesis"},
     {"bilevel"},

@@ -9,8 +9,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 
-from nnunetv2_genseg.checkpoint import remove_partial
 from nnunetv2_genseg.config import GenSegFileError
+from nnunetv2_genseg.files.atomic import remove_partial
 from nnunetv2_genseg.trainers import GenSegMixin, GenSegTrainer, GenSegTrainerNoFeedback, GenSegTrainerShort
 from nnunetv2_genseg.trainers.saving import host_trainer, save_with_trainer_name
 from nnunetv2_genseg.trainers.short import ShortTraining, nnUNetTrainerDA5Short

@@ -13,7 +13,7 @@ import pytest
 from nnunetv2_genseg import cli
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, OVERRIDES
-from nnunetv2_genseg.folder_lock import alone_in
+from nnunetv2_genseg.files.lock import alone_in
 from nnunetv2_genseg.sweep.plan import Plan, read_plan
 from nnunetv2_genseg.sweep.trainings import Trainings
 

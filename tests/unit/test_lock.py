@@ -9,12 +9,12 @@ import textwrap
 import pytest
 
 from nnunetv2_genseg.config import GenSegError, GenSegFileError
-from nnunetv2_genseg.folder_lock import FILE_NAME, alone_in
+from nnunetv2_genseg.files.lock import FILE_NAME, alone_in
 
 HOLDER = """
     import os, sys, time
     from pathlib import Path
-    from nnunetv2_genseg.folder_lock import alone_in
+    from nnunetv2_genseg.files.lock import alone_in
     with alone_in(Path(sys.argv[1])):
         if "child" in sys.argv and os.fork() == 0:
             time.sleep(60)  # as a process that loads data
@@ -75,7 +75,7 @@ def test_a_killed_process_holds_nothing(tmp_path, holder, arguments):
 
 def test_a_process_that_waits_says_for_whom(holder, tmp_path):
     first = holder()
-    waiting = "from pathlib import Path; from nnunetv2_genseg.folder_lock import alone_in"
+    waiting = "from pathlib import Path; from nnunetv2_genseg.files.lock import alone_in"
     enter = f"{waiting}\nwith alone_in(Path({str(tmp_path)!r}), wait=True): print('inside')"
     second = subprocess.Popen([sys.executable, "-c", enter], stdout=subprocess.PIPE, text=True)
     said = second.stdout.readline()

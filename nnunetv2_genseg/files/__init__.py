@@ -1,0 +1,1 @@
+"""How files and folders are written: each file at once, a folder by one process."""
