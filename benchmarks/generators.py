@@ -185,7 +185,7 @@ def drawn(trainer: Any, image: Any, labels: Any, source: str, mode: str | None =
 
 def quality(cell: Cell, place: Place) -> dict[str, Any]:
     """All measures of the pairs of one family on one dataset: deformed alone, and redrawn by the preset's mode and `tissue`."""
-    from nnunetv2_genseg.quality import MEASURES, Samples
+    from pair_measures import MEASURES, Samples
 
     oracle = oracle_of(cell, place)
     reference, _ = patches(oracle, PAIRS)
@@ -193,10 +193,8 @@ def quality(cell: Cell, place: Place) -> dict[str, Any]:
     image, labels = patches(trainer, PAIRS)
 
     def measured(images: Any, masks: Any) -> dict[str, float]:
-        samples = Samples(
-            image, labels, images, masks, reference, oracle.network, trainer.loop.codec.foreground, trainer.batch_size
-        )
-        return {name: round(MEASURES[name](samples), 5) for name in MEASURES.names()}
+        samples = Samples(image, images, masks, reference, oracle.network, trainer.loop.codec.foreground, trainer.batch_size)
+        return {name: round(measure(samples), 5) for name, measure in MEASURES.items()}
 
     preset = trainer.genseg.redraw.mode
     return {

@@ -1,4 +1,4 @@
-"""Finds a part by its name: pair sources, mask sources, modes, generators and quality measures.
+"""Finds a part by its name: pair sources, ways to paste, mask sources, modes, generators and engines of a sweep.
 
 A part of this package is a module in the folder of its kind that calls the registry's `register`. Another package adds a part by
 an entry point in the group of the kind: `my_part = "my_package.my_module"`.

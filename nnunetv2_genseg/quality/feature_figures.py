@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunetv2_genseg.quality.diversity import spread
 from nnunetv2_genseg.quality.features import SMALLEST_DEVIATION
 from nnunetv2_genseg.quality.figures import estimate, figure
 from nnunetv2_genseg.quality.frechet_distance import frechet_distance, is_available
@@ -79,6 +78,11 @@ def diversity_figures(
     alike = [spread(torch.stack(vectors[:MOST])) for vectors in made.values() if len(vectors) > 1]
     same = figure(sum(alike) / len(alike)) if alike else None
     return {"real": estimate(of_real), "synthetic": estimate(of_pairs), "same_source": same}
+
+
+def spread(features: Tensor) -> float:
+    """Mean Euclidean distance of two different rows of (n, channels); 0 if all are the same, NaN if there is one row only."""
+    return float(torch.pdist(features).mean())
 
 
 def _relative(one: Sequence[Tensor], reference: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-
-from nnunetv2_genseg.quality.base import in_batches
 
 SMALLEST_DEVIATION = 1e-6
 
@@ -32,7 +32,7 @@ def encoder_features(segmenter: nn.Module, images: Tensor, batch_size: int) -> T
     return in_batches(strongest, images, batch_size).cpu().double()  # MPS knows no float64
 
 
-def standardised(features: Tensor, reference: Tensor) -> Tensor:
-    """(n, channels) features less the mean of the reference, (m, channels), over its standard deviation."""
-    deviation = reference.std(dim=0, correction=0) + SMALLEST_DEVIATION
-    return (features - reference.mean(dim=0)) / deviation
+@torch.no_grad()
+def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
+    """`function` of at most `size` images at once, without graph, joined along the first axis."""
+    return torch.cat([function(part) for part in torch.split(images, size)])

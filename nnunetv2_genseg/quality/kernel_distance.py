@@ -4,27 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nnunetv2_genseg.quality.base import MEASURES, Samples
-from nnunetv2_genseg.quality.features import encoder_features, standardised
-
 DEGREE = 3
-
-
-@MEASURES.register("kernel_distance")
-def kernel_distance(samples: Samples) -> float:
-    """KID of the synthetic images and the reference; about 0 is best, and an estimate may be below.
-
-    Kernel and estimator are those of Bińkowski et al., ICLR 2018 (arXiv 1801.01401). The features are those of the segmentation
-    network, standardised by the reference, instead of an Inception network's.
-    """
-    reference, synthetic = (
-        encoder_features(samples.segmenter, images, samples.batch_size) for images in (samples.reference, samples.synthetic)
-    )
-    return squared_discrepancy(standardised(synthetic, reference), standardised(reference, reference))
 
 
 def squared_discrepancy(one: Tensor, other: Tensor) -> float:
     """Unbiased estimate of the squared maximum mean discrepancy with the kernel (⟨x, y⟩ / channels + 1)³.
+
+    Kernel and estimator are those of Bińkowski et al., ICLR 2018 (arXiv 1801.01401).
 
     Args:
         one: (n, channels) features, n at least 2.

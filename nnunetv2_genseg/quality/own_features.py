@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.quality.base import in_batches
+from nnunetv2_genseg.quality.features import in_batches
 
 
 def feature_function(name: str) -> Callable[[Tensor, int], Tensor]:

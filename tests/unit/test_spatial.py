@@ -1,4 +1,6 @@
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunetv2_genseg.generators.smoothing import neighbourhood_mean
 from nnunetv2_genseg.phantoms import PhantomDataset
-from nnunetv2_genseg.quality.spectrum import high_frequency_ratio
 from nnunetv2_genseg.synthesis import spatial as geometry
 from nnunetv2_genseg.synthesis.spatial import (
     affine,
@@ -21,6 +22,10 @@ from nnunetv2_genseg.synthesis.spatial import (
     warp_image,
     warp_labels,
 )
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from pair_measures import high_frequency_ratio
 
 CPU = torch.device("cpu")
 SHAPES = [(24, 24), (17, 29), (12, 12, 12), (7, 17, 13)]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 from torch import nn
 
-from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.quality import MEASURES, Samples
-from nnunetv2_genseg.quality.diversity import spread
-from nnunetv2_genseg.quality.features import encoder_features, standardised
-from nnunetv2_genseg.quality.fidelity import dice
+from nnunetv2_genseg.quality.feature_figures import spread
+from nnunetv2_genseg.quality.features import encoder_features
 from nnunetv2_genseg.quality.kernel_distance import squared_discrepancy
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from pair_measures import MEASURES, Samples, dice, high_frequency_ratio, standardised
 
 SHAPES = pytest.mark.parametrize("spatial", [(16, 12), (8, 6, 10)])
 
@@ -31,25 +33,16 @@ class Threshold(nn.Module):
         return [images, images[..., ::2] ** 2]
 
 
-def samples_of(real, synthetic, labels=None, synthetic_labels=None, reference=None):
-    none = torch.zeros(real[:, 0].shape, dtype=torch.long)
+def samples_of(real, synthetic, synthetic_labels=None, reference=None):
     return Samples(
         real=real,
-        real_labels=none if labels is None else labels,
         synthetic=synthetic,
-        synthetic_labels=none if synthetic_labels is None else synthetic_labels,
+        synthetic_labels=torch.zeros(real[:, 0].shape, dtype=torch.long) if synthetic_labels is None else synthetic_labels,
         reference=real if reference is None else reference,
         segmenter=Threshold(),
         foreground=2,
         batch_size=3,
     )
-
-
-def test_every_measure_is_found_by_its_name_and_an_unknown_one_is_refused():
-    assert MEASURES.names() == ["diversity", "fidelity", "kernel_distance", "sharpness"]
-    assert all(callable(MEASURES[name]) for name in MEASURES.names())
-    with pytest.raises(GenSegError, match="quality measure: no 'beauty'; registered are diversity"):
-        MEASURES["beauty"]
 
 
 @SHAPES
@@ -60,11 +53,11 @@ def test_fidelity_is_the_dice_of_every_class_over_all_patches(spatial):
     image = torch.zeros(4, 1, *spatial)
     image[0, 0, :1] = 2.0  # half of class 1: Dice 2 · n / (2n + n)
     image[1, 0, :, :1] = 4.0  # all of class 2
-    found = MEASURES["fidelity"](samples_of(image, image, labels, labels))
+    found = MEASURES["fidelity"](samples_of(image, image, labels))
     assert found == pytest.approx((2 / 3 + 1) / 2)
-    other = MEASURES["fidelity"](samples_of(image, torch.zeros_like(image), labels, labels))
+    other = MEASURES["fidelity"](samples_of(image, torch.zeros_like(image), labels))
     assert other == 0, "the synthetic images are judged"
-    assert MEASURES["fidelity"](samples_of(image, image, labels, labels.roll(1, dims=0))) < 0.1
+    assert MEASURES["fidelity"](samples_of(image, image, labels.roll(1, dims=0))) < 0.1
 
 
 def test_a_class_that_is_nowhere_does_not_count():
@@ -154,9 +147,52 @@ def test_sharpness_is_1_for_the_same_images_and_less_for_blurred_ones(spatial, r
     assert measure(samples_of(constant, constant)) == pytest.approx(1), "a constant channel does not count"
 
 
-def test_a_measure_of_another_package_is_found_by_its_entry_point(monkeypatch):
-    from nnunetv2_genseg import registry
+LARGE = [(32, 40), (16, 20, 24)]
 
-    point = SimpleNamespace(name="spread_of_labels", module="builtins")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "nnunetv2_genseg.quality" else [])
-    assert "spread_of_labels" in MEASURES.names()
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("spatial", LARGE)
+def test_equal_images_have_ratio_one_and_a_factor_counts_squared(spatial):
+    image = noise(4, 3, *spatial)
+    torch.testing.assert_close(high_frequency_ratio(image, image), torch.ones(3))
+    factor = torch.tensor([1.0, 2.0, 0.5]).view(3, *(1,) * len(spatial))
+    torch.testing.assert_close(high_frequency_ratio(image, 7 + factor * image), torch.tensor([1.0, 4.0, 0.25]))
+
+
+@pytest.mark.parametrize("spatial", LARGE)
+def test_blur_lowers_it_and_noise_raises_it(spatial):
+    image = noise(4, 1, *spatial)
+    pool = torch.nn.functional.avg_pool2d if len(spatial) == 2 else torch.nn.functional.avg_pool3d
+    assert high_frequency_ratio(image, pool(image, 3, 1, 1)) < 0.2
+    assert 1.8 < high_frequency_ratio(image, image + noise(4, 1, *spatial, seed=1)) < 2.2
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_waves_count_above_half_of_nyquist_alone(axis):
+    position = torch.arange(64.0).view(-1, *(1,) * (2 - axis)).expand(64, 64, 64)[None, None]
+
+    def wave(frequency):
+        return (2 * math.pi * frequency * position).cos()
+
+    white = noise(1, 1, 64, 64, 64)
+    slow, fast = (high_frequency_ratio(white, wave(frequency)) for frequency in (0.2, 0.3))
+    assert slow < 1e-4
+    assert fast > 0.4
+
+
+def test_a_ramp_from_border_to_border_is_no_texture():
+    ramp = torch.linspace(-5, 5, 64).expand(1, 1, 64, 64)
+    assert high_frequency_ratio(noise(1, 1, 64, 64), ramp) < 1e-3
+
+
+def test_patches_are_averaged_and_a_constant_channel_has_no_ratio():
+    image = noise(2, 2, 32, 32)
+    image[:, 1] = 0
+    half = image.clone()
+    half[0] = 0
+    ratio = high_frequency_ratio(image, half)
+    assert 0.3 < ratio[0] < 0.7
+    assert ratio[1].isnan()
