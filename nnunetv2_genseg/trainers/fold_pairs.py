@@ -14,10 +14,9 @@ from torch import Tensor
 from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.config import GenSegError, Settings
 from nnunetv2_genseg.config.reading import read_json
-from nnunetv2_genseg.synthesis.label_table import LabelTable
 from nnunetv2_genseg.synthesis.pair_description import PairDescription
 from nnunetv2_genseg.synthesis.sampler import PairSampler
-from nnunetv2_genseg.trainers.planning import image_kind, label_codec, network_plan
+from nnunetv2_genseg.trainers.planning import image_kind, label_table, network_plan
 from nnunetv2_genseg.trainers.raw_cases import Line
 from nnunetv2_genseg.trainers.trained_generator import identity_of_fold, newest_state, require_form, settings_of
 
@@ -37,27 +36,9 @@ def describe_pairs(plans: Any, configuration: Any, description: dict[str, Any], 
         settings=settings,
         plan=plan,
         images=image_kind(description, configuration),
-        labels=_label_table(plans.get_label_manager(description), bool(settings.get("unlabelled", {}).get("images"))),
+        labels=label_table(plans.get_label_manager(description), bool(settings.get("unlabelled", {}).get("images"))),
         axes=tuple(sorted(backward).index(axis) for axis in backward),
     )
-
-
-def _label_table(manager: Any, unsure: bool) -> LabelTable:
-    """The classes of the dataset's labels; `unsure`: pseudo-labels have an ignore label, also if the dataset has none."""
-    codec = label_codec(manager)
-    ignored = [int(manager.ignore_label)] if manager.has_ignore_label else []
-    labels = [int(label) for label in [0, *manager.all_labels] if int(label) not in ignored]
-    if manager.has_regions:
-        regions = [region if isinstance(region, (list, tuple)) else [region] for region in manager.foreground_regions]
-        target = torch.tensor([[label in region for region in regions] + [False] * len(ignored) for label in labels])
-        classes = codec.to_classes(target).tolist()
-    else:
-        classes = labels
-    class_of = dict(zip(labels, classes, strict=True)) | dict.fromkeys(ignored, codec.classes - 1)
-    label_of = (*map(int, codec.labels[: codec.foreground + 1]), *ignored)
-    if unsure and not ignored:
-        return LabelTable(class_of, (*label_of, 0), True)
-    return LabelTable(class_of, label_of, bool(ignored))
 
 
 def load_fold(folder: Path, device: torch.device, changed: Settings | None) -> tuple[PairDescription, PairSampler, Normalisation]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunetv2_genseg.generators import NetworkPlan
 from nnunetv2_genseg.generators.pretrained import ImageKind
+from nnunetv2_genseg.synthesis.label_table import LabelTable
 from nnunetv2_genseg.synthesis.labels import LabelCodec
 
 WIDEST = {2: 512, 3: 320}
@@ -91,3 +93,21 @@ def label_codec(labels: LabelManager) -> LabelCodec:
     if labels.has_regions:
         return LabelCodec.from_regions(labels.foreground_regions, labels.has_ignore_label)
     return LabelCodec.from_labels(labels.foreground_labels, labels.ignore_label)
+
+
+def label_table(manager: LabelManager, unsure: bool = False) -> LabelTable:
+    """The classes of the dataset's labels; `unsure`: pseudo-labels have an ignore label, also if the dataset has none."""
+    codec = label_codec(manager)
+    ignored = [int(manager.ignore_label)] if manager.has_ignore_label else []
+    labels = [int(label) for label in [0, *manager.all_labels] if int(label) not in ignored]
+    if manager.has_regions:
+        regions = [region if isinstance(region, (list, tuple)) else [region] for region in manager.foreground_regions]
+        target = torch.tensor([[label in region for region in regions] + [False] * len(ignored) for label in labels])
+        classes = codec.to_classes(target).tolist()
+    else:
+        classes = labels
+    class_of = dict(zip(labels, classes, strict=True)) | dict.fromkeys(ignored, codec.classes - 1)
+    label_of = (*map(int, codec.labels[: codec.foreground + 1]), *ignored)
+    if unsure and not ignored:
+        return LabelTable(class_of, (*label_of, 0), True)
+    return LabelTable(class_of, label_of, bool(ignored))

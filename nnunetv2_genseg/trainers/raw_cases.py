@@ -18,7 +18,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from torch import Tensor
 
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.trainers.planning import channel_names, label_codec
+from nnunetv2_genseg.trainers.planning import channel_names, label_codec, label_table
 from nnunetv2_genseg.trainers.preflight import first_of
 from nnunetv2_genseg.trainers.raw_formats import channels_in
 
@@ -108,8 +108,8 @@ class RawCases:
     def __init__(self, plans: Any, configuration: Any, description: dict[str, Any], folder: Path, names: Sequence[str]) -> None:
         self.plans = plans
         self.configuration = configuration
-        self.manager = plans.get_label_manager(description)
-        self.codec = label_codec(self.manager)
+        manager = plans.get_label_manager(description)
+        self.codec, self._table = label_codec(manager), label_table(manager)
         self.reader: Any = plans.image_reader_writer_class
         self.files = case_files(folder, description, names)
         """Image files and label file of every case."""
@@ -190,20 +190,10 @@ class RawCases:
         Raises:
             GenSegError: a label is not declared.
         """
-        ignored = {int(self.manager.ignore_label)} if self.manager.has_ignore_label else set()
-        undeclared = sorted(
-            {int(value) for value in np.unique(segmentation)} - {-1, *map(int, self.manager.all_labels)} - ignored
-        )
-        if undeclared:
-            raise GenSegError(
-                f"the mask of the raw case {name} holds labels that dataset.json does not declare: "
-                f"{first_of([*map(str, undeclared)])}; correct one of the two"
-            )
-        if not self.manager.has_regions:
-            return torch.from_numpy(segmentation.astype(np.int64)).clamp(min=0)
-        targets: list[Any] = [*self.manager.foreground_regions, *ignored]
-        members = [np.isin(segmentation, list(region) if isinstance(region, (list, tuple)) else [region]) for region in targets]
-        return self.codec.to_classes(torch.from_numpy(np.stack(members))[None])[0]
+        try:
+            return self._table.to_classes(torch.from_numpy(segmentation.astype(np.int64)).clamp(min=0))
+        except GenSegError as error:
+            raise GenSegError(f"in the mask of the raw case {name}: {error}") from None
 
     def whole_volume(self, case: RawCase) -> tuple[Tensor, Tensor, Tensor]:
         """Image, class map and empty voxels of a case before it was cropped; its axes stay in the order of the plans."""
@@ -264,11 +254,8 @@ class RawCases:
         for c, (line, masked) in enumerate(zip(case.lines, self.configuration.use_mask_for_norm, strict=True)):
             values = (image[c].double() * line.scale + line.offset).clamp(min=case.lowest[c])
             raw[c][case.place] = (values.masked_fill(outside, 0) if masked else values).float().numpy()
-        label_of = list(self.codec.labels)
-        if self.codec.has_ignore:
-            label_of[-1] = int(self.manager.ignore_label)
         segmentation = np.zeros(case.whole, np.int16)
-        segmentation[case.place] = np.asarray(label_of, np.int16)[labels.numpy()]
+        segmentation[case.place] = self._table.to_labels(labels).numpy()
         back = list(self.plans.transpose_backward)
         return raw.transpose([0, *(axis + 1 for axis in back)]), segmentation.transpose(back)
 

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_to_identifier
 
 from nnunetv2_genseg import checkpoint
 from nnunetv2_genseg.config import GenSegConfig, GenSegError, Settings
@@ -46,7 +47,7 @@ def fold_folder(settings: Standalone) -> Path | None:
     results = os.environ.get("nnUNet_results")
     if not results:
         return None
-    training = f"{settings.trainer}__{settings.plans}__{settings.configuration}"
+    training = convert_trainer_plans_config_to_identifier(settings.trainer, settings.plans, settings.configuration)
     folder = Path(results) / maybe_convert_to_dataset_name(settings.dataset) / training / f"fold_{settings.fold}"
     return folder if folder.is_dir() else None
 

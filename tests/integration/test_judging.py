@@ -319,7 +319,7 @@ def test_what_is_wrong_is_one_message_and_nothing_is_written(prepare, capsys):
     assert "lacks files of its pairs (labelsTr/synthetic_00003.png)" in refused(damaged)
     damaged = recorded()
     change(damaged / "labelsTr" / "synthetic_00003.png", lambda labels: labels * 0 + 7)
-    assert "synthetic_00003 holds labels that dataset.json does not declare: 7" in refused(damaged)
+    assert "in the mask of the raw case synthetic_00003: the label map holds [7]" in refused(damaged)
     # another split, no network
     splits = json.loads((preprocessed / "splits_final.json").read_text())
     splits[0]["train"][0] = splits[0]["val"][0]
