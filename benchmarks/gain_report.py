@@ -53,6 +53,8 @@ STEPS = {
     "feedback: cases held out": ("genseg_still", "genseg_random"),
     "feedback: moving the generator": ("genseg", "genseg_still"),
     "unlabelled images": ("genseg_unlabelled", "genseg"),
+    "all with unlabelled images, over stock trained again with predictions": ("genseg_unlabelled", "stock_pseudo_labels"),
+    "all with unlabelled images, over a mean teacher": ("genseg_unlabelled", "stock_mean_teacher"),
     "choice by training patches": ("genseg_agreeing", "genseg_random"),
     "choice by validation patches": ("genseg_oracle", "genseg_random"),
     "all, over nnUNetTrainerDA5": ("genseg", "stock_da5"),
@@ -102,7 +104,8 @@ def setting_of(result: Result) -> Setting:
 
 
 def is_compared(result: Result, budget: int = 0, scale: str = MINI) -> bool:
-    """Whether a result is of the comparison at a scale: usual length, and the usual number of labelled cases or another."""
+    """Whether a result is of the comparison at a scale: usual length, and the usual number of labelled cases, or
+    another one."""
     dataset = result["dataset"]
     configuration = "3d_fullres" if scale == COARSE else "2d"
     cases = budget or BUDGET.get(dataset, 0)
@@ -183,8 +186,12 @@ def by_setting(results: list[Result], part: str) -> dict[Setting, dict[str, list
 
 
 def compared(results: list[Result], part: str, budget: int = 0, scale: str = MINI) -> dict[str, dict[str, list[Result]]]:
-    """Results of the comparison at a scale by dataset and arm, for datasets that have stock and another arm."""
-    groups = by_setting([result for result in results if is_compared(result, budget, scale)], part)
+    """Results of the comparison at a scale by dataset and arm, for datasets that have stock and another arm.
+
+    With another number of labelled cases, datasets are left out whose usual number it is.
+    """
+    chosen = [one for one in results if is_compared(one, budget, scale) and budget != BUDGET[one["dataset"]]]
+    groups = by_setting(chosen, part)
     return {
         f"{NAMES[dataset]}, N = {cases}": arms for (dataset, cases, *_), arms in groups.items() if STOCK in arms and len(arms) > 1
     }

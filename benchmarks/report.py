@@ -92,8 +92,8 @@ the default without feedback. *All, over* something: the default, compared with 
 compared with it alone. nnUNetTrainerDA5 is nnU-Net's own trainer with stronger augmentation.
 
 """
-FIVE = """
-With 5 labelled cases:
+FEWER = """
+With {cases} labelled cases:
 
 """
 LARGER = """
@@ -183,8 +183,9 @@ def benchmarks_page(results: Path) -> str:
     final, screened = load_gain(results / "gain"), load_gain(results / "gain" / "screening")
     page = HEAD.format(summary=summary(final, "test"), table=table(final, "test"), arms=arm_lines(final))
     page += STEPS + steps(final, "test") + moved(final)
-    if compared(final, "test", 5):
-        page += FIVE + summary(final, "test", 5) + "\n" + steps(final, "test", 5)
+    for cases in (5, 10):
+        if compared(final, "test", cases):
+            page += FEWER.format(cases=cases) + summary(final, "test", cases) + "\n" + steps(final, "test", cases)
     fewer = labels_table(final, "test")
     if fewer:
         page += LABELS + fewer

@@ -69,6 +69,7 @@ def test_what_a_part_gives_is_the_arm_with_it_less_the_arm_without():
     (same,) = gain_report.steps([run | {"budget": 5} for run in runs], "test", 5).splitlines()[2:]
     assert same == line
     assert len(gain_report.steps(runs, "test", 5).splitlines()) == 2, "no dataset has results"
+    assert not gain_report.compared(runs, "test", 20), "that is the usual number"
 
 
 def test_every_arm_is_a_valid_configuration_and_every_cell_has_its_own_name():
