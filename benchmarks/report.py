@@ -43,12 +43,12 @@ You see how many Dice points GenSeg gains over stock nnU-Net, what it costs, and
 their mean. The table has more arms.*
 
 {summary}
-Points over stock ± standard error over the seeds (their number). Bold: above 0 by at least two standard errors, which chance
-alone reaches in one of eleven comparisons of three seeds, and in one of seven of two. The N cases are the same in all seeds.
-Dice is nnU-Net's own, on the test part, without test-time mirroring. Some foot ulcer images have no ulcer: nnU-Net leaves them
-out where nothing is predicted; here they count 1 then, as they count 0 where an ulcer is predicted. 2D images are resampled to a
-longer side of 64 pixels. Every training has the first N cases by rank and the plans that nnU-Net makes of them; GenSeg's
-held-out cases belong to the same N.
+Points over stock ± standard error over the seeds (their number). Bold: above 0 by at least two standard errors. By chance alone
+this happens in 1 of 11 comparisons with three seeds, and in 1 of 7 with two. The N cases are the same in all seeds. Dice is
+nnU-Net's own, on the test part, without test-time mirroring. Some foot ulcer images have no ulcer. Such an image counts 1 if
+nothing is predicted, and 0 if an ulcer is predicted; nnU-Net's own mean leaves the first out. 2D images are resampled to a longer
+side of 64 pixels. Every training has the first N cases by rank and the plans that nnU-Net makes of them; GenSeg's held-out cases
+belong to the same N.
 
 | arm | in the tables above | trainer | batch | settings that are not the defaults |
 | --- | --- | --- | --- | --- |

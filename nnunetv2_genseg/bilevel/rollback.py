@@ -51,11 +51,12 @@ class Rollback:
 
     def state_dict(self) -> dict[str, Any]:
         """Faults since the last finite state was taken, and that state if there are any: else it is the present one."""
-        return {"faults": self.faults, "good": self._good if self.faults else None}
+        return {"faults": self.faults, "clean": self._clean, "good": self._good if self.faults else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`, after the present state was loaded."""
         self.keep()
+        self._clean = state["clean"]
         if state["faults"]:
             self._good, self.faults = _on_cpu(state["good"]), state["faults"]
 

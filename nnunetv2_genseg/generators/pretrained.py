@@ -29,7 +29,8 @@ TRAINED_ON = "trained_on"
 PLACES = ("weights_0", "weights_1")
 """Sub-folders that the weights take in turn."""
 FORMAT = 4
-"""Of the folder. In 2 the GAN has noise inputs and its weights are averaged, in 3 the weights lie in a sub-folder."""
+"""Of the folder. In 2 the GAN has noise inputs and its weights are averaged, in 3 the weights lie in a sub-folder.
+In 4 the intensity variation is always there."""
 SPACING_TOLERANCE = 0.05
 """Relative difference of spacings that are taken for the same."""
 Cases = Mapping[str, Sequence[str]]

@@ -200,4 +200,5 @@ def _with(values: Any, slots: Tensor, inserted: Any) -> Any:
     """A copy of a tensor, or of every tensor of a list, with other content in some slots."""
     if isinstance(values, list):
         return [_with(level, slots, new) for level, new in zip(values, inserted, strict=True)]
-    return values.index_copy(0, slots, inserted.to(values.dtype))
+    rounded = inserted.round() if inserted.is_floating_point() and not values.is_floating_point() else inserted
+    return values.index_copy(0, slots, rounded.to(values.dtype))

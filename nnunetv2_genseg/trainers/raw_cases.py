@@ -191,7 +191,8 @@ class RawCases:
             GenSegError: a label is not declared.
         """
         try:
-            return self._table.to_classes(torch.from_numpy(segmentation.astype(np.int64)).clamp(min=0))
+            labels = torch.from_numpy(segmentation.astype(np.int64))
+            return self._table.to_classes(labels.masked_fill(labels == -1, 0))
         except GenSegError as error:
             raise GenSegError(f"in the mask of the raw case {name}: {error}") from None
 

@@ -21,12 +21,9 @@ from nnunetv2_genseg.generators.pretrained import CONFIG, TRAINED_ON, Pretrainab
 from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
 from nnunetv2_genseg.trainers.planning import image_kind, network_plan
 from nnunetv2_genseg.trainers.preflight import warn_of_seen
-from nnunetv2_genseg.trainers.resuming import CONFIG_FILE, STAMPS
+from nnunetv2_genseg.trainers.resuming import CONFIG_FILE, STAMPS, STEMS
 from nnunetv2_genseg.trainers.standalone import Standalone
 from nnunetv2_genseg.trainers.unlabelled_cases import FILE_NAME as UNLABELLED
-
-STEMS = ("checkpoint_final", "checkpoint_best", "checkpoint_latest")
-"""nnU-Net's checkpoints, in the order in which the generator is taken from those of the same epoch."""
 
 TRAIN_ONE = "train this fold (genseg train) or a generator alone (genseg pretrain, and --set generator.pretrained=FOLDER)"
 

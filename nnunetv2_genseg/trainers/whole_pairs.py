@@ -74,7 +74,7 @@ class WholePairs:
         """
         batch = self._batch(torch.from_numpy(np.ascontiguousarray(image)).float())
         masks = self._label_batch(labels)
-        kept = spread_slices(masks, slices)
+        kept = spread_slices(self.cases.codec.is_foreground(masks), slices)
         for source in self.sources.values():
             if not isinstance(source, RedrawSource):
                 continue
@@ -157,10 +157,10 @@ class WholePairs:
         return *written, not torch.equal(masks, labels)
 
 
-def spread_slices(masks: Tensor, most: int) -> Tensor:
-    """The places of at most so many of (B, *spatial) class maps, evenly spread over those with foreground, or over all."""
-    shown = (masks > 0).flatten(1).any(dim=1).nonzero().flatten()
-    places = shown if len(shown) else torch.arange(len(masks), device=masks.device)
+def spread_slices(foreground: Tensor, most: int) -> Tensor:
+    """The places of at most so many slices, evenly spread over those with foreground, or over all; (B, *spatial) booleans."""
+    shown = foreground.flatten(1).any(dim=1).nonzero().flatten()
+    places = shown if len(shown) else torch.arange(len(foreground), device=foreground.device)
     count = min(most, len(places))
     return places[((torch.arange(count, device=places.device) + 0.5) * len(places) / count).long()]
 

@@ -236,7 +236,10 @@ def test_maps_of_any_type_are_deformed(dtype, rules):
     found = made.replaced(batch, made.parts(batch), replacement)["weight"]
     slots = list(SLOTS)
     expected = grid_sample(batch["weight"][slots].float(), replacement.pairs.grid, **LINEAR)
-    torch.testing.assert_close(found[slots], expected.to(dtype))
+    assert (found[slots].double() - expected).abs().max() <= (0.5 if dtype == torch.uint8 else 0.1), "rounded, not cut off"
+    batch["weight"] = torch.ones_like(batch["weight"])
+    found = made.replaced(batch, made.parts(batch), replacement)["weight"]
+    assert (found.double() - 1).abs().max() < 1e-3, "a constant map stays constant"
 
 
 @DIMS

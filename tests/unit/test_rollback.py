@@ -87,15 +87,23 @@ def test_a_state_that_is_not_finite_is_noticed_after_a_fault_too(learner, rollba
         rollback.end_epoch()
 
 
+@pytest.mark.parametrize("at_the_end", [False, True])
 @pytest.mark.parametrize("faults", [0, 2])
-def test_a_resumed_one_goes_on_as_it_would_have(learner, rollback, faults):
+def test_a_resumed_one_goes_on_as_it_would_have(learner, rollback, faults, at_the_end):
     for _ in range(faults):
         rollback.undo("a fault")
     learner.weight += 1
     rollback.end_epoch()
+    if at_the_end:
+        rollback.undo("a fault that end_epoch found")
     resumed = Rollback(learner.state_dict, learner.load_state_dict)
     resumed.load_state_dict(through_a_file(rollback.state_dict()))
-    assert resumed.faults == rollback.faults == faults
-    learner.weight += 1
-    resumed.undo("a fault")
-    assert learner.weight.tolist() == ([1, 1] if not faults else [0, 0])
+    states = []
+    for one in (rollback, resumed):
+        learner.weight = torch.full((2,), 5.0)
+        one.end_epoch()
+        after = one.faults
+        one.undo("a fault")
+        states.append((after, one.faults, learner.weight.tolist()))
+    assert states[0] == states[1]
+    assert states[0][0] == (faults + 1 if at_the_end else 0)

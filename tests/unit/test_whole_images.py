@@ -200,10 +200,9 @@ def test_the_positions_of_a_deformation_at_another_resolution():
 
 
 def test_slices_are_taken_evenly_from_those_with_foreground():
-    masks = torch.zeros(100, 4, 4, dtype=torch.int64)
-    assert spread_slices(masks, 4).tolist() == [12, 37, 62, 87], "without any foreground, of all"
-    masks[:10] = -1  # ignored is no foreground
-    masks[20:60, 1, 1] = 2
-    assert spread_slices(masks, 4).tolist() == [25, 35, 45, 55]
-    assert spread_slices(masks, 1).tolist() == [40]
-    assert spread_slices(masks, 64).tolist() == list(range(20, 60))
+    foreground = torch.zeros(100, 4, 4, dtype=torch.bool)
+    assert spread_slices(foreground, 4).tolist() == [12, 37, 62, 87], "without any foreground, of all"
+    foreground[20:60, 1, 1] = True
+    assert spread_slices(foreground, 4).tolist() == [25, 35, 45, 55]
+    assert spread_slices(foreground, 1).tolist() == [40]
+    assert spread_slices(foreground, 64).tolist() == list(range(20, 60))
