@@ -98,15 +98,14 @@ one whole feedback step, which is forgotten: a loss that does not fit, or too li
 MADE = """## How it was measured
 
 ```bash
-python benchmarks/speed.py --raw PATH/TO/nnUNet_raw --work FOLDER --turns 3
+python benchmarks/speed.py --raw PATH/TO/nnUNet_raw --work FOLDER --turns 6
 python benchmarks/parts.py --raw PATH/TO/nnUNet_raw --work FOLDER
 python benchmarks/growth.py
 python benchmarks/feedback.py --raw PATH/TO/nnUNet_raw --work FOLDER
 python benchmarks/startup.py --raw PATH/TO/nnUNet_raw --work FOLDER --turns 3
 ```
 
-All but the feedback's gradient was measured when a feedback step still took a second derivative, which costs more. Stock nnU-Net
-and GenSeg take turns in one process. Times are CPU time of one thread, since other work ran beside. Commands,
+Stock nnU-Net and GenSeg take turns in one process. Times are CPU time of one thread, since other work ran beside. Commands,
 commits, versions and machines are in `benchmarks/results`. `tests/integration/test_operations.py` fails if the operations, bytes,
 backward passes or host synchronisations of an iteration grow: unlike times, these counts are the same on every machine.
 """
@@ -206,8 +205,7 @@ def before(plans: list[dict[str, Any]], archive: Path) -> str:
     for name, what in ARCHIVED_SPEED.items():
         older = by_plan(json.loads((archive / "speed" / f"{name}.json").read_text(encoding="utf-8")))
         rows.append((what, *(f"{plan['iteration_ratio']:.2f} ({plan['memory_ratio']:.2f})" for plan in older)))
-    now = "latest measurement, feedback still by a second derivative"
-    rows.append((now, *(f"**{plan['iteration_ratio']:.2f}** ({plan['memory_ratio']:.2f})" for plan in plans)))
+    rows.append(("now", *(f"**{plan['iteration_ratio']:.2f}** ({plan['memory_ratio']:.2f})" for plan in plans)))
     return table(("time relative to stock (memory)", *PLANS), rows)
 
 
