@@ -65,7 +65,7 @@ def load_fold(folder: Path, device: torch.device, changed: Settings | None) -> t
     described = describe_pairs(plans, configuration, description, settings)
     sampler = described.sampler(device, changed)
     path, epoch = state
-    own = identity_of_fold(plans, parts[2], folder.name[len("fold_") :], description)
+    own = identity_of_fold(plans, parts[2], folder.name[len("fold_") :], description, settings)
     learned = checkpoint.load_sibling(own, path, epoch)
     with checkpoint.explained(checkpoint.sibling(path, epoch)):
         _restore(sampler, learned["loop"]["learned"]["sampler"])

@@ -20,22 +20,15 @@ CONFIG_FILE = "genseg_config.json"
 """All settings of the training, the version of this package and the trainer."""
 STAMPS = ("genseg_version", "trainer")
 """What the configuration file holds beside the settings."""
-STEMS = ("checkpoint_final", "checkpoint_best", "checkpoint_latest")
-"""nnU-Net's checkpoints, in the order in which the generator is taken from those of the same epoch."""
 
 
 def record(trainer: Any, resumed: bool) -> None:
-    """Writes the configuration of a training into its fold folder, and at its start which cases are held out.
-
-    Generator states of an earlier training in the folder are removed then: its settings are no longer there.
-    """
+    """Writes the configuration of a training into its fold folder, and at its start which cases are held out."""
     folder = Path(trainer.output_folder)
     settings = dict(zip(STAMPS, (__version__, type(trainer).__name__), strict=True)) | trainer.genseg.to_json()
     remove_partial(folder)
     write_text_atomically(json.dumps(settings, indent=2) + "\n", folder / CONFIG_FILE)
     if not resumed:
-        for stem in STEMS:
-            checkpoint.remove_siblings(folder / f"{stem}.pth")
         trainer._held_out.write(folder)
     if trainer._pseudo is not None:
         trainer._pseudo.write()

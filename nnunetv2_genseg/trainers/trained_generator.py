@@ -14,16 +14,19 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_to_identifier
 
 from nnunetv2_genseg import checkpoint
-from nnunetv2_genseg.config import GenSegConfig, GenSegError, Settings
+from nnunetv2_genseg.config import GenSegConfig, GenSegError, Settings, checked
 from nnunetv2_genseg.config.reading import read_json
 from nnunetv2_genseg.generators import Generator
 from nnunetv2_genseg.generators.pretrained import CONFIG, TRAINED_ON, Pretrainable, identity, load_pretrained
 from nnunetv2_genseg.synthesis.sources.redraw import RedrawSource
 from nnunetv2_genseg.trainers.planning import image_kind, network_plan
 from nnunetv2_genseg.trainers.preflight import warn_of_seen
-from nnunetv2_genseg.trainers.resuming import CONFIG_FILE, STAMPS, STEMS
+from nnunetv2_genseg.trainers.resuming import CONFIG_FILE, STAMPS
 from nnunetv2_genseg.trainers.standalone import Standalone
 from nnunetv2_genseg.trainers.unlabelled_cases import FILE_NAME as UNLABELLED
+
+STEMS = ("checkpoint_final", "checkpoint_best", "checkpoint_latest")
+"""nnU-Net's checkpoints, in the order in which the generator is taken from those of the same epoch."""
 
 TRAIN_ONE = "train this fold (genseg train) or a generator alone (genseg pretrain, and --set generator.pretrained=FOLDER)"
 
@@ -75,7 +78,9 @@ def load_generator(trainer: Any, source: RedrawSource, folder: Path | None) -> O
     state = newest_state(folder)
     if state is not None:
         path, epoch = state
-        own = identity_of_fold(trainer.plans_manager, trainer.configuration_name, trainer.fold, trainer.dataset_json)
+        own = identity_of_fold(
+            trainer.plans_manager, trainer.configuration_name, trainer.fold, trainer.dataset_json, settings_of(folder)
+        )
         _restore(source, checkpoint.load_sibling(own, path, epoch), checkpoint.sibling(path, epoch))
         return Origin(config.generator.name, digest(source.generator), checkpoint.sibling(path, epoch).name)
     if config.generator.pretrained is not None:
@@ -100,7 +105,9 @@ def newest_state(folder: Path | None) -> tuple[Path, int] | None:
     return max(found, key=lambda state: state[1], default=None)
 
 
-def identity_of_fold(plans: Any, configuration: str, fold: Any, description: dict[str, Any]) -> dict[str, Any]:
+def identity_of_fold(
+    plans: Any, configuration: str, fold: Any, description: dict[str, Any], settings: Settings | None
+) -> dict[str, Any]:
     """What the state of a training must have in common with what it is loaded into.
 
     Args:
@@ -108,8 +115,10 @@ def identity_of_fold(plans: Any, configuration: str, fold: Any, description: dic
         configuration: its name.
         fold: the training's.
         description: the content of dataset.json.
+        settings: that the fold folder tells. Those of the state differ if an earlier training left it there.
     """
-    return {
+    lasting = {} if settings is None else {"settings": checked(GenSegConfig, settings, CONFIG_FILE).lasting()}
+    return lasting | {
         "dataset": plans.dataset_name,
         "plans": plans.plans_name,
         "configuration": configuration,

@@ -14,6 +14,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from PIL import Image
 
+from nnunetv2_genseg import PairAugmentation
 from nnunetv2_genseg.config import GenSegError
 from nnunetv2_genseg.trainers import (
     GenSegTrainer,
@@ -218,21 +219,6 @@ def test_resuming_with_another_configuration_is_refused_and_names_the_setting(nn
         resume(GenSegTrainerShort, *PHANTOM_2D, length, plans_name=TINY).run_training()
 
 
-def test_a_new_training_removes_the_states_of_an_earlier_one(nnunet, settings):
-    settings({})
-    trainer = make_trainer(GenSegTrainerShort, *PHANTOM_2D, "4,1,1,1,0", plans_name=TINY)
-    folder = Path(trainer.output_folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for stem in ("final", "best", "latest"):
-        (folder / f"checkpoint_{stem}.genseg-0500.pt").touch()
-    trained(trainer, epochs=2)
-    states = {path.name for path in folder.glob("*.genseg-*.pt")}
-    assert states and not [name for name in states if "0500" in name]
-    resumed = resume(GenSegTrainerShort, *PHANTOM_2D, "4,1,1,1,0", plans_name=TINY)
-    resumed.on_train_start()
-    assert {path.name for path in folder.glob("*.genseg-*.pt")} == states, "a resumed one keeps them"
-
-
 def test_a_training_is_resumed_with_a_cheaper_feedback(nnunet, settings):
     settings({"schedule": AT_ONCE, "feedback": {"start": 0.5, "interval": 1}})
     length = "4,2,1,1,0"
@@ -248,9 +234,13 @@ def test_a_checkpoint_that_an_earlier_training_left_is_not_continued_under_other
     length = "4,1,1,1,0"
     for share, epochs in ((0.5, 2), (0.25, 0)):  # the second is stopped before it saves anything
         settings({"mixing": {"share": share}})
-        trained(make_trainer(GenSegTrainerShort, *PHANTOM_2D, length, plans_name=TINY), epochs)
+        trainer = trained(make_trainer(GenSegTrainerShort, *PHANTOM_2D, length, plans_name=TINY), epochs)
+        if epochs:
+            PairAugmentation.load(trainer.output_folder)
     with pytest.raises(ValueError, match="belongs to another training: settings is"):
         resume(GenSegTrainerShort, *PHANTOM_2D, length, plans_name=TINY).run_training()
+    with pytest.raises(ValueError, match="belongs to another training: settings is"):
+        PairAugmentation.load(trainer.output_folder)
 
 
 # ---------------------------------------------------------------------- held-out cases
