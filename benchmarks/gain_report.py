@@ -297,11 +297,12 @@ def table(results: list[Result], part: str) -> str:
 def headroom(results: list[Result], part: str) -> str:
     """Markdown: stock with more labels and the plans of N, and which share of the gap from N to 4N each arm closes.
 
-    The share is left out unless the gap is larger than two standard errors.
+    The share is left out unless the gap is larger than two standard errors, the mean unless all datasets have a share. A column
+    without any value is left out, too.
 
     Empty as long as no dataset of the comparison has results with more labels.
     """
-    lines = []
+    rows, shares = [], []
     for dataset, budget in BUDGET.items():
         own = [one for one in results if (one["dataset"], one["scale"]) == (dataset, MINI) and part in one["parts"]]
         of_comparison = list(filter(is_compared, own))
@@ -312,16 +313,21 @@ def headroom(results: list[Result], part: str) -> str:
                 more[result["budget"]].append(result)
         if not more or not stock:
             continue
-        cells = [f"{dataset} {NAMES[dataset]}, N = {budget}", mean_dice(stock, part)]
-        cells += [mean_dice(more[cases], part) for cases in (2 * budget, 4 * budget, POOL)]
         gap, error, _ = gain_over_seeds(more[4 * budget], stock, part)
-        cells.append("" if np.isnan(gap) else f"{100 * gap:.1f}")
-        for arm in CLOSING:
-            gain, _, _ = gain_over_seeds([result for result in of_comparison if result["arm"] == arm], stock, part)
-            cells.append(f"{100 * gain / gap:.0f} %" if gap > 2 * error and not np.isnan(gain) else "")
-        lines.append(f"| {' | '.join(cells)} |\n")
+        gains = [gain_over_seeds([one for one in of_comparison if one["arm"] == arm], stock, part)[0] for arm in CLOSING]
+        shares.append([gain / gap if gap > 2 * error else float("nan") for gain in gains])
+        with_more = [mean_dice(more[cases], part) for cases in (2 * budget, 4 * budget, POOL)]
+        of_gap = "" if np.isnan(gap) else f"{100 * gap:.1f}"
+        rows.append([f"{dataset} {NAMES[dataset]}, N = {budget}", mean_dice(stock, part), *with_more, of_gap])
+    if not rows:
+        return ""
+    if len(rows) > 1:
+        rows.append(["mean", "", "", "", "", ""])
+        shares.append(list(np.mean(shares, axis=0)))
+    cells = [row + ["" if np.isnan(share) else f"{100 * share:.0f} %" for share in own] for row, own in zip(rows, shares)]
     head = ["dataset", "N", "2N", "4N", str(POOL), "points from N to 4N", *(f"closed by: {SHOWN[arm]}" for arm in CLOSING)]
-    return f"| {' | '.join(head)} |\n" + "| --- " * len(head) + "|\n" + "".join(lines) if lines else ""
+    kept = [column for column in zip(head, ["---"] * len(head), *cells) if any(column[2:])]
+    return "".join(f"| {' | '.join(line)} |\n" for line in zip(*kept))
 
 
 def of_zero(runs: list[Result], part: str) -> float:

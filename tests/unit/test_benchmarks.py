@@ -234,9 +234,14 @@ def test_the_headroom_is_that_of_the_same_plans_and_a_gain_is_its_share():
     every += [result("stock", seed, [0.7 + seed / 100], "102") | {"budget": 80, "planned_for": 20} for seed in range(2)]
     every += [result("stock", 0, [0.9], "102") | {"budget": 80}]
     every += [result("genseg", 0, [0.55], "102"), result("genseg_da5", 0, [0.6], "102")]
-    line = gain_report.headroom(every, "test").splitlines()[2]
-    assert line == "| 102 breast ultrasound, N = 20 | 0.505 (2) |  | 0.705 (2) |  | 20.0 | 25 % |  | 50 % |"
+    head, _, line = gain_report.headroom(every, "test").splitlines()
+    assert head.startswith("| dataset | N | 4N | points from N to 4N |")
+    assert line == "| 102 breast ultrasound, N = 20 | 0.505 (2) | 0.705 (2) | 20.0 | 25 % | 50 % |"
     assert not gain_report.headroom(every[:2], "test")
+    others = [one | {"dataset": "101"} for one in every if one["arm"] != "genseg_da5"]
+    others[-1] = result("genseg", 0, [0.6])
+    *_, mean = gain_report.headroom(every + others, "test").splitlines()
+    assert mean == "| mean |  |  |  | 38 % |  |", "of the datasets' shares, where all have one"
 
 
 def at(budgets, arm="stock", **others):
