@@ -12,7 +12,7 @@ from pathlib import Path
 from nnunetv2_genseg.cli import demo, generate, pretrain, preview, quality, report, review, sweep, train
 from nnunetv2_genseg.cli.checks import PREPROCESSED, RAW, RESULTS
 from nnunetv2_genseg.config import GenSegError
-from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, external_trainers
+from nnunetv2_genseg.config.environment import EXTERNAL_TRAINERS, SETTINGS, external_trainers
 from nnunetv2_genseg.config.errors import full_disks_told
 
 OF_PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
@@ -88,11 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _is_the_users(error: Exception, arguments: Sequence[str]) -> bool:
     """Whether the user can correct an error: one of this package's own, one about a path in a folder that an argument or one of
-    nnU-Net's three variables names, or one that a check of nnU-Net raised itself."""
+    nnU-Net's three variables names, or about the settings file, or one that a check of nnU-Net raised itself."""
     if isinstance(error, GenSegError):
         return True
     if isinstance(error, OF_PATHS):
-        named = [*arguments, demo.FOLDER, preview.FOLDER, *(os.environ.get(name) for name in (RAW, PREPROCESSED, RESULTS))]
+        variables = (os.environ.get(name) for name in (RAW, PREPROCESSED, RESULTS, SETTINGS))
+        named = [*arguments, demo.FOLDER, preview.FOLDER, *variables]
         path = None if error.filename is None else Path(os.path.abspath(str(error.filename)))
         return path is not None and any(path.is_relative_to(os.path.abspath(folder)) for folder in named if folder)
     raised = error.__traceback__

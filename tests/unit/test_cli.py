@@ -57,6 +57,8 @@ def test_a_file_that_no_named_folder_holds_is_no_mistake_of_the_user(tmp_path, m
     let_trainers_be_found([])
     own = FileNotFoundError(2, "no such file", str(tmp_path / "raw" / "Dataset104" / "dataset.json"))
     assert _is_the_users(own, ["train", ""])
+    monkeypatch.setenv(SETTINGS, str(tmp_path / "locked.yaml"))
+    assert _is_the_users(PermissionError(13, "permission denied", str(tmp_path / "locked.yaml")), ["train", ""])
     for path in (Path("somewhere.json").absolute(), tmp_path / "other"):
         assert not _is_the_users(FileNotFoundError(2, "no such file", str(path)), ["train", ""])
     assert not _is_the_users(PermissionError("of no path"), ["train", ""])
