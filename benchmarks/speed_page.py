@@ -17,6 +17,7 @@ ARCHIVED_TRAININGS = {"2d": "2d_600it", "3d_fullres": "3d_fullres_200it"}
 ARCHIVED_SPEED = {
     "two_feedback_patches": "pairs in the place of real patches, two patches in a feedback step",
     "one_feedback_patch": "one patch in a feedback step in 3D",
+    "three_turns": "now, first measurement, three turns instead of six",
 }
 HEAD = """# Speed and memory
 
