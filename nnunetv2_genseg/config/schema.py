@@ -26,7 +26,7 @@ class Section(BaseModel):
 def weights(chosen: dict[str, float]) -> dict[str, float]:
     """Checks how often names are drawn, and leaves out those that never are."""
     if not chosen or not all(0 <= weight < math.inf for weight in chosen.values()) or not any(chosen.values()):
-        raise ValueError("every weight must be a number of 0 or more, and at least one above 0")
+        raise ValueError("every weight must be 0 or more and finite, and at least one above 0")
     return {name: weight for name, weight in chosen.items() if weight > 0}
 
 
