@@ -24,6 +24,7 @@ from PIL import Image
 
 from nnunetv2_genseg import cli
 from nnunetv2_genseg.checkpoint import FORMAT
+from nnunetv2_genseg.generators.pretrained import FORMAT as FORMAT_OF_GENERATOR
 from tests.written_pairs import write_pairs
 
 TRAIN = ("train", "{id}", "2d", "0", "-tr", "GenSegTrainerShort", "-p", "nnUNetPlansTiny", "-device", "cpu")
@@ -160,7 +161,7 @@ def garbage(path: Path) -> None:
 def pretrained(**differing: Any) -> Preparation:
     """Names the folder of a trained generator that fits the planned dataset except for `differing`, and holds no weights."""
     own = {
-        "format": 3,
+        "format": FORMAT_OF_GENERATOR,
         "weights": "weights_0",
         "family": "gan",
         "channels": ["R", "G", "B"],
@@ -640,7 +641,7 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("pretrained in 3D", "spacing is [1.0, 1.0, 1.0] there", pretrained(spacing=[1.0, 1.0, 1.0])),
     BadInput("pretrained of another family", "family is 'vae' there, 'gan' here", pretrained(family="vae")),
     BadInput("pretrained of another width", "features is [8, 8, 8] there, [4, 4, 4] here", pretrained(features=[8, 8, 8])),
-    BadInput("pretrained by an older version", "has format 1, this version reads 3; train it again", pretrained(format=1)),
+    BadInput("pretrained by an older version", f"has format 1, this version reads {FORMAT_OF_GENERATOR}; train it again", pretrained(format=1)),
     BadInput("pretrained weights missing", "are missing, damaged or of other shapes", pretrained()),
     BadInput(
         "pretrained of a family without weights",
