@@ -641,7 +641,11 @@ TABLE: tuple[BadInput, ...] = (
     BadInput("pretrained in 3D", "spacing is [1.0, 1.0, 1.0] there", pretrained(spacing=[1.0, 1.0, 1.0])),
     BadInput("pretrained of another family", "family is 'vae' there, 'gan' here", pretrained(family="vae")),
     BadInput("pretrained of another width", "features is [8, 8, 8] there, [4, 4, 4] here", pretrained(features=[8, 8, 8])),
-    BadInput("pretrained by an older version", f"has format 1, this version reads {FORMAT_OF_GENERATOR}; train it again", pretrained(format=1)),
+    BadInput(
+        "pretrained by an older version",
+        f"has format 1, this version reads {FORMAT_OF_GENERATOR}; train it again",
+        pretrained(format=1),
+    ),
     BadInput("pretrained weights missing", "are missing, damaged or of other shapes", pretrained()),
     BadInput(
         "pretrained of a family without weights",
