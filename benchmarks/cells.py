@@ -88,6 +88,8 @@ ARMS: dict[str, Arm] = {
     "genseg_da5_unlabelled": Arm("GenSegTrainerDA5Short", unlabelled=FROM_POOL),
     "genseg_unlabelled_montgomery": unlabelled(MONTGOMERY),
     "genseg_unlabelled_sure": unlabelled(unlabelled={"confidence": 0.95}),
+    "genseg_unlabelled_all": unlabelled(unlabelled={"confidence": 0.5}),
+    "genseg_unlabelled_more": unlabelled(unlabelled={"share": 1.0}),
     "genseg_unlabelled_without_deformation": unlabelled(mixing={"sources": {"redraw": 1.0}}),
     "genseg_unlabelled_without_paste": unlabelled(paste={"probability": 0.0}),
     "genseg_unlabelled_without_redraw": unlabelled(mixing=DEFORMATION, feedback=OFF),
@@ -106,7 +108,8 @@ ARMS: dict[str, Arm] = {
 - `genseg_more`: the default with more pairs, all of them with parts of other cases.
 - `genseg_still`: the default whose feedback holds cases out, but moves nothing; `genseg_fast`: whose feedback moves further.
 - `genseg_unlabelled`: the default with the pool's other images; `genseg_unlabelled_montgomery`: with those of the other hospital;
-  `genseg_unlabelled_sure`: with labels of a higher confidence alone.
+  `genseg_unlabelled_sure`: with labels of a higher confidence alone; `genseg_unlabelled_all`: with all labels, if there are two
+  classes; `genseg_unlabelled_more`: all synthetic pairs from these images.
 """
 
 
@@ -231,7 +234,7 @@ def with_unlabelled_images() -> list[Cell]:
     return [
         *usual,
         *hospital,
-        *comparison(f"{parts} genseg_unlabelled_sure", "102 104", seeds=range(3)),
+        *comparison(parts, "102", seeds=range(3)),
         *volumes,
     ]
 
@@ -249,6 +252,8 @@ def fewer_labels() -> list[Cell]:
 
 EVERYWHERE = " ".join(name for name, arm in ARMS.items() if arm.unlabelled != MONTGOMERY)
 """Arms that every dataset can have."""
+SCREENED = "genseg genseg_unlabelled genseg_unlabelled_sure genseg_unlabelled_all genseg_unlabelled_more"
+"""Settings of unlabelled images."""
 GRIDS: dict[str, list[Cell]] = {
     # final figures
     "long": comparison(COMPARED),
@@ -277,4 +282,7 @@ GRIDS: dict[str, list[Cell]] = {
     ],
     # what settings are chosen by
     "screening": comparison("stock genseg genseg_deformation genseg_random", seeds=range(1), parts=("validation",)),
+    "screening_unlabelled": [
+        replace(cell, budget=10) for cell in comparison(SCREENED, "102", seeds=range(3), parts=("validation",))
+    ],
 }
