@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from building import build_trainer, without_pictures
 from cells import BUDGET, Cell
 from preparing import Place, prepare

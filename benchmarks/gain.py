@@ -31,16 +31,15 @@ from building import build_trainer, deliver_average, without_pictures
 from cells import ARMS, GRIDS, Cell
 from choosing import choose_pairs
 from mean_teacher import learn_to_agree
+from nnunetv2_genseg.sweep.engines import ENGINES, Resources
+from nnunetv2_genseg.sweep.report import Report
+from nnunetv2_genseg.sweep.running import Record, State, run
+from nnunetv2_genseg.sweep.task import Task
 from preparing import RESULTS, Place, images_of, prepare
 from provenance import provenance
 from pseudo_labels import dataset_of, label_images
 from raw_datasets import GROUPS, part_of
 from surface import hausdorff95
-
-from nnunetv2_genseg.sweep.engines import ENGINES, Resources
-from nnunetv2_genseg.sweep.report import Report
-from nnunetv2_genseg.sweep.running import Record, State, run
-from nnunetv2_genseg.sweep.task import Task
 
 ATTEMPTS = 2
 """At a cell: one that is lost with its machine is begun again."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import BUDGET, COARSE, MINI, POOL, length
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from cells import BUDGET, COARSE, MINI, POOL, length
 from nnunetv2_genseg.generators.networks import MIXED_KERNELS
 
 Result = dict[str, Any]

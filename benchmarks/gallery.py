@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
-from generators import FAMILIES as PRESETS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from generators import FAMILIES as PRESETS
 from nnunetv2_genseg import trainers
 from nnunetv2_genseg.config import GenSegConfig, Settings, checked
 from nnunetv2_genseg.generators import NetworkPlan

@@ -9,14 +9,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cells import Cell
-from generators import FAMILIES, drawn, learned, patches
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from preparing import Place, run_nnunet
 
+from cells import Cell
+from generators import FAMILIES, drawn, learned, patches
 from nnunetv2_genseg.phantoms import PhantomDataset
 from nnunetv2_genseg.plots.samples import coloured, grey, middle_slice, window_of
+from preparing import Place, run_nnunet
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "generator_families.png"
 ITERATIONS = 300

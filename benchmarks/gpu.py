@@ -37,12 +37,11 @@ sys.path.insert(0, str(ROOT))
 from cells import COMPARED, Cell, comparison  # noqa: E402
 from gain import run_cells  # noqa: E402
 from iterations import Subject  # noqa: E402
+from nnunetv2_genseg.phantoms import PhantomDataset  # noqa: E402
 from preparing import Place, prepare  # noqa: E402
 from provenance import provenance  # noqa: E402
 from raw_datasets import budgeted_dataset, source_of  # noqa: E402
 from speed import measured, record, show  # noqa: E402
-
-from nnunetv2_genseg.phantoms import PhantomDataset  # noqa: E402
 
 CELLS = comparison(COMPARED, "102 104 101", seeds=range(1))
 DRY_CELLS = [Cell("102", 4, "2d", "genseg", 0, 20, ("test",))]

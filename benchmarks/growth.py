@@ -24,10 +24,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
-from iterations import KINDS, Subject, clock_of, moments, spread, trainer_of  # noqa: E402
-from provenance import provenance  # noqa: E402
 
+from iterations import KINDS, Subject, clock_of, moments, spread, trainer_of  # noqa: E402
 from nnunetv2_genseg.phantoms import PhantomDataset  # noqa: E402
+from provenance import provenance  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "growth.json"
 STAGE = "pairs and feedback"
@@ -71,6 +71,7 @@ GROWN: dict[str, list[Case]] = {
 def write(case: Case, folder: Path) -> None:
     """The raw dataset, with nnU-Net's planning and preprocessing."""
     import SimpleITK as sitk  # noqa: N813
+
     from phantom_plans import plan_phantom
 
     phantom = PhantomDataset(NUMBER, len(case.patch), case.cases, test_cases=0, extent=64 if len(case.patch) == 2 else 32)

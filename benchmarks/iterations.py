@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from building import build_trainer, without_pictures
-
 from nnunetv2_genseg.config import GenSegConfig
 
 KINDS = {"stock": "nnUNetTrainerShort", "genseg": "GenSegTrainerShort"}

@@ -6,11 +6,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from cells import BUDGET
-from gain_report import COLOURS, NAMES, SHOWN, STOCK, Result, gain_over_seeds, is_compared, mean_dice, points
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+
+from cells import BUDGET
+from gain_report import COLOURS, NAMES, SHOWN, STOCK, Result, gain_over_seeds, is_compared, mean_dice, points
 
 ARMS = {STOCK: "stock nnU-Net", **{arm: SHOWN[arm] for arm in ("genseg", "genseg_unlabelled", "stock_da5", "genseg_da5")}}
 """What is shown, and its name."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+
 from cells import Cell
 from preparing import Place
 from raw_datasets import part_of

@@ -27,16 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from building import without_pictures
 from cells import Cell, cell_of
 from gain import build_cell
+from nnunetv2_genseg.config import PasteConfig
+from nnunetv2_genseg.synthesis.paster import Paster
 from pair_judge import PairJudge, product, validation_patches
 from pair_values_report import REAL, pair_values
 from preparing import Place, prepare
 from provenance import provenance
-
-from nnunetv2_genseg.config import PasteConfig
-from nnunetv2_genseg.synthesis.paster import Paster
 
 RESULTS = Path(__file__).parent / "results" / "pair_values"
 HELD_OUT = 2

@@ -21,11 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
-
 from nnunetv2_genseg import cli
 from nnunetv2_genseg.config.environment import LENGTH
 from nnunetv2_genseg.trainers.pair_files import PairFiles
+from provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "pairs.json"
 

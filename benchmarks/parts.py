@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from cells import BUDGET, Cell
 from iterations import BLOCK, KINDS, Subject, block, clock_of, moments, spread, trainer_of
 from preparing import Place, prepare

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 
 import pytest
-from building import nnunet_folders
 from nnunetv2.experiment_planning import plan_and_preprocess_api
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
+from building import nnunet_folders
 from nnunetv2_genseg.phantoms import PhantomDataset
 from tests.integration.datasets import use_threads
 

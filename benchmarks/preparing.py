@@ -10,9 +10,8 @@ from pathlib import Path
 
 from building import nnunet_folders
 from cells import Cell
-from raw_datasets import budgeted_dataset, part_of, source_of, unlabelled_images
-
 from nnunetv2_genseg.files.lock import alone_in
+from raw_datasets import budgeted_dataset, part_of, source_of, unlabelled_images
 
 RESULTS = Path(__file__).parent / "results" / "gain"
 

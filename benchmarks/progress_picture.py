@@ -11,10 +11,9 @@ import shutil
 from pathlib import Path
 
 from building import build_trainer
-from preparing import run_nnunet
-
 from nnunetv2_genseg.phantoms import PhantomDataset
 from nnunetv2_genseg.trainers.recording import PROGRESS_FILE
+from preparing import run_nnunet
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "progress.png"
 DATASET = PhantomDataset(903, dims=2, training_cases=10, test_cases=1, extent=32)

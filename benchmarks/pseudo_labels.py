@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cells import Cell
+from nnunetv2_genseg.cli import external_trainers
 from preparing import Place, images_of, plan_and_preprocess, run_nnunet
 from raw_datasets import budgeted_dataset, source_of
-
-from nnunetv2_genseg.cli import external_trainers
 
 FIRST = "stock"
 """The arm of the first training."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from cells import COARSE, MINI, MONTGOMERY, SMALL, Cell
 from skimage.io import imread, imsave
 from skimage.transform import resize
+
+from cells import COARSE, MINI, MONTGOMERY, SMALL, Cell
 
 SIDES = {MINI: 64, SMALL: 128}
 """Longer side of 2D images by scale, pixels; at the other scales they are as they are."""

@@ -23,10 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_genseg.cli import external_trainers
 from provenance import provenance
 from raw_datasets import budgeted_dataset
-
-from nnunetv2_genseg.cli import external_trainers
 
 RESULTS = Path(__file__).parent / "results" / "real_data"
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from provenance import provenance
 
 FOLDER = Path(__file__).parent / "results"

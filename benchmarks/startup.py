@@ -18,13 +18,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import nnunetv2_genseg
 from cells import BUDGET, Cell
 from iterations import KINDS, Subject, spread, trainer_of
 from preparing import Place, prepare
 from provenance import provenance
 from speed import PLANS
-
-import nnunetv2_genseg
 
 RESULT = Path(__file__).parent / "results" / "startup.json"
 TIMED = "{}\nimport time\nprint(time.process_time())"

@@ -23,11 +23,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
-
 from nnunetv2_genseg.sweep.engines import ENGINES, Engine, Resources
 from nnunetv2_genseg.sweep.running import Record, State, run
 from nnunetv2_genseg.sweep.task import Task
+from provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "sweep.json"
 TASKS, REPEATS = 20, 3

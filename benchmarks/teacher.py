@@ -30,12 +30,12 @@ def measured(cell: Cell, place: Place) -> list[dict[str, float]]:
     """Trains; iterations, agreement and Dice at every time."""
     trainer = build_cell(cell, place, place.work / "models" / f"teacher_{cell.training}")
     import torch
-    from pair_measures import dice
 
     from nnunetv2_genseg.synthesis.pseudo_labels import PseudoLabels
     from nnunetv2_genseg.trainers.planning import label_codec
     from nnunetv2_genseg.trainers.teacher import Teacher
     from nnunetv2_genseg.trainers.teacher_quality import TeacherQuality
+    from pair_measures import dice
 
     without_pictures(trainer)
     trainer.on_train_start()

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
+from choosing import Chooser
 from nnunetv2_genseg.trainers.short import GenSegTrainerShort
+from pair_judge import product
 
 from .conftest import DATASET_ID, make_trainer
 from .datasets import Kind, plan
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    yield
-    for path in BENCHMARKS.glob("*.py"):
-        sys.modules.pop(path.stem, None)
-
 
 @pytest.mark.parametrize("by", ["validation", "training"])
 def test_the_pair_that_agrees_most_with_real_patches_is_trained_on(folder, by):
-    from choosing import Chooser
-    from pair_judge import product
-
     raw = Kind().write(folder / "nnUNet_raw", DATASET_ID)
     plan(DATASET_ID, "2d")
     trainer = make_trainer(GenSegTrainerShort, raw.name, "2d", "3,4,1,1,0", fold="all")

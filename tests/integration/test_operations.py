@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from nnunetv2_genseg.trainers import GenSegTrainerShort, nnUNetTrainerShort
+from operations import Counter, count_steps
 
 from .conftest import make_trainer
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WHAT = ("floating-point operations", "bytes", "backward passes", "waits for a number")
 MEASURED = {
     "2d": {
@@ -41,19 +38,8 @@ may count differently: then measure the parent commit with it, too.
 """
 
 
-@pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The modules in benchmarks/ can be imported."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    yield
-    for path in BENCHMARKS.glob("*.py"):
-        sys.modules.pop(path.stem, None)
-
-
 def counted(trainer: Any, epoch: int, count: int) -> list[float]:
     """`WHAT` in an iteration, the mean of an epoch's first ones."""
-    from operations import Counter, count_steps
-
     counter = Counter()
     count_steps(trainer, epoch, count, counter)
     return [value / count for value in (counter.flops, counter.bytes, counter.backward, counter.waits)]
@@ -62,7 +48,7 @@ def counted(trainer: Any, epoch: int, count: int) -> list[float]:
 @pytest.mark.parametrize(
     "dataset, plan", [("Dataset901_Phantom2D", "2d"), ("Dataset902_Phantom3D", "3d_fullres")], ids=["2d", "3d"]
 )
-def test_an_iteration_has_no_more_operations_than_before(dataset, plan, nnunet, benchmarks):
+def test_an_iteration_has_no_more_operations_than_before(dataset, plan, nnunet):
     from iterations import EPOCHS, moments
 
     trainers = []

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import mean_teacher
+import pseudo_labels
 from nnunetv2_genseg.trainers.short import nnUNetTrainerShort
 
 from .conftest import DATASET_ID, make_trainer, weights_of
 from .datasets import Kind, plan
 from .trainings import checkpoint_of
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    yield
-    for path in BENCHMARKS.glob("*.py"):
-        sys.modules.pop(path.stem, None)
-
 
 def learned(raw: Path, weight: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[int, int]]]:
     """A trained student, and the patches that the network and the loss got in each step of training or validation."""
-    import mean_teacher
-
     monkeypatch.setattr(mean_teacher, "WEIGHT", weight)
     trainer = make_trainer(nnUNetTrainerShort, raw.name, "2d", "2,3,1,1,0", fold="all")
     sizes = []
@@ -58,15 +47,11 @@ def test_a_mean_teachers_student_learns_from_unlabelled_patches_as_well(folder, 
 
 
 def test_the_consistency_has_its_full_weight_after_a_fifth_of_the_training():
-    import mean_teacher
-
     weights = [mean_teacher.weight_at(iteration, 100) for iteration in (0, 10, 20, 99)]
     assert weights == pytest.approx([0.1 * 0.0067379, 0.1 * 0.2865048, 0.1, 0.1], rel=1e-5)
 
 
 def test_the_second_training_has_the_labelled_cases_and_those_that_the_first_labelled(tmp_path):
-    import pseudo_labels
-
     dataset, images, predictions = (tmp_path / name for name in ("dataset", "images", "predictions"))
     for path in ("dataset/imagesTr/a_0000.png", "dataset/labelsTr/a.png", "images/b_0000.png", "images/b_0001.png"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

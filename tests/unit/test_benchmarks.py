@@ -3,7 +3,6 @@
 import importlib
 import json
 import re
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,20 +10,35 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 from PIL import Image
 from skimage.io import imread, imsave
+from torch.utils.flop_counter import FlopCounterMode
 
+import building
+import cells
+import defaults_report
+import feedback
+import gain
+import gain_report
+import generators
+import generators_report
+import growth
+import iterations
+import labels_report
+import operations
+import parts
+import provenance
+import raw_datasets
+import report
+import scaling
+import speed_report
+import surface
+from defaults_report import EVIDENCE
 from nnunetv2_genseg.config import GenSegConfig, checked
+from pair_values_report import by_kind, compared, pair_values
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    yield
-    for path in FOLDER.glob("*.py"):
-        sys.modules.pop(path.stem, None)
 
 
 def result(arm, seed, dice, dataset="101"):
@@ -42,8 +56,6 @@ def test_every_module_can_be_imported(name):
 
 
 def test_how_far_feedback_moved_the_generator_is_read_at_the_end_of_the_defaults_trainings():
-    import gain_report
-
     def told(arm, seed, *shares):
         progress = [{"epoch": 0.0}, *({"largest_kernel_share": share} for share in shares), {"epoch": 3.0}]
         return result(arm, seed, [0.5]) | {"progress": progress}
@@ -60,8 +72,6 @@ def test_how_far_feedback_moved_the_generator_is_read_at_the_end_of_the_defaults
 
 
 def test_what_a_part_gives_is_the_arm_with_it_less_the_arm_without():
-    import gain_report
-
     runs = [result(arm, seed, [dice + seed / 100]) for arm, dice in (("genseg", 0.53), ("genseg_random", 0.5)) for seed in (0, 1)]
     runs += [result("stock", 0, [0.4])]
     (line,) = gain_report.steps(runs, "test").splitlines()[2:]
@@ -73,8 +83,6 @@ def test_what_a_part_gives_is_the_arm_with_it_less_the_arm_without():
 
 
 def test_every_arm_is_a_valid_configuration_and_every_cell_has_its_own_name():
-    import cells
-
     for name, arm in cells.ARMS.items():
         checked(GenSegConfig, arm.settings, name)
     every = {cell for grid in cells.GRIDS.values() for cell in grid}
@@ -88,8 +96,6 @@ def test_every_arm_is_a_valid_configuration_and_every_cell_has_its_own_name():
 
 
 def test_the_comparison_is_run_seed_by_seed_and_what_tells_most_comes_first():
-    import cells
-
     order = [(cell.seed, cell.dataset, cell.arm) for cell in cells.GRIDS["long"]]
     assert order == [
         (seed, dataset, arm)
@@ -103,15 +109,10 @@ def test_the_comparison_is_run_seed_by_seed_and_what_tells_most_comes_first():
 
 
 def test_validation_cases_belong_to_no_budget_that_choices_are_made_at():
-    import cells
-    import raw_datasets
-
     assert max(cells.BUDGET.values()) <= raw_datasets.VALIDATION_RANKS.start
 
 
 def test_the_difference_is_paired_by_case_and_seed():
-    import gain_report
-
     stock = [result("stock", 0, [0.1, 0.5, 0.9]), result("stock", 1, [0.2, 0.6, 0.8])]
     better = [result("ours", seed, [d + 0.1 for d in dice]) for seed, dice in ((0, [0.1, 0.5, 0.9]), (1, [0.2, 0.6, 0.8]))]
     mean, low, high = gain_report.paired_difference(better, stock, "test")
@@ -120,8 +121,6 @@ def test_the_difference_is_paired_by_case_and_seed():
 
 
 def test_arms_are_compared_on_the_cases_that_all_were_judged_on():
-    import gain_report
-
     half = result("genseg", 0, [0.7])
     half["parts"]["test"]["cases"] = {"case1": half["parts"]["test"]["cases"]["case0"]}
     first, second = gain_report.on_the_same_cases([result("stock", 0, [0.9, 0.5]), half], "test")
@@ -132,8 +131,6 @@ def test_arms_are_compared_on_the_cases_that_all_were_judged_on():
 
 @pytest.mark.parametrize("configuration, scale, iterations", [("3d_fullres", "coarse", 1600), ("2d", "small", 2400)])
 def test_volumes_and_larger_images_have_tables_of_their_own(configuration, scale, iterations):
-    import gain_report
-
     usual = {"budget": 10, "iterations": 2400}
     of_scale = usual | {"configuration": configuration, "scale": scale, "iterations": iterations}
     every = [
@@ -151,8 +148,6 @@ def test_volumes_and_larger_images_have_tables_of_their_own(configuration, scale
 
 
 def test_longer_trainings_are_shown_beside_usual_ones_with_the_same_seeds_and_arms():
-    import gain_report
-
     usual = [("stock", 0, 0.5), ("genseg", 0, 0.52), ("stock", 1, 0.1), ("genseg", 1, 0.9), ("genseg_random", 0, 0.6)]
     usual += [("genseg_da5", 0, 0.6), ("stock_da5", 0, 0.55)]
     more = [("stock", 0, 0.5), ("genseg", 0, 0.54), ("genseg_da5", 0, 0.65), ("stock_da5", 0, 0.5)]
@@ -167,8 +162,6 @@ def test_longer_trainings_are_shown_beside_usual_ones_with_the_same_seeds_and_ar
 
 
 def test_the_interval_widens_with_the_spread_over_cases():
-    import gain_report
-
     stock = [result("stock", 0, [0.5] * 40)]
     mean, low, high = gain_report.paired_difference([result("ours", 0, [0.4, 0.8] * 20)], stock, "test")
     assert np.isclose(mean, 0.1)
@@ -177,8 +170,6 @@ def test_the_interval_widens_with_the_spread_over_cases():
 
 
 def test_a_case_without_foreground_counts_1_where_nothing_is_predicted(tmp_path):
-    import gain_report
-
     for content in (result("stock", 0, [0.5, None, 0.0]), result("genseg", 0, [0.5, 0.0, 0.0])):
         (tmp_path / f"{content['arm']}.json").write_text(json.dumps(content))
     wrong, stock = gain_report.load_gain(tmp_path)
@@ -189,8 +180,6 @@ def test_a_case_without_foreground_counts_1_where_nothing_is_predicted(tmp_path)
 
 
 def test_an_arm_without_stock_has_no_difference():
-    import gain_report
-
     every = [result("genseg", 0, [0.5], "102"), result("stock", 0, [0.25]), result("genseg", 0, [0.5])]
     lines = [line.split(" | ") for line in gain_report.table(every, "test").splitlines()[2:]]
     assert [(line[0][2:], line[5], line[8]) for line in lines] == [
@@ -201,8 +190,6 @@ def test_an_arm_without_stock_has_no_difference():
 
 
 def test_the_table_says_what_each_seed_differs_by_and_the_summary_the_mean_over_datasets():
-    import gain_report
-
     every = [result("stock", seed, [0.5], name) for seed in range(3) for name in ("102", "103")]
     every += [result("genseg", seed, [0.6 + seed / 20], "102") for seed in (0, 2, 5)] + [result("genseg", 1, [0.4], "103")]
     lines = [line.split(" | ") for line in gain_report.table(every, "test").splitlines()[2:]]
@@ -217,8 +204,6 @@ def test_the_table_says_what_each_seed_differs_by_and_the_summary_the_mean_over_
 
 
 def test_cases_of_one_group_are_drawn_together():
-    import gain_report
-
     stock = [result("stock", 0, [0.5] * 40)]
     alone = result("ours", 0, [0.4] * 20 + [0.8] * 20)
     together = alone | {"groups": {f"case{i}": f"seq{i // 10}" for i in range(40)}}
@@ -228,8 +213,6 @@ def test_cases_of_one_group_are_drawn_together():
 
 
 def test_the_headroom_is_that_of_the_same_plans_and_a_gain_is_its_share():
-    import gain_report
-
     every = [result("stock", seed, [0.5 + seed / 100], "102") for seed in range(2)]
     every += [result("stock", seed, [0.7 + seed / 100], "102") | {"budget": 80, "planned_for": 20} for seed in range(2)]
     every += [result("stock", 0, [0.9], "102") | {"budget": 80}]
@@ -250,8 +233,6 @@ def at(budgets, arm="stock", **others):
 
 
 def test_a_gain_is_shown_for_each_number_of_labelled_cases_and_as_the_cases_that_stock_needs():
-    import labels_report
-
     every = at({20: 0.6}) + at({80: 0.7}, planned_for=20) + at({20: 0.8}, "genseg") + at({20: 0.65}, "stock_da5")
     every += at({5: 0.4}) + at({5: 0.5}, "genseg")
     every += at({5: 0.9}, iterations=16_000) + at({80: 0.1}) + at({40: 0.1}, scale="small") + at({5: 0.9}, "genseg_oracle")
@@ -269,8 +250,6 @@ def test_a_gain_is_shown_for_each_number_of_labelled_cases_and_as_the_cases_that
 
 
 def test_the_figure_of_labelled_cases_shows_a_line_an_arm(tmp_path):
-    import labels_report
-
     every = at({5: 0.4, 20: 0.6}) + at({5: 0.5, 20: 0.8}, "genseg")
     labels_report.labels_figure(every, "test", tmp_path / "labels.png")
     labels_report.labels_figure([], "test", tmp_path / "none.png")
@@ -281,9 +260,6 @@ def test_the_figure_of_labelled_cases_shows_a_line_an_arm(tmp_path):
 
 
 def test_trainings_of_other_lengths_are_told_apart():
-    import cells
-    import gain_report
-
     usual = cells.length("103", "2d", "mini")
     every = [
         result(arm, 0, [dice], dataset="103") | {"iterations": length}
@@ -297,8 +273,6 @@ def test_trainings_of_other_lengths_are_told_apart():
 
 
 def test_the_figure_shows_a_bar_and_a_dot_a_seed_for_every_arm(tmp_path):
-    import gain_report
-
     every = [
         result(arm, seed, [0.5 + gain + seed / 100], "102")
         for seed in range(2)
@@ -313,8 +287,6 @@ def test_the_figure_shows_a_bar_and_a_dot_a_seed_for_every_arm(tmp_path):
 
 
 def test_pages_are_made_of_the_results_that_are_there():
-    import report
-
     pages = report.pages(FOLDER / "results")
     assert "benchmarks.md" in pages
     for name, text in pages.items():
@@ -323,8 +295,6 @@ def test_pages_are_made_of_the_results_that_are_there():
 
 
 def test_every_setting_has_its_line_of_evidence():
-    import defaults_report
-
     page = defaults_report.defaults()
     for key in GenSegConfig().flat():
         assert key == "seed" or key.startswith(("mixing.sources.", "paste.kinds.")) or f"| `{key}` |" in page
@@ -333,8 +303,6 @@ def test_every_setting_has_its_line_of_evidence():
 
 
 def test_results_say_by_which_code_they_were_made(monkeypatch, tmp_path):
-    import provenance
-
     made = provenance.provenance("cpu")
     assert made.keys() == {"commit", "machine", "versions"}
     assert made["versions"].keys() >= {"nnunetv2-genseg", "nnunetv2", "torch"}
@@ -346,8 +314,6 @@ def test_results_say_by_which_code_they_were_made(monkeypatch, tmp_path):
 @pytest.mark.parametrize("scale, side", [("mini", 64), ("small", 128)])
 @pytest.mark.parametrize("shape", [(120, 256, 3), (256, 120)])
 def test_images_and_labels_are_resampled_alike_and_labels_stay_labels(tmp_path, shape, scale, side):
-    import raw_datasets
-
     image, label = np.zeros(shape, np.uint8), np.zeros(shape[:2], np.uint8)
     image[40:80, 40:100] = 200
     label[40:80, 40:100] = 1
@@ -369,9 +335,6 @@ def test_images_and_labels_are_resampled_alike_and_labels_stay_labels(tmp_path, 
 
 
 def test_images_that_are_given_without_labels_are_neither_trained_nor_judged_with_labels(tmp_path):
-    import cells
-    import raw_datasets
-
     source = tmp_path / "raw" / "Dataset103_Lungs"
     for name in ("Tr", "Ts", "Ts_montgomery"):
         for kind, ending in (("images", "_0000.png"), ("labels", ".png")):
@@ -403,9 +366,6 @@ def test_images_that_are_given_without_labels_are_neither_trained_nor_judged_wit
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_volumes_become_coarser_in_place_and_labels_stay_labels(tmp_path, first):
-    import cells
-    import raw_datasets
-
     values = np.zeros((20, 31, 24), np.float32)
     values[4 + first : 13 + first, 6 + first : 23 + first, 4 + first : 19 + first] = 100
     out = tmp_path / "out"
@@ -427,8 +387,6 @@ def test_volumes_become_coarser_in_place_and_labels_stay_labels(tmp_path, first)
 
 
 def test_a_training_costs_the_mean_of_its_stages_weighed_by_the_schedule():
-    import iterations
-
     shares = {name: round(end - begin, 6) for name, (begin, end) in iterations.stages(GenSegConfig()).items()}
     assert shares == {"warm-up": 0.2, "ramp": 0.1, "pairs and feedback": 0.55, "tail": 0.15}
     late = checked(GenSegConfig, {"feedback": {"start": 0.5}, "schedule": {"ramp": 0.0}}, "")
@@ -455,9 +413,6 @@ def test_a_training_costs_the_mean_of_its_stages_weighed_by_the_schedule():
 
 
 def test_waits_for_the_device_are_counted_without_those_of_optimisers():
-    import operations
-    import torch
-
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.Adam([weight], foreach=False)
 
@@ -477,10 +432,6 @@ def test_waits_for_the_device_are_counted_without_those_of_optimisers():
 
 
 def test_operations_are_those_that_torch_counts_and_bytes_are_read_and_written():
-    import operations
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     network = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 6 * 6, 3))
     network.insert(1, torch.nn.ConvTranspose2d(4, 4, 2, 2))
     network.insert(2, torch.nn.Conv2d(4, 4, 3, stride=2, padding=1))
@@ -501,8 +452,6 @@ def test_operations_are_those_that_torch_counts_and_bytes_are_read_and_written()
 
 
 def test_time_in_an_inner_part_does_not_count_for_the_outer_one_but_within_the_feedback():
-    import parts
-
     now = [0.0]
 
     def passing(seconds, inner=None):
@@ -521,16 +470,12 @@ def test_time_in_an_inner_part_does_not_count_for_the_outer_one_but_within_the_f
 
 
 def test_the_label_maps_of_growing_phantoms_show_all_classes_and_background():
-    import growth
-
     for classes in (2, 118):
         for shape in ((64, 64), (16, 32, 24)):
             assert np.array_equal(np.unique(growth.blocks(shape, classes)), np.arange(classes + 1))
 
 
 def test_a_gradient_is_compared_with_what_was_measured_by_batch_and_in_the_mean():
-    import feedback
-
     rng = np.random.default_rng(0)
     slopes = rng.standard_normal((8, 1))
     measured = slopes + rng.standard_normal((8, 400))
@@ -541,8 +486,6 @@ def test_a_gradient_is_compared_with_what_was_measured_by_batch_and_in_the_mean(
 
 
 def test_a_value_that_tells_the_kind_alone_is_told_apart_from_one_that_tells_the_pair():
-    from pair_values_report import by_kind, compared, pair_values
-
     rng = np.random.default_rng(0)
     found = []
     for number in range(120):
@@ -566,8 +509,6 @@ def test_a_value_that_tells_the_kind_alone_is_told_apart_from_one_that_tells_the
 
 
 def test_the_page_shows_speed_and_memory():
-    import speed_report
-
     plan = {"dataset": "104", "configuration": "2d", "patch_size": [40, 56], "batch_size": 14}
     plan |= {"stock_seconds": {"median": 0.2}, "iteration_ratio": 1.4, "step_ratio": 1.5, "stage_ratios": {"tail": 1.0}}
     plan |= {"feedback_iterations": 3.0, "memory_ratio": 1.25, "host_syncs": 4, "feedback_host_syncs": 9, "stock_host_syncs": 1}
@@ -590,8 +531,6 @@ def family_result(family, fidelity, sharpness, passes, configuration="2d"):
 
 
 def test_the_page_of_the_families_shows_costs_and_quality_and_who_misses_a_target():
-    import generators_report
-
     made = [family_result("gmm", 0.71, 0.5, 1.9), family_result("gan", 0.73, 0.8, 2.1), family_result("vae", 0.8, 0.5, 1, "3d")]
     results = generators_report.merged([quality for quality, _ in made], [cost for _, cost in made[:2]])
     assert [result["family"] for result in results] == ["gmm", "gan"], "of the third there are no costs"
@@ -605,9 +544,6 @@ def test_the_page_of_the_families_shows_costs_and_quality_and_who_misses_a_targe
 
 
 def test_families_and_the_networks_that_judge_have_cells_of_their_own():
-    import generators
-    import generators_report
-
     every = generators.cells()
     assert len({cell.training for cell in every}) == len(every)
     assert tuple(generators.FAMILIES) == generators_report.FAMILIES
@@ -617,8 +553,6 @@ def test_families_and_the_networks_that_judge_have_cells_of_their_own():
 
 
 def test_surface_distance_of_shifted_boxes_is_the_shift_in_mm():
-    import surface
-
     first = np.zeros((20, 20, 20), dtype=bool)
     first[5:12, 5:12, 5:12] = True
     moved = np.roll(first, 3, axis=0)
@@ -628,8 +562,6 @@ def test_surface_distance_of_shifted_boxes_is_the_shift_in_mm():
 
 
 def test_surface_distance_leaves_out_the_farthest_twentieth():
-    import surface
-
     first = np.zeros((64, 64), dtype=bool)
     first[10:40, 10:40] = True
     speck = first.copy()
@@ -638,9 +570,6 @@ def test_surface_distance_leaves_out_the_farthest_twentieth():
 
 
 def test_the_average_of_the_weights_is_delivered_at_the_end_alone():
-    import building
-    import torch
-
     class Trainer:
         def initialize(self):
             self.network = torch.nn.Linear(1, 1, bias=False)
@@ -663,9 +592,6 @@ def test_the_average_of_the_weights_is_delivered_at_the_end_alone():
 
 
 def test_cells_are_run_by_the_sweep_and_one_that_fails_does_not_keep_the_next_from_its_turn(tmp_path, capsys):
-    import cells
-    import gain
-
     place = gain.Place(tmp_path / "none", tmp_path / "work", "cpu", tmp_path / "results")
     lost, finished = list(gain.wanted(["long"]))[:2]
     finished.result(place.results).parent.mkdir(parents=True)
@@ -703,8 +629,6 @@ def test_the_page_on_scaling_shows_the_figures_that_were_measured_and_computed()
 
 
 def test_two_gpus_send_half_of_the_gradients_each_way_and_a_third_has_no_volume_to_work_on():
-    import scaling
-
     subject = {"iteration_seconds": 2.0, "loading_seconds": 0.5, "batch_size": 2, "parameters": 1e6, "checkpoint_bytes": 25e6}
     one, two, three = (scaling.computed(subject, gpus, 1, 1.0) for gpus in (1, 2, 3))
     assert (one["one_training_gradient_megabytes_per_second"], two["one_training_gradient_megabytes_per_second"]) == (0, 4)
@@ -714,8 +638,6 @@ def test_two_gpus_send_half_of_the_gradients_each_way_and_a_third_has_no_volume_
 
 
 def test_every_figure_in_the_text_stands_in_a_measured_table():
-    from defaults_report import EVIDENCE
-
     docs = FOLDER.parent / "docs"
     page, _, _ = (docs / "benchmarks.md").read_text(encoding="utf-8").partition("## Defaults")
     tables = "\n".join(line for line in page.splitlines() if line.startswith("|"))

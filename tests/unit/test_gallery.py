@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import gallery
+
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def gallery(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import gallery
-
-    yield gallery
-    sys.modules.pop("gallery")
-
-
-def test_the_page_is_the_scripts_and_its_pictures_are_there(gallery):
+def test_the_page_is_the_scripts_and_its_pictures_are_there():
     text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
     assert text == gallery.page(), "run: python benchmarks/gallery.py"
     pictures = re.findall(r"\((images/[^)]+)\)", text)
@@ -31,7 +23,7 @@ def test_the_page_is_the_scripts_and_its_pictures_are_there(gallery):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_stronger_settings_move_more(gallery, dims, tmp_path):
+def test_stronger_settings_move_more(dims, tmp_path):
     data = gallery.phantoms(dims)
     rows, names = gallery.deformations(data, {})
     assert names == ["displacement", "rotation", "scaling"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +12,6 @@ from torch import nn
 from nnunetv2_genseg.quality.feature_figures import spread
 from nnunetv2_genseg.quality.features import encoder_features
 from nnunetv2_genseg.quality.kernel_distance import squared_discrepancy
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
 from pair_measures import MEASURES, Samples, dice, high_frequency_ratio, standardised
 
 SHAPES = pytest.mark.parametrize("spatial", [(16, 12), (8, 6, 10)])

@@ -1,6 +1,4 @@
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +20,6 @@ from nnunetv2_genseg.synthesis.spatial import (
     warp_image,
     warp_labels,
 )
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
 from pair_measures import high_frequency_ratio
 
 CPU = torch.device("cpu")
