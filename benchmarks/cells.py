@@ -88,7 +88,6 @@ ARMS: dict[str, Arm] = {
     "genseg_da5_unlabelled": Arm("GenSegTrainerDA5Short", unlabelled=FROM_POOL),
     "genseg_unlabelled_montgomery": unlabelled(MONTGOMERY),
     "genseg_unlabelled_sure": unlabelled(unlabelled={"confidence": 0.95}),
-    "genseg_unlabelled_all": unlabelled(unlabelled={"confidence": 0.5}),
     "genseg_unlabelled_more": unlabelled(unlabelled={"share": 1.0}),
     "genseg_unlabelled_without_deformation": unlabelled(mixing={"sources": {"redraw": 1.0}}),
     "genseg_unlabelled_without_paste": unlabelled(paste={"probability": 0.0}),
@@ -108,8 +107,8 @@ ARMS: dict[str, Arm] = {
 - `genseg_more`: the default with more pairs, all of them with parts of other cases.
 - `genseg_still`: the default whose feedback holds cases out, but moves nothing; `genseg_fast`: whose feedback moves further.
 - `genseg_unlabelled`: the default with the pool's other images; `genseg_unlabelled_montgomery`: with those of the other hospital;
-  `genseg_unlabelled_sure`: with labels of a higher confidence alone; `genseg_unlabelled_all`: with all labels, if there are two
-  classes; `genseg_unlabelled_more`: all synthetic pairs from these images.
+  `genseg_unlabelled_sure`: with labels of a higher confidence alone; `genseg_unlabelled_more`: all synthetic pairs from these
+  images.
 """
 
 
@@ -244,6 +243,7 @@ def fewer_labels() -> list[Cell]:
     usual = comparison("stock genseg genseg_unlabelled", seeds=range(3))
     arms = "stock_da5 genseg_da5 genseg_da5_unlabelled genseg_still genseg_deformation genseg_random_without_redraw genseg_random"
     parts = comparison(arms, "102 101", seeds=range(3))
+    parts += comparison("genseg_unlabelled_without_redraw", "102", seeds=range(3))
     return [
         *(replace(cell, budget=5) for cell in usual + parts),
         *(replace(cell, budget=10) for cell in usual if cell.budget > 10),
@@ -252,7 +252,7 @@ def fewer_labels() -> list[Cell]:
 
 EVERYWHERE = " ".join(name for name, arm in ARMS.items() if arm.unlabelled != MONTGOMERY)
 """Arms that every dataset can have."""
-SCREENED = "genseg genseg_unlabelled genseg_unlabelled_sure genseg_unlabelled_all genseg_unlabelled_more"
+SCREENED = "stock genseg_unlabelled genseg_unlabelled_sure genseg_unlabelled_more"
 """Settings of unlabelled images."""
 GRIDS: dict[str, list[Cell]] = {
     # final figures

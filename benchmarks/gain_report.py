@@ -42,7 +42,7 @@ SHOWN = {
 """Arms in the order of the tables, and their names there."""
 IN_FIGURE = ("genseg", "genseg_unlabelled", "stock_da5", "genseg_da5", "genseg_deformation")
 """Those that the figures show."""
-CLOSING = ("genseg", "stock_da5", "genseg_da5")
+CLOSING = ("genseg", "genseg_unlabelled", "stock_da5", "genseg_da5")
 """Those whose share of the gap to four times as many labels is shown."""
 COLOURS = {arm: f"C{i}" for i, arm in enumerate((STOCK, *IN_FIGURE))}
 STEPS = {
@@ -56,6 +56,8 @@ STEPS = {
     "deformation, with unlabelled images": ("genseg_unlabelled", "genseg_unlabelled_without_deformation"),
     "pasting, with unlabelled images": ("genseg_unlabelled", "genseg_unlabelled_without_paste"),
     "generator and feedback, with unlabelled images": ("genseg_unlabelled", "genseg_unlabelled_without_redraw"),
+    "all synthetic pairs from unlabelled images, instead of half": ("genseg_unlabelled_more", "genseg_unlabelled"),
+    "pseudo-labels of confidence 0.95, instead of 0.8": ("genseg_unlabelled_sure", "genseg_unlabelled"),
     "all with unlabelled images, over stock trained again with predictions": ("genseg_unlabelled", "stock_pseudo_labels"),
     "all with unlabelled images, over a mean teacher": ("genseg_unlabelled", "stock_mean_teacher"),
     "choice by training patches": ("genseg_agreeing", "genseg_random"),

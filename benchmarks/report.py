@@ -134,7 +134,8 @@ is given the other images of that hospital, without labels.
 SCREENING = """
 ## Screening
 
-The same on 60 training cases that no budget uses. Settings are chosen by them.
+The same on 60 training cases that no budget uses, 10 labelled ones, and 30 others without their labels. Settings are chosen by
+these 60.
 
 """
 PATH = """
@@ -210,7 +211,7 @@ def benchmarks_page(results: Path) -> str:
     if valued:
         page += pair_values(valued)
     if screened:
-        page += SCREENING + table(screened, "validation")
+        page += SCREENING + "\n".join((steps(screened, "validation", 10), table(screened, "validation")))
     page += defaults()
     real = load(results / "real_data")
     if real:
