@@ -134,8 +134,8 @@ is given the other images of that hospital, without labels.
 SCREENING = """
 ## Screening
 
-The same on 60 training cases that no budget uses, 10 labelled ones, and 30 others without their labels. Settings are chosen by
-these 60.
+Trained with 10 labelled cases and 30 others without their labels, judged by 60 training cases that these trainings do not see.
+Settings are chosen by such cases, never by the test part.
 
 """
 PATH = """
