@@ -253,7 +253,7 @@ def fewer_labels() -> list[Cell]:
 EVERYWHERE = " ".join(name for name, arm in ARMS.items() if arm.unlabelled != MONTGOMERY)
 """Arms that every dataset can have."""
 SCREENED = "stock genseg_unlabelled genseg_unlabelled_sure genseg_unlabelled_more"
-"""Settings of unlabelled images."""
+"""Settings of unlabelled images, and stock nnU-Net."""
 GRIDS: dict[str, list[Cell]] = {
     # final figures
     "long": comparison(COMPARED),
@@ -281,8 +281,5 @@ GRIDS: dict[str, list[Cell]] = {
         *comparison("genseg_unlabelled_montgomery", "103", scale="full"),
     ],
     # what settings are chosen by
-    "screening": comparison("stock genseg genseg_deformation genseg_random", seeds=range(1), parts=("validation",)),
-    "screening_unlabelled": [
-        replace(cell, budget=10) for cell in comparison(SCREENED, "102", seeds=range(3), parts=("validation",))
-    ],
+    "screening": [replace(cell, budget=10) for cell in comparison(SCREENED, "102", seeds=range(3), parts=("validation",))],
 }
